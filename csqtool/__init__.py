@@ -1,0 +1,78 @@
+"""csqtool: search bit widths, ship small integer models, prove they compute the same.
+
+The verbs of the command line are functions here, with the same words::
+
+    import csqtool
+
+    csqtool.search(csqtool.SearchConfig(model="net.py:build", data="digits", target_bits=3), Path("run"))
+    csqtool.finalize(Path("run"), Path("model.safetensors"))
+    csqtool.export(Path("model.safetensors"), Path("model.onnx"), format="onnx")
+    assert csqtool.verify(Path("model.onnx"), Path("model.safetensors")).passed
+
+Importing this package imports none of torch, onnx and onnxruntime; the functions do when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from csqtool.finalize import finalize, rebuilt_net
+    from csqtool.finalized_file import read_finalized
+    from csqtool.formats import export, pack, unpack
+    from csqtool.inspecting import inspect
+    from csqtool.pipeline import run_pipeline
+    from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
+    from csqtool.search import SearchConfig, resume_search, search
+    from csqtool.verify import Gates, VerifyReport, verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActivationQuantizer": "csqtool.quantized_model",
+    "Gates": "csqtool.verify",
+    "QuantizedLayer": "csqtool.quantized_model",
+    "QuantizedModel": "csqtool.quantized_model",
+    "SearchConfig": "csqtool.search",
+    "VerifyReport": "csqtool.verify",
+    "export": "csqtool.formats",
+    "finalize": "csqtool.finalize",
+    "inspect": "csqtool.inspecting",
+    "pack": "csqtool.formats",
+    "read_finalized": "csqtool.finalized_file",
+    "rebuilt_net": "csqtool.finalize",
+    "resume_search": "csqtool.search",
+    "run_pipeline": "csqtool.pipeline",
+    "search": "csqtool.search",
+    "unpack": "csqtool.formats",
+    "verify": "csqtool.verify",
+}
+
+__all__ = [
+    "ActivationQuantizer",
+    "Gates",
+    "QuantizedLayer",
+    "QuantizedModel",
+    "SearchConfig",
+    "VerifyReport",
+    "__version__",
+    "export",
+    "finalize",
+    "inspect",
+    "pack",
+    "read_finalized",
+    "rebuilt_net",
+    "resume_search",
+    "run_pipeline",
+    "search",
+    "unpack",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'csqtool' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

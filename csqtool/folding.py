@@ -1,0 +1,71 @@
+"""BatchNorm folded into per-channel scales, and biases on the integer grid: numpy only.
+
+conv → BatchNorm is w·x·γ/σ + (β − μ·γ/σ). The integers of w stay as they are; the scale becomes Δ·|γ|/σ a
+channel, and a negative γ flips the signs of its channel. On integer kernels the bias is an int32 multiple of
+s_x·s_w; a bias snapped to that grid is the same number in PyTorch and there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+INT32_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """BatchNorm of a finalized model in evaluation mode, all of shape [C]."""
+
+    gamma: NDArray[np.float32]
+    beta: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    epsilon: float
+
+    @property
+    def factor(self) -> NDArray[np.float64]:
+        """γ/σ, in double precision."""
+        gamma: NDArray[np.float64] = self.gamma.astype(np.float64)
+        return gamma / np.sqrt(self.variance.astype(np.float64) + self.epsilon)
+
+    def effective_bias(self, bias: NDArray[np.float32] | None) -> NDArray[np.float64]:
+        """β − μ·γ/σ, with the bias of the layer before carried through."""
+        before = np.zeros(len(self.gamma)) if bias is None else bias.astype(np.float64)
+        return self.beta.astype(np.float64) + (before - self.mean.astype(np.float64)) * self.factor
+
+
+@dataclass(frozen=True)
+class FoldedScale:
+    """Per-channel form of a layer: weight = sign·q·scale.
+
+    Attributes:
+        sign: −1 or 1 a channel, 0 where γ/σ vanishes: such a channel is stored as zeros.
+        scale: float32 [C], above zero.
+    """
+
+    sign: NDArray[np.int8]
+    scale: NDArray[np.float32]
+
+
+def fold_scale(scale: np.float32, factor: NDArray[np.float64]) -> FoldedScale:
+    """Fold γ/σ into a layer's scale: Δ·|γ|/σ, rounded once to float32."""
+    folded = (np.float64(scale) * np.abs(factor)).astype(np.float32)
+    alive = folded > 0
+    return FoldedScale(np.where(alive, np.sign(factor), 0).astype(np.int8), np.where(alive, folded, scale))
+
+
+def bias_step(input_scale: np.float32, scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """s_x·s_w: what one unit of an int32 bias is worth, float32 as integer kernels compute it."""
+    return np.float32(input_scale) * np.asarray(scale, np.float32)
+
+
+def integer_bias(bias: NDArray[np.floating], step: NDArray[np.float32]) -> NDArray[np.int32] | None:
+    """Return bias / step rounded half to even, or None where that exceeds int32."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        rounded = np.rint(bias.astype(np.float64) / step.astype(np.float64))
+    if not np.isfinite(rounded).all() or np.abs(rounded).max(initial=0.0) > INT32_LIMIT:
+        return None
+    return rounded.astype(np.int32)

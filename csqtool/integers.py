@@ -1,0 +1,38 @@
+"""Hard bit gates → signed integers, scale and mask: numpy only, exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.quantized_model import IntegerArray, smallest_dtype
+
+
+def digits_to_integers(
+    digits: NDArray[np.integer[Any]], mask: NDArray[np.bool_], scale: np.float32
+) -> tuple[IntegerArray, np.float32, str]:
+    """Assemble q, Δ and the mask string of one layer (CSQ, eq. 4 with all gates unit steps).
+
+    The common power of two of all integers (planes below the lowest one in use) moves into the scale, and so
+    does a negative sign of the scale into the integers; ``float32(q) * scale`` stays the same number.
+
+    Args:
+        digits: p_b − n_b ∈ {−1, 0, 1}, shape [n, *weight], plane b on index b.
+        mask: planes kept, shape [n].
+        scale: s/(2^n − 1), float32: the weight of plane 0; not zero.
+
+    Returns:
+        q (int8, or int16 where it needs nine bits), Δ > 0, and the mask, most significant plane first.
+    """
+    planes = len(mask)
+    kept = np.where(mask, 1 << np.arange(planes), 0)
+    q = np.tensordot(kept, digits.astype(np.int64), axes=1)  # (n,) · (n, *weight) → (*weight)
+    used = np.bitwise_or.reduce(np.abs(q), axis=None)
+    shift = int(used & -used).bit_length() - 1 if used else 0
+    q >>= shift
+    delta = np.float32(scale) * np.float32(2.0**shift)  # exact: a power of two
+    if delta < 0:
+        q, delta = -q, -delta
+    return smallest_dtype(q), np.float32(delta), "".join("01"[int(m)] for m in mask[::-1])

@@ -1,0 +1,32 @@
+"""Text for people: tables, sizes, and names that cannot smuggle escape codes onto a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def printable(text: object) -> str:
+    """Return `text` with control characters written as escapes: names come from files."""
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return an aligned table; columns that hold only numbers are right-aligned."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    numeric = [all(_is_number(row[i]) for row in rows) and bool(rows) for i in range(len(header))]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (t.rjust(w) if right else t.ljust(w) for t, w, right in zip(texts, widths, numeric, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), line(["─" * width for width in widths]), *map(line, cells)])
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit())
+
+
+def size(size_bytes: int) -> str:
+    """Return bytes with thousands separators, such as ``20,992 B``."""
+    return f"{size_bytes:,} B"
