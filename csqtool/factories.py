@@ -1,0 +1,132 @@
+"""Objects named on the command line: ``path/to/file.py:name`` or ``package.module:name``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from csqtool.errors import ConfigError, InputError, ModelError, nearest
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Split ``WHERE:NAME``.
+
+    Raises:
+        ConfigError: there is no name behind a colon.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        raise ConfigError(f"{spec!r} names no factory; write path/to/file.py:factory or package.module:factory")
+    return where, name
+
+
+def find_source(where: str, *, near: Path | None = None) -> Path:
+    """Return the Python file that `where` names, relative to the working folder.
+
+    Args:
+        where: a path ending in ``.py``.
+        near: a file; when the working folder does not hold `where`, the folders above this file are tried, so
+            that a finalized model finds its code from any place inside the same checkout.
+
+    Raises:
+        InputError: no such file.
+    """
+    folders = [Path()] + (list(near.resolve().parents) if near else [])
+    for folder in folders:
+        if (folder / where).is_file():
+            return folder / where
+    raise InputError(f"no such file: {where}")
+
+
+def load_factory(spec: str, *, near: Path | None = None) -> Any:
+    """Return the object that `spec` names, importing its file or module.
+
+    Raises:
+        InputError: the file or module is missing, fails to import or does not define the name.
+    """
+    where, name = split_spec(spec)
+    if where.endswith(".py"):
+        module = _import_file(find_source(where, near=near))
+    else:
+        try:
+            module = importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            raise InputError(f"cannot import {where}: {error}; a file is named as path/to/file.py:{name}") from error
+        except Exception as error:
+            raise InputError(f"importing {where} raised {type(error).__name__}: {error}") from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ConfigError(f"{where} defines no {name!r}; {nearest(name, known)}") from error
+
+
+def _import_file(path: Path) -> Any:
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    module_name = f"_csqtool_{path.stem}_{digest}"  # two files may share a stem
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look their module up
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"importing {path} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def call_factory(spec: str, arguments: dict[str, Any], *, near: Path | None = None) -> Any:
+    """Call the factory `spec` with keyword `arguments`.
+
+    Raises:
+        ModelError: the factory is not callable or raised.
+    """
+    factory = load_factory(spec, near=near)
+    if not callable(factory):
+        raise ModelError(f"{spec} is not callable")
+    try:
+        return factory(**arguments)
+    except Exception as error:
+        raise ModelError(f"the factory {spec} raised {type(error).__name__}: {error}") from error
+
+
+def build_model(spec: str, arguments: dict[str, Any] | None = None, *, near: Path | None = None) -> Any:
+    """Return the `torch.nn.Module` that the factory `spec` builds.
+
+    Raises:
+        ModelError: the factory raised, or returned something else.
+    """
+    from torch import nn
+
+    model = call_factory(spec, arguments or {}, near=near)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the factory {spec} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def parse_arguments(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Parse ``name=value`` pairs; values are read as JSON where they are JSON, as text otherwise.
+
+    Raises:
+        ConfigError: a pair has no ``=`` or no valid name.
+    """
+    import json
+
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--model-arg takes name=value, got {pair!r}")
+        try:
+            arguments[name] = json.loads(text)
+        except ValueError:
+            arguments[name] = text
+    return arguments
