@@ -1,0 +1,1 @@
+"""PyTorch side of csqtool: bit gates, activation quantizers, dataflow, the finalized module."""

@@ -1,0 +1,289 @@
+"""What feeds what in a model's forward pass, seen by running it once, and where quantizers belong.
+
+A `TorchFunctionMode` sees every torch call of ordinary Python code, residual additions and functional
+activations as well as modules, so no model has to be rewritten or traced into another form. A *site* is one
+such call: the module it was made in, the operation and, from the second time on, a number. Sites are the same
+in every run, so what is decided on the recorded graph is applied by name at run time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+WEIGHT_OPS = "weight"  # convolution, linear: the input wants A-bits
+NORM_OPS = "norm"
+ADD_OPS = "add"  # integer kernels exist when all inputs are quantized
+POOL_OPS = "pool"
+FOLDING_OPS = ("conv1d", "conv2d", "conv3d", "linear")  # output channels on axis 0: BatchNorm folds into a scale
+FORWARDING_OPS = "forwarding"  # values pass unchanged: a quantizer before serves what comes after
+OTHER_OPS = "other"
+
+_KINDS: dict[Any, tuple[str, str]] = {}
+
+
+def _register(kind: str, name: str, *functions: Any) -> None:
+    _KINDS.update({function: (kind, name) for function in functions})
+
+
+for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear):
+    _register(WEIGHT_OPS, _f.__name__, _f)
+_register(NORM_OPS, "batch_norm", F.batch_norm)
+_register(ADD_OPS, "add", torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
+_register(ADD_OPS, "cat", torch.cat, torch.concat)
+_register(POOL_OPS, "avg_pool", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+          F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)  # fmt: skip
+_register(POOL_OPS, "mean", torch.mean, Tensor.mean)
+_register(FORWARDING_OPS, "max_pool", F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_register(FORWARDING_OPS, "reshape", torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view,
+          torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze)  # fmt: skip
+_register(FORWARDING_OPS, "permute", torch.permute, Tensor.permute, torch.transpose, Tensor.transpose,
+          Tensor.contiguous)  # fmt: skip
+_register(FORWARDING_OPS, "dropout", F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+for _f in (F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.leaky_relu, F.elu):
+    _register(OTHER_OPS, _f.__name__, _f)
+_register(OTHER_OPS, "relu", torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_)
+_register(OTHER_OPS, "clamp", torch.clamp, Tensor.clamp, Tensor.clamp_)
+for _op in ("sigmoid", "tanh", "softmax"):
+    _register(OTHER_OPS, _op, getattr(torch, _op), getattr(Tensor, _op))
+_register(OTHER_OPS, "mul", torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
+_register(OTHER_OPS, "sub", torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__)
+_register(OTHER_OPS, "matmul", torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+_register(OTHER_OPS, "embedding", F.embedding)
+
+
+def _is_operation(module: nn.Module) -> bool:
+    """Tell whether a module is one of torch's own, whose path alone says which operation is meant."""
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        kind = kind.__bases__[0]  # parametrized modules get a class of torch's, in front of their own
+    return kind.__module__.startswith("torch.nn")
+
+
+@dataclass(eq=False)
+class Site:
+    """One call of the forward pass.
+
+    Attributes:
+        name: module path, with the operation's name behind it unless the module is that operation.
+        kind: one of the constants above.
+        operation: which function was called, such as ``conv2d``.
+        module: path of the module the call was made in.
+        inputs: the sites that made its tensor inputs, in order; None is an input of the model.
+        weight: name of the parameter that a weight operation uses.
+        consumers: the sites that use its output.
+        is_output: the output leaves the model.
+    """
+
+    name: str
+    kind: str
+    operation: str
+    module: str
+    inputs: list[Site | None]
+    weight: str | None = None
+    consumers: list[Site] = field(default_factory=list)
+    is_output: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a known operation: its site's name, kind and operation."""
+
+    name: str
+    kind: str
+    operation: str
+
+
+class SiteMode(TorchFunctionMode):
+    """Hands each call of a known operation to `on_call`, which returns what the caller gets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._stack = [""]
+        self._counts: Counter[str] = Counter()
+        self._model = model
+        self._operations = {path for path, module in model.named_modules() if _is_operation(module)}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Be entered for one forward pass."""
+        handles = []
+        for path, module in self._model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._pusher(path)))
+            handles.append(module.register_forward_hook(self._pop, always_call=True))
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _pusher(self, path: str) -> Callable[[nn.Module, Any], None]:
+        def push(_module: nn.Module, _arguments: Any) -> None:
+            self._stack.append(path)
+
+        return push
+
+    def _pop(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
+        self._stack.pop()
+
+    def __torch_function__(  # noqa: D102 - torch's protocol
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        known = _KINDS.get(func)
+        if known is None:
+            self.on_unknown(args, output)
+            return output
+        kind, operation = known
+        path = self._stack[-1]
+        name = path if path and path in self._operations else f"{path}.{operation}".lstrip(".")
+        self._counts[name] += 1
+        if self._counts[name] > 1:
+            name = f"{name}@{self._counts[name]}"
+        return self.on_call(Call(name, kind, operation), args, kwargs or {}, output)
+
+    def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Handle a call of a known operation and return what the caller shall get."""
+        raise NotImplementedError  # abstract
+
+    def on_unknown(self, args: tuple[Any, ...], output: Any) -> None:
+        """Handle a call of any other torch function."""
+
+
+class _Recorder(SiteMode):
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], weight_names: dict[int, str]) -> None:
+        super().__init__(model)
+        self.sites: list[Site] = []
+        self._producer: dict[int, Site | None] = {id(x): None for x in inputs}
+        self._alive: list[Any] = list(inputs)  # ids are unique only while their tensors live
+        self._weight_names = weight_names
+
+    def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        sources = [x for x in _tensors((args, kwargs)) if id(x) in self._producer]
+        if not sources:
+            return output
+        site = Site(call.name, call.kind, call.operation, self._stack[-1], [self._producer[id(x)] for x in sources])
+        if call.kind == ADD_OPS and len(sources) < 2:
+            site.kind = OTHER_OPS  # a constant is added: nothing an integer kernel could gain
+        if call.kind == WEIGHT_OPS:
+            site.weight = next((self._weight_names[id(x)] for x in _tensors((args[1:], kwargs))
+                                if id(x) in self._weight_names), None)  # fmt: skip
+        self._add(site, output)
+        return output
+
+    def on_unknown(self, args: tuple[Any, ...], output: Any) -> None:
+        sources = [x for x in _tensors(args) if id(x) in self._producer]
+        outputs = list(_tensors(output))
+        if sources and outputs:
+            self._add(Site("?", OTHER_OPS, "?", self._stack[-1], [self._producer[id(x)] for x in sources]), output)
+
+    def _add(self, site: Site, output: Any) -> None:
+        for source in site.inputs:
+            if source is not None:
+                source.consumers.append(site)
+        for tensor in _tensors(output):
+            self._producer[id(tensor)] = site
+            self._alive.append(tensor)
+        self.sites.append(site)
+
+    def mark_outputs(self, output: Any) -> None:
+        for tensor in _tensors(output):
+            site = self._producer.get(id(tensor))
+            if site is not None:
+                site.is_output = True
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+@torch.no_grad()
+def record(model: nn.Module, inputs: Sequence[Tensor]) -> list[Site]:
+    """Run `model` once in evaluation mode and return its sites, in order.
+
+    Must be called before gates or quantizers are attached: weights are recognised as the module's parameters.
+    """
+    was_training = model.training
+    model.eval()
+    names = {id(p): name for name, p in model.named_parameters()}
+    recorder = _Recorder(model, inputs, names)
+    try:
+        with recorder.active():
+            recorder.mark_outputs(model(*inputs))
+    finally:
+        model.train(was_training)
+    return recorder.sites
+
+
+def _source(site: Site | None) -> Site | None:
+    """Return the site whose values arrive unchanged at `site`'s output (None: the model's input)."""
+    while site is not None and site.kind == FORWARDING_OPS:
+        site = site.inputs[0]
+    return site
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where activation quantizers stand.
+
+    Attributes:
+        outputs: sites whose output is quantized, to bits.
+        input: name of the quantizer on the model's input, if it has one; it has eight bits.
+        layer_inputs: weight name to the name of the quantizer on its input.
+        batch_norms: weight name to the BatchNorm module that directly follows and can fold into its scale.
+    """
+
+    outputs: dict[str, int]
+    input: str | None
+    layer_inputs: dict[str, str]
+    batch_norms: dict[str, str]
+
+
+def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
+    """Decide where quantizers stand, so that every convolution, linear, addition and pooling can be integer.
+
+    What feeds a weight gets `act_bits`; what only feeds an addition or a pooling, and the model's input, get
+    eight bits, which costs integer kernels nothing. A value between a weight and its BatchNorm or activation
+    function is never quantized: they become one kernel. `act_bits` None places no quantizer.
+    """
+    outputs: dict[str, int] = {}
+    model_input: str | None = None
+    layer_inputs: dict[str, str] = {}
+    batch_norms: dict[str, str] = {}
+    uses = Counter(site.weight for site in sites if site.weight)
+    for site in sites:
+        once = site.weight if site.weight and uses[site.weight] == 1 else None
+        if once and len(site.consumers) == 1 and not site.is_output and site.consumers[0].kind == NORM_OPS:
+            if site.operation in FOLDING_OPS:
+                batch_norms[once] = site.consumers[0].module
+        if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
+            continue
+        # A weight operation's data is its first input; weights that depend on data stay as they are.
+        for producer in site.inputs[:1] if site.kind == WEIGHT_OPS else site.inputs:
+            source = _source(producer)
+            if source is None:
+                model_input = model_input or f"{site.name}.input"
+                name = model_input
+            else:
+                bits = act_bits if site.kind == WEIGHT_OPS else 8
+                outputs[source.name] = min(bits, outputs.get(source.name, 8))
+                name = f"{source.name}.output"
+            if once:
+                layer_inputs[once] = name
+    return Placement(outputs, model_input, layer_inputs, batch_norms)
