@@ -1,0 +1,77 @@
+"""Checkpoints: tensors and plain values only, read without unpickling anything else."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csqtool.errors import FormatError, InputError, ModelError
+from csqtool.files import read_bytes, write_bytes
+from csqtool.nn.net import check_keys
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, lists and dicts of them) atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_torch_file(path: Path) -> Any:
+    """Return what a torch file holds, with ``weights_only=True``.
+
+    Raises:
+        InputError: the file is missing.
+        FormatError: it is no torch file, damaged, or holds more than tensors and plain values.
+    """
+    content = io.BytesIO(read_bytes(path))
+    try:
+        return torch.load(content, weights_only=True, map_location="cpu")
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FormatError(f"{path} is not a readable torch file: {first_line}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict from safetensors or a torch checkpoint into `model`.
+
+    A dict nested under ``state_dict`` or ``model`` and a ``module.`` prefix on every key are understood.
+
+    Raises:
+        InputError: the file is missing or of no known kind.
+        ModelError: keys are missing, unexpected, or shapes differ.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            state: Any = load(read_bytes(path))
+        except (SafetensorError, ValueError) as error:
+            raise FormatError(f"{path} is not a safetensors file: {error}") from error
+    else:
+        state = load_torch_file(path)
+    for nest in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
+            state = state[nest]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no state dict of tensors")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = model.state_dict()
+    # Checkpoints older than BatchNorm's batch counter lack it; it does not take part in inference.
+    state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
+    check_keys(
+        {k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in state.items()}, str(path), "the model"
+    )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not match the model: {error}") from error
