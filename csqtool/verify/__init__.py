@@ -1,0 +1,9 @@
+"""Verify: does an exported file compute the same as the finalized PyTorch model?"""
+
+from __future__ import annotations
+
+from csqtool.verify.gates import Gates, parse_size
+from csqtool.verify.report import Check, VerifyReport
+from csqtool.verify.run import verify
+
+__all__ = ["Check", "Gates", "VerifyReport", "parse_size", "verify"]

@@ -1,0 +1,74 @@
+"""What a verification found: checks with a verdict each, as text and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+LEVELS = ("integrity", "weights", "layers", "outputs", "task", "gates")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict.
+
+    Attributes:
+        level: one of `LEVELS`.
+        name: what was checked.
+        passed: whether it holds.
+        detail: figures, or what is wrong.
+        layer: the first layer that is wrong, when a check knows it.
+        figures: the numbers behind the verdict.
+    """
+
+    level: str
+    name: str
+    passed: bool
+    detail: str
+    layer: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class VerifyReport:
+    """All verdicts on one file."""
+
+    file: str
+    against: str
+    size_bytes: int
+    checks: list[Check] = field(default_factory=list)
+    samples: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Every check holds, and every level that says something about values was reached."""
+        reached = {check.level for check in self.checks}
+        return all(check.passed for check in self.checks) and {"integrity", "weights", "outputs", "task"} <= reached
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that do not hold."""
+        return [check for check in self.checks if not check.passed]
+
+    def add(self, level: str, name: str, passed: bool, detail: str, layer: str | None = None, **figures: float) -> bool:
+        """Add a check and return its verdict."""
+        self.checks.append(Check(level, name, bool(passed), detail, layer, figures))
+        return bool(passed)
+
+    def figure(self, level: str, key: str) -> float | None:
+        """Return the first figure called `key` at a level."""
+        return next((c.figures[key] for c in self.checks if c.level == level and key in c.figures), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON document; figures that are not finite become null."""
+        checks = [asdict(check) for check in self.checks]
+        for check in checks:
+            check["figures"] = {k: v if abs(v) < float("inf") else None for k, v in check["figures"].items()}
+        return {
+            "file": self.file,
+            "against": self.against,
+            "passed": self.passed,
+            "size_bytes": self.size_bytes,
+            "samples": self.samples,
+            "checks": checks,
+        }

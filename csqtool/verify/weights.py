@@ -1,0 +1,162 @@
+"""The weights level: every integer, scale and bias of a file against the finalized model, bit for bit.
+
+What a file must hold is worked out here from the finalized model alone; nothing of the exporters is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from csqtool.finalized_file import to_tensors
+from csqtool.quantized_model import QuantizedLayer, QuantizedModel
+
+Problem = tuple[str, str]  # layer, what is wrong with it
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an ONNX file must hold for one layer."""
+
+    q: NDArray[Any]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float64] | None
+    bias_step: NDArray[np.float32] | None
+
+
+def expected_in_onnx(model: QuantizedModel, layer: QuantizedLayer) -> Expected:
+    """Work out a layer's integers, scales and bias with its BatchNorm folded (w·γ/σ, β + (b − μ)·γ/σ)."""
+    double = {k: v.astype(np.float64) for k, v in model.tensors.items() if v.dtype.kind == "f"}
+    stem = layer.name[: -len("weight")] if layer.name.endswith("weight") else None
+    bias = double.get(f"{stem}bias") if stem is not None else None
+    q, scale = layer.q, np.asarray(layer.scale, np.float32)
+    if layer.batch_norm is not None:
+        norm = {part: double[f"{layer.batch_norm}.{part}"]
+                for part in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
+        slope = norm["weight"] / np.sqrt(norm["running_var"] + model.info["batch_norm_epsilon"][layer.batch_norm])
+        scale = (np.abs(slope) * float(layer.scale)).astype(np.float32)
+        direction = np.where(slope < 0, -1, 1)
+        vanished = scale == 0  # the channel is a constant: it is stored as zeros, at the layer's own scale
+        scale[vanished], direction[vanished] = layer.scale, 0
+        q = np.stack([channel * d for channel, d in zip(q.astype(np.int32), direction, strict=True)]).astype(q.dtype)
+        bias = norm["bias"] + ((0.0 if bias is None else bias) - norm["running_mean"]) * slope
+    step = None
+    if bias is not None and layer.input_quantizer is not None:
+        input_scale = next(a.scale for a in model.activations if a.name == layer.input_quantizer)
+        step = np.broadcast_to(input_scale * scale, bias.shape)
+    return Expected(q, scale, bias, step)
+
+
+def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Iterator[Problem]:
+    """Yield what differs between an ONNX file's weights and the finalized model, layer by layer."""
+    graph = proto.graph
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    dequantizers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    for layer in model.layers:
+        users = [node for node in dequantizers if node.input[0] == layer.name]
+        expected = expected_in_onnx(model, layer)
+        found = arrays.get(layer.name)
+        if found is None:
+            yield layer.name, "its integers are not in the file"
+            continue
+        yield from ((layer.name, text) for text in _differences(found, expected.q, "integers"))
+        if not users:
+            yield layer.name, "nothing dequantizes its integers"
+        for node in users:
+            scale = arrays.get(node.input[1])
+            problems = ["the scale is no constant"] if scale is None else _differences(scale, expected.scale, "scale")
+            if len(node.input) > 2 and arrays.get(node.input[2], np.ones(1)).any():
+                problems = [*problems, "the zero point is not zero"]
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            if expected.scale.ndim and axis != 0:
+                problems = [*problems, f"the scales lie on axis {axis}, not on the output channels"]
+            yield from ((layer.name, text) for text in problems)
+            for user in (n for n in graph.node if node.output[0] in n.input):
+                yield from ((layer.name, text) for text in _bias_problems(user, arrays, dequantizers, expected))
+
+
+def _bias_problems(
+    user: onnx.NodeProto, arrays: dict[str, NDArray[Any]], dequantizers: list[onnx.NodeProto], expected: Expected
+) -> list[str]:
+    """Return what is wrong with the bias of the operator that uses a layer's weight."""
+    if user.op_type not in ("Conv", "Gemm", "ConvTranspose") or expected.bias is None:
+        return []
+    if len(user.input) < 3 or not user.input[2]:
+        return [] if not expected.bias.any() else ["the bias is missing"]
+    name = user.input[2]
+    source = next((node for node in dequantizers if node.output[0] == name), None)
+    if source is None:
+        if name not in arrays:
+            return ["the bias is no constant"]
+        return _differences(arrays[name], expected.bias.astype(np.float32), "bias")
+    integers, step = arrays[source.input[0]], arrays[source.input[1]]
+    if expected.bias_step is None:
+        return ["the bias is quantized, although the layer's input is not"]
+    wanted = np.rint(expected.bias / expected.bias_step.astype(np.float64))
+    return _differences(integers, wanted.astype(np.int32), "bias") + _differences(step, expected.bias_step, "bias scale")
+
+
+def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Iterator[Problem]:
+    """Yield what differs between an ONNX file's activation quantizers and the finalized model's."""
+    graph = proto.graph
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    for quantizer in model.activations:
+        node = makers.get(quantizer.name)
+        chain = []
+        while node is not None and node.op_type in ("DequantizeLinear", "Clip", "QuantizeLinear"):
+            chain.append(node)
+            node = makers.get(node.input[0]) if node.op_type != "QuantizeLinear" else None
+        kinds = [n.op_type for n in chain]
+        clipped = ["Clip"] if quantizer.bits < 8 else []
+        if kinds != ["DequantizeLinear", *clipped, "QuantizeLinear"]:
+            yield quantizer.name, f"its quantizer is missing (found: {' ← '.join(kinds) or 'nothing'})"
+            continue
+        wanted = {1: np.asarray(quantizer.scale), 2: np.asarray(quantizer.zero_point, np.uint8)}
+        for node in (chain[0], chain[-1]):
+            for position, what in ((1, "scale"), (2, "zero point")):
+                found = arrays.get(node.input[position]) if len(node.input) > position else None
+                problems = [f"no {what}"] if found is None else _differences(found, wanted[position], what)
+                yield from ((quantizer.name, f"{node.op_type}: {text}") for text in problems)
+        for clip in chain[1:-1]:
+            bounds = [arrays.get(name) for name in clip.input[1:3]]
+            if [None if b is None else int(b) for b in bounds] != [0, 2**quantizer.bits - 1]:
+                yield quantizer.name, f"the integers are not clipped to {quantizer.bits} bits"
+
+
+def csq_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: QuantizedModel) -> Iterator[Problem]:
+    """Yield what differs between a `.csq` file's decoded tensors and the finalized model's."""
+    wanted, wanted_metadata = to_tensors(model)
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors:
+            yield name, "is not in the file"
+        elif name not in wanted:
+            yield name, "is in the file, but not in the finalized model"
+        else:
+            yield from ((name, text) for text in _differences(tensors[name], wanted[name], "values"))
+    if metadata != wanted_metadata:
+        yield "metadata", "differ from the finalized model's"
+
+
+def _differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[str]:
+    """Compare two arrays bit for bit: type, shape and every value."""
+    if found.dtype != wanted.dtype:
+        return [f"{what}: {found.dtype} instead of {wanted.dtype}"]
+    if found.shape != wanted.shape:
+        return [f"{what}: shape {list(found.shape)} instead of {list(wanted.shape)}"]
+    different = np.asarray((_bytes(found) != _bytes(wanted)).any(-1))
+    if not different.any():
+        return []
+    place = tuple(int(i) for i in np.unravel_index(int(different.argmax()), different.shape))
+    first = f" at {list(place)}" if place else ""
+    return [f"{what}: {int(different.sum())} of {found.size} differ, first{first}: {found[place]} instead of {wanted[place]}"]
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an array's bytes: [*shape, bytes of a value]."""
+    return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.itemsize)
