@@ -1,0 +1,103 @@
+"""The command line: parses, calls the library, prints and exits. Heavy packages are imported by the verbs."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from csqtool import __version__
+from csqtool.errors import CsqtoolError, SearchInterrupted
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+_VERBS = {
+    "search": "csqtool.cli.search_verb:search",
+    "finalize": "csqtool.cli.model_verbs:finalize",
+    "pack": "csqtool.cli.model_verbs:pack",
+    "unpack": "csqtool.cli.model_verbs:unpack",
+    "export": "csqtool.cli.model_verbs:export",
+    "verify": "csqtool.cli.verify_verb:verify",
+    "run": "csqtool.cli.run_verb:run",
+    "inspect": "csqtool.cli.model_verbs:inspect",
+    "methods": "csqtool.cli.model_verbs:methods",
+    "formats": "csqtool.cli.model_verbs:formats",
+}
+
+
+class Verbs(click.Group):
+    """Imports a verb when it is called, and turns every way to end into the documented exit codes."""
+
+    debug = False
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of the pipeline."""
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb's command."""
+        if cmd_name not in _VERBS:
+            return None
+        import importlib
+
+        module, _, name = _VERBS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a verb and exit."""
+        kwargs["standalone_mode"] = False
+        self.debug = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.exceptions.Exit as exit_:
+            code = exit_.exit_code
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            code = EXIT_USAGE
+        except click.ClickException as error:
+            code = self._fail(error.format_message(), EXIT_USAGE)
+        except SearchInterrupted as error:
+            code = self._fail(str(error), EXIT_INTERRUPTED, word="interrupted")
+        except CsqtoolError as error:
+            code = self._fail(str(error), EXIT_USAGE)
+        except (click.Abort, KeyboardInterrupt):
+            code = self._fail("stopped before anything was written", EXIT_INTERRUPTED, word="interrupted")
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output is gone: nothing is left to say, and nowhere to say it
+            code = EXIT_FAILED
+        except Exception as error:
+            where = "csqtool --debug … shows the traceback; please report it with that in the project's issue tracker"
+            code = self._fail(f"unexpected {type(error).__name__}: {error} ({where})", EXIT_BUG)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _fail(self, message: str, code: int, *, word: str = "error") -> int:
+        if self.debug:
+            traceback.print_exc()
+        click.echo(f"{word}: {' '.join(message.split())}", err=True)
+        return code
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="csqtool %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Search bit widths, ship small integer models, prove that they compute the same.
+
+    search → finalize → pack / export → verify, or all of it with run.
+
+    Exit codes: 0 done, all checks hold; 1 a check failed; 2 bad usage or input; 70 a bug; 130 interrupted.
+    """
+    assert isinstance(ctx.command, Verbs)
+    ctx.command.debug = debug
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="csqtool")

@@ -1,0 +1,123 @@
+"""``csqtool finalize``, ``pack``, ``unpack``, ``export``, ``inspect``, ``methods`` and ``formats``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from csqtool.cli.output import print_json, tell
+from csqtool.text import size, table
+
+FILE = click.Path(path_type=Path)
+output_option = click.option("-o", "--output", type=FILE, required=True, help="The file to write.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.command()
+@click.argument("run", type=FILE)
+@output_option
+@json_option
+def finalize(run: Path, output: Path, as_json: bool) -> None:
+    """Turn the finished search in RUN into integers, scales and bit widths, one file."""
+    from csqtool.finalize import finalize as finalize_run
+    from csqtool.inspecting import inspect as inspect_file
+    from csqtool.summaries import model_text
+
+    model = finalize_run(run, output)
+    if as_json:
+        print_json(inspect_file(output)[1])
+    else:
+        click.echo(model_text(model, output))
+        tell(f"next: csqtool export {output} --format onnx -o model.onnx")
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@output_option
+@json_option
+def pack(model: Path, output: Path, as_json: bool) -> None:
+    """Write the finalized MODEL as one bit-packed .csq file."""
+    from csqtool.formats import pack as pack_model
+
+    _print_exported(pack_model(model, output), as_json)
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
+@click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
+@output_option
+@json_option
+def export(model: Path, format_name: str, factory: str | None, output: Path, as_json: bool) -> None:
+    """Write the finalized MODEL in a deployable format."""
+    from csqtool.formats import export as export_model
+
+    _print_exported(export_model(model, output, format=format_name, model=factory), as_json)
+
+
+def _print_exported(done: Any, as_json: bool) -> None:
+    facts = {"file": str(done.path), "size_bytes": done.size_bytes, "float32_bytes": done.float32_bytes, "notes": done.notes}
+    if as_json:
+        print_json(facts)
+        return
+    ratio = done.float32_bytes / done.size_bytes
+    click.echo(f"{done.path}  {size(done.size_bytes)}; the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)")
+    for note in done.notes:
+        click.echo(f"note: {note}")
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@output_option
+@json_option
+def unpack(file: Path, output: Path, as_json: bool) -> None:
+    """Turn a .csq FILE back into the finalized model, bit for bit."""
+    from csqtool.formats import unpack as unpack_file
+
+    model = unpack_file(file, output)
+    facts = {"file": str(output), "size_bytes": output.stat().st_size, "layers": len(model.layers)}
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{output}  {size(facts['size_bytes'])}, {facts['layers']} quantized layers")  # type: ignore[arg-type]
+
+
+@click.command()
+@click.argument("file", type=FILE)
+@json_option
+def inspect(file: Path, as_json: bool) -> None:
+    """Explain any FILE or run directory that csqtool writes."""
+    from csqtool.inspecting import inspect as inspect_file
+
+    text, document = inspect_file(file)
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(text)
+
+
+@click.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """List the installed search methods."""
+    from csqtool.search.method import installed_methods, load_method
+
+    _print_listing("method", {name: load_method(name).description for name in installed_methods()}, as_json)
+
+
+@click.command()
+@json_option
+def formats(as_json: bool) -> None:
+    """List the installed export formats."""
+    from csqtool.formats import installed_formats
+
+    _print_listing("format", installed_formats(), as_json)
+
+
+def _print_listing(what: str, entries: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        print_json(entries)
+    else:
+        click.echo(table((what, "description"), list(entries.items())))

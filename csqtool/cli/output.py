@@ -1,0 +1,46 @@
+"""Printing: results to stdout, everything else to stderr, colour only where it is wanted."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from csqtool.text import printable, table
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document to stdout."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False, default=str))
+
+
+def tell(text: str) -> None:
+    """Say something to the person, on stderr."""
+    click.echo(text, err=True)
+
+
+def styled(text: str, colour: str) -> str:
+    """Return `text` in a colour, unless NO_COLOR is set; click drops colours where there is no terminal."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour, bold=True)
+
+
+def verdict(passed: bool) -> str:
+    """Return the word PASS or FAIL."""
+    return styled("PASS", "green") if passed else styled("FAIL", "red")
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """Return a verification's JSON document as text: a table, failures with their layer, the verdict."""
+    rows = [
+        (check["level"], check["name"], "ok" if check["passed"] else "FAIL",
+         f"{check['layer']}: {check['detail']}" if check["layer"] else check["detail"])
+        for check in report["checks"]
+    ]  # fmt: skip
+    failed = sum(not check["passed"] for check in report["checks"])
+    count = f"{len(rows)} checks hold" if not failed else f"{failed} of {len(rows)} checks failed"
+    first = next((c["layer"] for c in report["checks"] if not c["passed"] and c["layer"]), None)
+    blamed = f", first at {printable(first)}" if first else ""
+    head = f"{printable(report['file'])} against {printable(report['against'])}, {report['samples']} samples"
+    return f"{head}\n\n{table(('level', 'check', '', 'detail'), rows)}\n\n{verdict(report['passed'])}  {count}{blamed}"

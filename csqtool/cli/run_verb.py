@@ -1,0 +1,72 @@
+"""``csqtool run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from csqtool.cli.output import print_json, report_text, tell, verdict
+from csqtool.text import size, table
+
+if TYPE_CHECKING:
+    from csqtool.pipeline import PipelineResult
+
+
+@click.command()
+@click.argument("pipeline", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.pass_context
+def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
+    """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
+    from csqtool.pipeline import run_pipeline
+    from csqtool.search.progress import stderr_progress
+
+    with stderr_progress() as progress:
+        result = run_pipeline(pipeline, progress=progress, tell=progress.line)
+    if as_json:
+        print_json(_document(result))
+    else:
+        for report in result.reports.values():
+            if not report["passed"]:
+                tell(report_text(report) + "\n")
+        click.echo(_summary(result))
+    ctx.exit(0 if result.passed else 1)
+
+
+def _document(result: PipelineResult) -> dict[str, Any]:
+    return {"passed": result.passed, "stages": result.stages, "exports": result.exports, "reports": result.reports}
+
+
+def _summary(result: PipelineResult) -> str:
+    """Return what came out, at a glance."""
+    from csqtool.finalized_file import read_finalized
+    from csqtool.summaries import layer_table
+
+    model = read_finalized(result.finalized)
+    metrics = model.info["metrics"]
+    before = "not measured" if metrics["float"] is None else f"{metrics['float']:.4f}"
+    act_bits = result.pipeline.config.act_bits
+    rows: list[tuple[object, ...]] = []
+    for name, exported in result.exports.items():
+        report = result.reports[name]
+        metric = next((c["figures"]["metric"] for c in report["checks"] if "metric" in c["figures"]), None)
+        agreement = min((c["figures"]["agreement"] for c in report["checks"] if "agreement" in c["figures"]), default=None)
+        ratio = exported["float32_bytes"] / exported["size_bytes"]
+        rows.append((exported["path"], size(exported["size_bytes"]), size(exported["float32_bytes"]), f"{ratio:.1f} ×",
+                     "–" if metric is None else f"{metric:.4f}", "–" if agreement is None else f"{agreement:.2%}",
+                     "PASS" if report["passed"] else "FAIL"))  # fmt: skip
+    heads = ("file", "bytes", "as float32", "smaller", metrics["name"], "agreement", "verify")
+    return "\n".join([
+        layer_table(model),
+        "",
+        f"precision  {model.average_precision:.3f} planes a weight (target {result.pipeline.config.target_bits:g}), "
+        f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
+        f"{metrics['name']:9}  float {before} → finalized {metrics['finalized']:.4f} on {metrics['samples']} test samples",
+        "",
+        table(heads, rows),
+        "",
+        f"{verdict(result.passed)}  "
+        + ("the exported files compute what the finalized model computes" if result.passed else "see the checks above"),
+    ])  # fmt: skip

@@ -1,0 +1,283 @@
+"""A whole pipeline from one TOML file: search → finalize → export → verify, doing only what has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csqtool import __version__
+from csqtool.errors import ConfigError, nearest
+from csqtool.files import read_bytes, sha256, write_json
+from csqtool.search.config import SearchConfig
+from csqtool.verify.gates import Gates
+
+TABLES = {
+    "model": ("factory", "args", "weights"),
+    "data": ("source", "task"),
+    "export": ("formats",),
+}
+FILE_SOURCES = ("npz", "cifar10")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline file, read and checked; paths are relative to the working folder.
+
+    Attributes:
+        folder: where the pipeline file is.
+        output: where everything is written.
+        config: settings of the search.
+        formats: formats to export.
+        gates: limits for `verify`.
+        samples: test samples to verify on, None all.
+    """
+
+    folder: Path
+    output: Path
+    config: SearchConfig
+    formats: tuple[str, ...]
+    gates: Gates
+    samples: int | None = None
+
+
+@dataclass
+class PipelineResult:
+    """What a pipeline did.
+
+    Attributes:
+        stages: stage to ``done`` or ``unchanged``.
+        exports: format to path, size and the float32 size.
+        reports: format to the verification's JSON document.
+    """
+
+    pipeline: Pipeline
+    stages: dict[str, str] = field(default_factory=dict)
+    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Every export was verified and holds."""
+        return bool(self.reports) and all(report["passed"] for report in self.reports.values())
+
+    @property
+    def finalized(self) -> Path:
+        """The finalized model."""
+        return self.pipeline.output / "model.safetensors"
+
+
+def read_pipeline(path: Path) -> Pipeline:
+    """Read a pipeline file.
+
+    Raises:
+        InputError: the file is missing, is not TOML, or has unknown keys or wrong values.
+    """
+    try:
+        document = tomllib.loads(read_bytes(path).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    where = str(path)
+    _check_keys(document, ["output", "model", "data", "search", "export", "verify"], where)
+    for name, keys in TABLES.items():
+        _check_keys(_table(document, name, where), keys, f"{where}: [{name}]")
+    folder = path.parent
+    model, data, search = (_table(document, name, where) for name in ("model", "data", "search"))
+    for name, table, key in (("model", model, "factory"), ("data", data, "source")):
+        if not isinstance(table.get(key), str):
+            raise ConfigError(f"{where}: [{name}] needs {key} = \"…\"")
+    taken = {"model", "data", "model_args", "task", "weights"} & set(search)
+    if taken:
+        raise ConfigError(f"{where}: [search] {min(taken)} belongs in [model] or [data]")
+    settings = {**search, "model": _beside(model["factory"], folder), "data": _beside(data["source"], folder)}
+    settings |= {"model_args": model["args"]} if "args" in model else {}
+    settings |= {"task": data["task"]} if "task" in data else {}
+    settings |= {"weights": _beside(model["weights"], folder)} if "weights" in model else {}
+    verify = dict(_table(document, "verify", where))
+    samples = verify.pop("samples", None)
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise ConfigError(f"{where}: [verify] samples must be a number of at least 1, got {samples!r}")
+    formats = _table(document, "export", where).get("formats", ["onnx", "csq"])
+    if not isinstance(formats, list) or not formats or not all(isinstance(f, str) for f in formats):
+        raise ConfigError(f"{where}: [export] formats must be a list of names, such as [\"onnx\", \"csq\"]")
+    output = document.get("output", "build")
+    if not isinstance(output, str):
+        raise ConfigError(f"{where}: output must be a folder's name, got {output!r}")
+    config = SearchConfig.from_json(settings, where=f"{where}: [search]")
+    gates = Gates.from_mapping(verify, where=f"{where}: [verify]")
+    return Pipeline(folder, Path(os.path.relpath(folder / output)), config, tuple(formats), gates, samples)
+
+
+def _table(document: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: [{name}] must be a table")
+    return table
+
+
+def _check_keys(table: Mapping[str, Any], known: Any, where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+
+
+def _beside(spec: str, folder: Path) -> str:
+    """Return a path, or a spec that begins with one, relative to the working folder instead of to `folder`."""
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in FILE_SOURCES:
+        return f"{kind}:{Path(os.path.relpath(folder / rest)).as_posix()}"
+    path, colon, name = spec.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{Path(os.path.relpath(folder / path)).as_posix()}:{name}"
+    if not colon and Path(spec).suffix:
+        return Path(os.path.relpath(folder / spec)).as_posix()
+    return spec
+
+
+def run_pipeline(path: Path, *, progress: Any = None, tell: Callable[[str], None] = lambda text: None) -> PipelineResult:
+    """Run a pipeline; stages whose inputs and outputs have not changed are skipped.
+
+    Args:
+        path: the pipeline file.
+        progress: told about every training step.
+        tell: told what each stage does, a line each.
+
+    Raises:
+        InputError: the pipeline file, or something it names, cannot be used.
+        SearchInterrupted: Ctrl-C; the next run goes on.
+    """
+    from csqtool.finalize import finalize
+    from csqtool.formats import export, load_exporter
+    from csqtool.search import resume_search, search
+    from csqtool.verify import verify
+
+    pipeline = read_pipeline(path)
+    suffixes = {name: load_exporter(name).suffix for name in pipeline.formats}
+    result = PipelineResult(pipeline)
+    stages = _Stages(pipeline.output / ".stages.json", result.stages, tell)
+    run, finalized = pipeline.output / "run", result.finalized
+    code = _fingerprint_of_code(pipeline)
+    inputs = _digest({**_portable(pipeline), "code": code})
+
+    def do_search() -> None:
+        if stages.began("search", inputs) and (run / "config.json").is_file():
+            resume_search(run, progress=progress)
+        else:
+            stages.begin("search", inputs)
+            search(pipeline.config, run, overwrite=True, progress=progress)
+
+    stages.run("search", inputs, [run / "summary.json", run / "scheme.json", run / "checkpoints" / "last.pt"], do_search)
+    inputs = _digest({"run": sha256(run / "checkpoints" / "last.pt"), "before": inputs})
+    stages.run("finalize", inputs, [finalized], lambda: finalize(run, finalized))
+    digest = sha256(finalized)
+    for name in pipeline.formats:
+        target = pipeline.output / f"model{suffixes[name]}"
+        facts = pipeline.output / f"export-{name}.json"
+
+        def do_export(name: str = name, target: Path = target, facts: Path = facts) -> None:
+            done = export(finalized, target, format=name)
+            for note in done.notes:
+                tell(f"  {note}")
+            write_json(facts, {"size_bytes": done.size_bytes, "float32_bytes": done.float32_bytes, "notes": done.notes})
+
+        stages.run(f"export {name}", _digest({"model": digest, "code": code}), [target, facts], do_export)
+        result.exports[name] = {"path": target, **_read(facts)}
+        report_path = pipeline.output / f"verify-{name}.json"
+
+        def do_verify(target: Path = target, report_path: Path = report_path) -> None:
+            report = verify(target, finalized, gates=pipeline.gates, samples=pipeline.samples)
+            write_json(report_path, report.to_json())
+
+        checks = {"file": sha256(target), "gates": dataclasses.asdict(pipeline.gates), "samples": pipeline.samples,
+                  "code": code, "model": digest}  # fmt: skip
+        if report_path.is_file() and not _read(report_path).get("passed"):
+            report_path.unlink()  # a failed verification is never taken from the past
+        stages.run(f"verify {name}", _digest(checks), [report_path], do_verify)
+        result.reports[name] = _read(report_path)
+    return result
+
+
+class _Stages:
+    """Remembers what each stage was made from, and what it made."""
+
+    def __init__(self, path: Path, log: dict[str, str], tell: Callable[[str], None]) -> None:
+        self._path = path
+        self._log = log
+        self._tell = tell
+        self._known: dict[str, Any] = {}
+        if path.is_file():
+            try:
+                known = json.loads(path.read_text())
+                self._known = known if isinstance(known, dict) else {}
+            except (OSError, ValueError):
+                pass  # an unreadable record only costs work that is done again
+
+    def began(self, name: str, inputs: str) -> bool:
+        """Tell whether the stage was begun from the same inputs before."""
+        return bool(self._known.get(name, {}).get("inputs") == inputs)
+
+    def begin(self, name: str, inputs: str) -> None:
+        """Record that a stage begins."""
+        self._known[name] = {"inputs": inputs, "outputs": {}}
+        write_json(self._path, self._known)
+
+    def run(self, name: str, inputs: str, outputs: list[Path], work: Callable[[], Any]) -> None:
+        """Do `work` unless its inputs and outputs are those of last time."""
+        made = self._known.get(name, {}).get("outputs", {})
+        unchanged = bool(made) and self.began(name, inputs) and all(
+            output.is_file() and made.get(output.name) == sha256(output) for output in outputs
+        )
+        self._tell(f"{name}: unchanged" if unchanged else f"{name} …")
+        if not unchanged:
+            work()
+            self._known[name] = {"inputs": inputs, "outputs": {o.name: sha256(o) for o in outputs}}
+            write_json(self._path, self._known)
+        self._log[name] = "unchanged" if unchanged else "done"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(read_bytes(path))
+    return document
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _portable(pipeline: Pipeline) -> dict[str, Any]:
+    """Return the search's settings with paths as seen from the pipeline file: the same from any working folder."""
+    settings = pipeline.config.to_json()
+    for key in ("model", "data", "weights"):
+        if isinstance(settings[key], str):
+            settings[key] = settings[key].replace(f"{Path(os.path.relpath(pipeline.folder)).as_posix()}/", "")
+    return settings
+
+
+def _fingerprint_of_code(pipeline: Pipeline) -> dict[str, str]:
+    """Return digests of everything outside the settings that decides the result.
+
+    Python files are counted with all others of their folder, which they may import.
+    """
+    found = {"csqtool": __version__}
+    config = pipeline.config
+    for spec in (config.model, config.data):
+        path = Path(spec.rpartition(":")[0])
+        if path.suffix == ".py" and path.is_file():
+            for source in sorted(path.parent.glob("*.py")):
+                found[source.name] = sha256(source)
+    kind, _, rest = config.data.partition(":")
+    data = Path(rest) if kind in FILE_SOURCES else None
+    if data is not None and data.is_file():
+        found["data"] = sha256(data)
+    elif data is not None and data.is_dir():
+        listing = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(data.rglob("*")) if p.is_file()]
+        found["data"] = _digest(listing)
+    if config.weights is not None:
+        found["weights"] = sha256(Path(config.weights))
+    return found

@@ -1,0 +1,75 @@
+"""What a finalized model amounts to, in tables a person reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from csqtool.quantized_model import QuantizedModel
+from csqtool.text import size, table
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Three compression rates against float32.
+
+    Attributes:
+        paper: 32 / mean precision over layers, as the CSQ paper counts.
+        elements: 32 / two's-complement bits averaged over weights.
+        packed_bytes: size of the `.csq` file.
+        float32_bytes: size of the same model in float32.
+    """
+
+    paper: float
+    elements: float
+    packed_bytes: int
+    float32_bytes: int
+
+    @property
+    def real(self) -> float:
+        """Float32 bytes over packed bytes."""
+        return self.float32_bytes / self.packed_bytes
+
+
+def compression(model: QuantizedModel, finalized: Path) -> Compression:
+    """Measure a finalized model's compression; the real bytes are those of a packed file, written and removed."""
+    import tempfile
+
+    from csqtool.formats import pack
+
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack(finalized, Path(folder) / "model.csq")
+    return Compression(
+        32 / model.layer_mean_precision, 32 / model.average_bit_width, packed.size_bytes, packed.float32_bytes
+    )
+
+
+def layer_table(model: QuantizedModel) -> str:
+    """Return one line a layer: precision, mask, bit width, elements, bytes."""
+    rows = [
+        (layer.name, layer.precision, layer.mask, layer.bit_width, layer.elements, layer.packed_bytes)
+        for layer in model.layers
+    ]
+    total = ("total", f"{model.average_precision:.3f}", "", f"{model.average_bit_width:.3f}", model.elements,
+             sum(layer.packed_bytes for layer in model.layers))  # fmt: skip
+    return table(("layer", "precision", "mask", "bit width", "elements", "bytes"), [*rows, total])
+
+
+def model_text(model: QuantizedModel, finalized: Path) -> str:
+    """Return the layer table, the three compressions and the metrics of a finalized model."""
+    rates = compression(model, finalized)
+    metrics = model.info.get("metrics", {})
+    lines = [
+        layer_table(model),
+        "",
+        "compression against float32",
+        f"  layer mean of the precision (as in the paper)   {rates.paper:6.2f} ×",
+        f"  bit width, weighted by elements                 {rates.elements:6.2f} ×",
+        f"  bytes of the whole packed file                  {rates.real:6.2f} ×   "
+        f"({size(rates.packed_bytes)} against {size(rates.float32_bytes)})",
+    ]
+    if metrics:
+        before = "not measured" if metrics["float"] is None else f"{metrics['float']:.4f}"
+        lines += ["", f"{metrics['name']}: float model {before}, finalized {metrics['finalized']:.4f} "
+                      f"on {metrics['samples']} samples"]  # fmt: skip
+    return "\n".join(lines)
