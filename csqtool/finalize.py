@@ -13,7 +13,7 @@ from torch import nn
 
 from csqtool.factories import build_model
 from csqtool.finalized_file import write_finalized
-from csqtool.folding import BatchNorm, bias_step, fold_scale, integer_bias
+from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.nn.net import QuantizedNet, finalized_net
 from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
 from csqtool.search.loop import evaluate
@@ -90,12 +90,6 @@ def quantized_model(finished: FinishedSearch) -> QuantizedModel:
         "batch_norm_epsilon": epsilons,
     }
     return QuantizedModel(tuple(layers), activations, tensors, _ties(finished.net, integers), info)
-
-
-def read_batch_norm(tensors: Any, name: str, epsilon: float) -> BatchNorm:
-    """Return the BatchNorm module `name` from a finalized model's tensors."""
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return BatchNorm(*(np.asarray(tensors[f"{name}.{part}"], np.float32) for part in parts), epsilon)
 
 
 def _is_foldable(module: nn.Module) -> bool:

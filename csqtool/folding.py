@@ -7,7 +7,9 @@ s_x·s_w; a bias snapped to that grid is the same number in PyTorch and there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,12 @@ class BatchNorm:
         """β − μ·γ/σ, with the bias of the layer before carried through."""
         before = np.zeros(len(self.gamma)) if bias is None else bias.astype(np.float64)
         return self.beta.astype(np.float64) + (before - self.mean.astype(np.float64)) * self.factor
+
+
+def read_batch_norm(tensors: Mapping[str, NDArray[Any]], name: str, epsilon: float) -> BatchNorm:
+    """Return the BatchNorm module `name` from a finalized model's tensors."""
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return BatchNorm(*(np.asarray(tensors[f"{name}.{part}"], np.float32) for part in parts), epsilon)
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,7 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     stored: Counter[str] = Counter()
     for tensor in proto.graph.initializer:
         stored[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
-    nodes = [
-        (node.op_type, ", ".join(i for i in node.input if i), ", ".join(node.output)) for node in proto.graph.node
-    ]
+    nodes = [(node.op_type, ", ".join(i for i in node.input if i), ", ".join(node.output)) for node in proto.graph.node]
     lines = [
         f"{path}: ONNX graph, {size(len(content))}, IR {proto.ir_version}, "
         + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
@@ -171,7 +169,9 @@ def _json(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
             rows = [(key, json.dumps(value)) for key, value in document.items() if key != "checks"]
             text = f"{path}: {kind}\n\n" + table(("key", "value"), rows)
             if "checks" in document:
-                checks = [(c["level"], c["name"], "ok" if c["passed"] else "FAIL", c["detail"]) for c in document["checks"]]
+                checks = [
+                    (c["level"], c["name"], "ok" if c["passed"] else "FAIL", c["detail"]) for c in document["checks"]
+                ]
                 text += "\n\n" + table(("level", "check", "", "detail"), checks)
             return text, {"kind": kind, **document}
     raise InputError(f"{path} is JSON, but none that csqtool writes")

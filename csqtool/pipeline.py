@@ -91,7 +91,7 @@ def read_pipeline(path: Path) -> Pipeline:
     model, data, search = (_table(document, name, where) for name in ("model", "data", "search"))
     for name, table, key in (("model", model, "factory"), ("data", data, "source")):
         if not isinstance(table.get(key), str):
-            raise ConfigError(f"{where}: [{name}] needs {key} = \"…\"")
+            raise ConfigError(f'{where}: [{name}] needs {key} = "…"')
     taken = {"model", "data", "model_args", "task", "weights"} & set(search)
     if taken:
         raise ConfigError(f"{where}: [search] {min(taken)} belongs in [model] or [data]")
@@ -105,7 +105,7 @@ def read_pipeline(path: Path) -> Pipeline:
         raise ConfigError(f"{where}: [verify] samples must be a number of at least 1, got {samples!r}")
     formats = _table(document, "export", where).get("formats", ["onnx", "csq"])
     if not isinstance(formats, list) or not formats or not all(isinstance(f, str) for f in formats):
-        raise ConfigError(f"{where}: [export] formats must be a list of names, such as [\"onnx\", \"csq\"]")
+        raise ConfigError(f'{where}: [export] formats must be a list of names, such as ["onnx", "csq"]')
     output = document.get("output", "build")
     if not isinstance(output, str):
         raise ConfigError(f"{where}: output must be a folder's name, got {output!r}")
@@ -140,7 +140,9 @@ def _beside(spec: str, folder: Path) -> str:
     return spec
 
 
-def run_pipeline(path: Path, *, progress: Any = None, tell: Callable[[str], None] = lambda text: None) -> PipelineResult:
+def run_pipeline(
+    path: Path, *, progress: Any = None, tell: Callable[[str], None] = lambda text: None
+) -> PipelineResult:
     """Run a pipeline; stages whose inputs and outputs have not changed are skipped.
 
     Args:
@@ -172,7 +174,9 @@ def run_pipeline(path: Path, *, progress: Any = None, tell: Callable[[str], None
             stages.begin("search", inputs)
             search(pipeline.config, run, overwrite=True, progress=progress)
 
-    stages.run("search", inputs, [run / "summary.json", run / "scheme.json", run / "checkpoints" / "last.pt"], do_search)
+    stages.run(
+        "search", inputs, [run / "summary.json", run / "scheme.json", run / "checkpoints" / "last.pt"], do_search
+    )
     inputs = _digest({"run": sha256(run / "checkpoints" / "last.pt"), "before": inputs})
     stages.run("finalize", inputs, [finalized], lambda: finalize(run, finalized))
     digest = sha256(finalized)
@@ -230,8 +234,10 @@ class _Stages:
     def run(self, name: str, inputs: str, outputs: list[Path], work: Callable[[], Any]) -> None:
         """Do `work` unless its inputs and outputs are those of last time."""
         made = self._known.get(name, {}).get("outputs", {})
-        unchanged = bool(made) and self.began(name, inputs) and all(
-            output.is_file() and made.get(output.name) == sha256(output) for output in outputs
+        unchanged = (
+            bool(made)
+            and self.began(name, inputs)
+            and all(output.is_file() and made.get(output.name) == sha256(output) for output in outputs)
         )
         self._tell(f"{name}: unchanged" if unchanged else f"{name} …")
         if not unchanged:

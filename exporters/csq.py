@@ -25,9 +25,7 @@ from csqtool.finalized_file import from_tensors, serialize, to_tensors
 from csqtool.quantized_model import MAX_BIT_WIDTH, QuantizedModel
 
 # Limits of a file, checked before anything is allocated for it.
-MAX_HEADER_BYTES = (
-    64 << 20
-)  # a parsed JSON header takes some 10 times its bytes in memory; real ones are < 1 MB
+MAX_HEADER_BYTES = 64 << 20  # a parsed JSON header takes some 10 times its bytes in memory; real ones are < 1 MB
 MAX_RANK = 32  # every array library in use holds this many axes
 MAX_ELEMENTS = 1 << 48  # elements, bits and bytes of a tensor then stay below 2^63 in any reader's integers
 MAX_COUNT = (1 << 63) - 1  # every number of the header fits a signed 64-bit integer
@@ -302,9 +300,7 @@ def _read(content: bytes, where: str) -> tuple[QuantizedModel, bytes]:
     # Rule 19: the sizes that the file claims are the sizes that the model has.
     stored = {entry.name: entry.bits for entry in entries if entry.encoding == "packed"}
     if stored != (expected := {layer.name: layer.bit_width for layer in model.layers}):
-        wrong = min(
-            name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name)
-        )
+        wrong = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
         raise FormatError(
             f"{where}: tensor {wrong!r} is packed at {stored.get(wrong, 'no')} bits, "
             f"the metadata say {expected.get(wrong, 'no')} bits"
@@ -324,18 +320,13 @@ def _header_bytes(content: bytes, where: str) -> tuple[bytes, int]:
         hint = "; its first bytes look changed by a transfer in text mode" if b"CSQ" in magic else ""
         raise FormatError(f"{where} is not a csq file (it begins with {magic.hex(' ')}){hint}")
     if len(content) < PREAMBLE.size:
-        raise FormatError(
-            f"{where}: truncated at byte {len(content)}, the preamble has {PREAMBLE.size} bytes"
-        )
+        raise FormatError(f"{where}: truncated at byte {len(content)}, the preamble has {PREAMBLE.size} bytes")
     _, version, length, crc, reserved = PREAMBLE.unpack_from(content)
     if version != VERSION:
-        raise FormatError(
-            f"{where}: csq version {version}, this csqtool reads {VERSION}; use a newer csqtool"
-        )
+        raise FormatError(f"{where}: csq version {version}, this csqtool reads {VERSION}; use a newer csqtool")
     if length > MAX_HEADER_BYTES or length % ALIGNMENT:
         raise FormatError(
-            f"{where}: header length {length} at byte 12, "
-            f"expected a multiple of {ALIGNMENT} up to {MAX_HEADER_BYTES}"
+            f"{where}: header length {length} at byte 12, expected a multiple of {ALIGNMENT} up to {MAX_HEADER_BYTES}"
         )
     if reserved:
         raise FormatError(f"{where}: the reserved field at byte 20 holds {reserved}, expected 0")
@@ -387,14 +378,9 @@ def _parse_entry(tensor: Any, what: str) -> Entry:
     for key in ("bits", "offset", "length", "crc32"):
         if not _is_count(tensor[key]):
             raise FormatError(f"{what}: {key} is {tensor[key]!r:.100}, expected an integer of 0 to 2^63 − 1")
-    if (
-        not isinstance(entry.shape, list)
-        or len(entry.shape) > MAX_RANK
-        or not all(map(_is_count, entry.shape))
-    ):
+    if not isinstance(entry.shape, list) or len(entry.shape) > MAX_RANK or not all(map(_is_count, entry.shape)):
         raise FormatError(
-            f"{what}: shape is {entry.shape!r:.100}, "
-            f"expected a list of at most {MAX_RANK} integers of 0 to 2^63 − 1"
+            f"{what}: shape is {entry.shape!r:.100}, expected a list of at most {MAX_RANK} integers of 0 to 2^63 − 1"
         )
     if (problem := _size_problem(entry.shape)) is not None:
         raise FormatError(f"{what}: {problem}")
@@ -403,8 +389,7 @@ def _parse_entry(tensor: Any, what: str) -> Entry:
     _check_encoding(entry, what)
     if entry.length != (expected := stored_bytes(math.prod(entry.shape), entry.bits)):
         raise FormatError(
-            f"{what}: length is {entry.length}, "
-            f"shape {entry.shape} at {entry.bits} bits takes {expected} bytes"
+            f"{what}: length is {entry.length}, shape {entry.shape} at {entry.bits} bits takes {expected} bytes"
         )
     return entry
 
@@ -431,20 +416,12 @@ def _check_layout(entries: list[Entry], content: bytes, data_start: int, where: 
     for entry in entries:
         what = f"{where}: tensor {entry.name!r} at byte {data_start + entry.offset}"
         if entry.offset != end:
-            kind = (
-                "is unaligned"
-                if entry.offset % ALIGNMENT
-                else "overlaps"
-                if entry.offset < end
-                else "has a gap"
-            )
+            kind = "is unaligned" if entry.offset % ALIGNMENT else "overlaps" if entry.offset < end else "has a gap"
             raise FormatError(f"{what}: offset {entry.offset} {kind}, expected {end}")
         end += entry.length
         padded = end + -end % ALIGNMENT
         if data_start + padded > len(content):
-            raise FormatError(
-                f"{what}: truncated: it ends at byte {data_start + padded}, the file has {len(content)}"
-            )
+            raise FormatError(f"{what}: truncated: it ends at byte {data_start + padded}, the file has {len(content)}")
         if any(content[data_start + end : data_start + padded]):
             raise FormatError(f"{what}: the padding behind it is not zero")
         end = padded

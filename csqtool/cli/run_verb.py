@@ -52,7 +52,9 @@ def _summary(result: PipelineResult) -> str:
     for name, exported in result.exports.items():
         report = result.reports[name]
         metric = next((c["figures"]["metric"] for c in report["checks"] if "metric" in c["figures"]), None)
-        agreement = min((c["figures"]["agreement"] for c in report["checks"] if "agreement" in c["figures"]), default=None)
+        agreement = min(
+            (c["figures"]["agreement"] for c in report["checks"] if "agreement" in c["figures"]), default=None
+        )
         ratio = exported["float32_bytes"] / exported["size_bytes"]
         rows.append((exported["path"], size(exported["size_bytes"]), size(exported["float32_bytes"]), f"{ratio:.1f} ×",
                      "–" if metric is None else f"{metric:.4f}", "–" if agreement is None else f"{agreement:.2%}",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from csqtool.cli.output import print_json, tell
 from csqtool.errors import ConfigError
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-class ActBits(click.ParamType):
+
+class ActBits(click.ParamType[Any]):
     """2 … 8, or ``float``."""
 
     name = "2…8|float"
@@ -26,9 +29,9 @@ class ActBits(click.ParamType):
             self.fail(f"{value!r} is neither a number of bits, 2 to 8, nor float", param, ctx)
 
 
-def _setting(name: str, kind: Any, text: str, **more: Any) -> Any:
+def _setting(name: str, kind: Any, text: str) -> Callable[[F], F]:
     """Return an option whose default is the library's own, so that the two cannot differ."""
-    return click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text, **more)
+    return click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)
 
 
 @click.command()
@@ -54,7 +57,9 @@ def _setting(name: str, kind: Any, text: str, **more: Any) -> Any:
 @_setting("planes", int, "Bit planes a layer. [default: 8]")
 @_setting("amp", click.Choice(["no", "bf16"]), "Autocast; gates stay in float32. [default: no]")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep matching parameters in float. Repeatable.")
-@click.option("--model-arg", "model_args", multiple=True, metavar="NAME=VALUE", help="Argument of the factory. Repeatable.")
+@click.option(
+    "--model-arg", "model_args", multiple=True, metavar="NAME=VALUE", help="Argument of the factory. Repeatable."
+)
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted search.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the run directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

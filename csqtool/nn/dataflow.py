@@ -32,7 +32,7 @@ _KINDS: dict[Any, tuple[str, str]] = {}
 
 
 def _register(kind: str, name: str, *functions: Any) -> None:
-    _KINDS.update({function: (kind, name) for function in functions})
+    _KINDS.update(dict.fromkeys(functions, (kind, name)))
 
 
 for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear):
@@ -136,7 +136,7 @@ class SiteMode(TorchFunctionMode):
     def _pop(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
         self._stack.pop()
 
-    def __torch_function__(  # noqa: D102 - torch's protocol
+    def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))

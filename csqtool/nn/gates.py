@@ -200,9 +200,7 @@ def add_gates(
     for weight in weights:
         if not torch.isfinite(weight.parameter).all():
             raise ModelError(f"{weight.name} holds values that are not finite")
-        gates[weight.name] = BitGates(
-            weight.parameter, planes=planes, gate_init=gate_init, mask_init=mask_init
-        )
+        gates[weight.name] = BitGates(weight.parameter, planes=planes, gate_init=gate_init, mask_init=mask_init)
         attach(weight, gates[weight.name])
     return gates
 

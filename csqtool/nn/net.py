@@ -193,9 +193,7 @@ def finalized_net(model: nn.Module, quantized: QuantizedModel) -> QuantizedNet:
     return QuantizedNet(model, quantizers).eval().requires_grad_(False)
 
 
-def check_keys(
-    has: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], source: str, target: str
-) -> None:
+def check_keys(has: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], source: str, target: str) -> None:
     """Compare names and shapes.
 
     Raises:

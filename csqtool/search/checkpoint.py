@@ -69,7 +69,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     # Checkpoints older than BatchNorm's batch counter lack it; it does not take part in inference.
     state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
     check_keys(
-        {k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in state.items()}, str(path), "the model"
+        {k: tuple(v.shape) for k, v in own.items()},
+        {k: tuple(v.shape) for k, v in state.items()},
+        str(path),
+        "the model",
     )
     try:
         model.load_state_dict(state)

@@ -31,8 +31,17 @@ class Csq:
         gates = self._gates.values()
         config = self._config
         return [
-            {"params": [p for g in gates for p in (g.m_p, g.m_n)], "lr": config.gate_learning_rate, "weight_decay": 0.0},
-            {"params": [g.m_b for g in gates], "lr": config.mask_learning_rate, "weight_decay": 0.0, "momentum": config.mask_momentum},
+            {
+                "params": [p for g in gates for p in (g.m_p, g.m_n)],
+                "lr": config.gate_learning_rate,
+                "weight_decay": 0.0,
+            },
+            {
+                "params": [g.m_b for g in gates],
+                "lr": config.mask_learning_rate,
+                "weight_decay": 0.0,
+                "momentum": config.mask_momentum,
+            },
             {"params": [g.s for g in gates], "lr": config.learning_rate, "weight_decay": 0.0},
         ]
 

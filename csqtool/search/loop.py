@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csqtool.data.arrays import DataSource, Dataset, take
+from csqtool.data.arrays import Dataset, DataSource, take
 from csqtool.errors import InputError, ModelError
 from csqtool.nn.net import QuantizedNet
 from csqtool.search.config import SearchConfig
@@ -47,7 +47,13 @@ class Phase:
     """
 
     def __init__(
-        self, name: str, cycles: tuple[int, ...], net: QuantizedNet, method: Method | None, config: SearchConfig, data: DataSource
+        self,
+        name: str,
+        cycles: tuple[int, ...],
+        net: QuantizedNet,
+        method: Method | None,
+        config: SearchConfig,
+        data: DataSource,
     ) -> None:
         from accelerate import Accelerator
 
@@ -213,7 +219,9 @@ def epoch_order(samples: int, seed: int, phase: str, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=torch.Generator().manual_seed(hash_seed(seed, phase, epoch)))
 
 
-def batches_of(dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of(
+    dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a data set's inputs and targets in order, at most `most` samples."""
     count = len(dataset) if most is None else min(most, len(dataset))
     for start in range(0, count, size):

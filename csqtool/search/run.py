@@ -107,7 +107,9 @@ def load_finished(output: Path) -> FinishedSearch:
     assert run.method is not None
     run.method.set_hard(True)
     run.phase.net.eval()
-    return FinishedSearch(config, run.data, run.phase.net, run.method, run.placement, read_json(output / "summary.json"))
+    return FinishedSearch(
+        config, run.data, run.phase.net, run.method, run.placement, read_json(output / "summary.json")
+    )
 
 
 def _prepare_folder(output: Path, *, overwrite: bool) -> None:
@@ -160,7 +162,9 @@ class _Run:
             self.phase = self._search_phase()
 
     def _float_phase(self) -> Phase:
-        return Phase("float", (self.config.pretrain_epochs,), QuantizedNet(self.model, []), None, self.config, self.data)
+        return Phase(
+            "float", (self.config.pretrain_epochs,), QuantizedNet(self.model, []), None, self.config, self.data
+        )
 
     def _search_phase(self, *, calibrate: bool = True) -> Phase:
         net = QuantizedNet(self.model, make_quantizers(self.placement))
@@ -169,7 +173,9 @@ class _Run:
             samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
             net.calibrate(x.to(device) for x, _ in samples)
         self.method = self.method_class(self.weights, self.model, self.config)
-        return Phase("search", (self.config.epochs, self.config.finetune_epochs), net, self.method, self.config, self.data)
+        return Phase(
+            "search", (self.config.epochs, self.config.finetune_epochs), net, self.method, self.config, self.data
+        )
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""

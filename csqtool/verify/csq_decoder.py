@@ -32,9 +32,7 @@ ELEMENT_TYPES = {
 }  # fmt: skip
 
 
-def decode(
-    content: bytes, *, where: str, damaged: list[str] | None = None
-) -> tuple[dict[str, NDArray[Any]], str, str]:
+def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> tuple[dict[str, NDArray[Any]], str, str]:
     """Return the tensors by name, the metadata (JSON text) and the SHA-256 that the finalized file must have.
 
     The integers of quantized layers come as int8 or int16, as the header names them. Whether tensors and
@@ -127,13 +125,9 @@ def _check_item(item: Any, what: str) -> None:
     what = f"{what} {name!r}"
     for key in ("bits", "crc32", "length", "offset"):
         _require(_is_natural(item[key]), what, f"{key} is not an integer of 0 to 2^63 − 1")
-    _require(
-        isinstance(shape, list) and all(_is_natural(d) for d in shape), what, "shape is no list of integers"
-    )
+    _require(isinstance(shape, list) and all(_is_natural(d) for d in shape), what, "shape is no list of integers")
     _require(len(shape) <= AXES_LIMIT, what, f"{len(shape)} axes, at most {AXES_LIMIT}")
-    _require(
-        math.prod(max(d, 1) for d in shape) <= ELEMENTS_LIMIT, what, f"more than {ELEMENTS_LIMIT} elements"
-    )
+    _require(math.prod(max(d, 1) for d in shape) <= ELEMENTS_LIMIT, what, f"more than {ELEMENTS_LIMIT} elements")
     kind = item["dtype"]
     _require(isinstance(kind, str) and kind in ELEMENT_TYPES, what, f"unknown dtype {kind!r:.80}")
     element_bits = np.dtype(ELEMENT_TYPES[kind]).itemsize * 8

@@ -78,7 +78,10 @@ def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tup
         for handle in handles:
             handle.remove()
     # A module that is called twice has no one value to compare; its effect shows in the next layer.
-    cuts = [Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items() if len(v) == 1]
+    # A layer that yields the model's output is compared there.
+    cuts = [
+        Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items() if len(v) == 1 and not torch.equal(v[0], output)
+    ]
     return output, cuts
 
 

@@ -117,7 +117,9 @@ def _verify_onnx(
 ) -> None:
     proto = _parse_onnx(content, report.file)
     _onnx_integrity(proto, digest, report)
-    _add_problems(report, "weights", "integers, scales, biases", weights.onnx_weight_problems(proto, model), len(model.layers))
+    _add_problems(
+        report, "weights", "integers, scales, biases", weights.onnx_weight_problems(proto, model), len(model.layers)
+    )
     if model.activations:
         problems = weights.onnx_activation_problems(proto, model)
         _add_problems(report, "weights", "activation quantizers", problems, len(model.activations))
@@ -205,7 +207,11 @@ def _compare_layers(
                 behind = layers.weights_behind(proto, cut.value, cuts, model)
                 report.add("layers", f"{cut.name}, optimizations {optimization}", False, detail, behind or cut.name)
         if not wrong:
-            words = {"steps": "steps off at most", "share": "of a layer's values at most", "max_abs_diff": "off in float"}
+            words = {
+                "steps": "steps off at most",
+                "share": "of a layer's values at most",
+                "max_abs_diff": "off in float",
+            }
             detail = ", ".join(f"{value:.2g} {words[key]}" for key, value in worst.items())
             report.add("layers", name, True, detail, None, **worst)
 
@@ -256,7 +262,9 @@ def _verify_csq(
 @torch.no_grad()
 def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
     """Return the PyTorch network's outputs for all inputs."""
-    parts: list[NDArray[Any]] = [net(inputs[s : s + runtime.BATCH]).numpy() for s in range(0, len(inputs), runtime.BATCH)]
+    parts: list[NDArray[Any]] = [
+        net(inputs[s : s + runtime.BATCH]).numpy() for s in range(0, len(inputs), runtime.BATCH)
+    ]
     return np.concatenate(parts)
 
 
@@ -298,7 +306,11 @@ def compare_outputs(
         spread = max(float(wanted.std()), 1e-12)
         holds = figures["mean_abs_diff"] <= MAX_MEAN_SHARE * spread
         holds &= figures.get("agreement", 1.0) >= MIN_AGREEMENT[optimization]
-    words = [f"max {figures['max_abs_diff']:.2g}", f"mean {figures['mean_abs_diff']:.2g}", f"cosine {figures['cosine']:.6f}"]
+    words = [
+        f"max {figures['max_abs_diff']:.2g}",
+        f"mean {figures['mean_abs_diff']:.2g}",
+        f"cosine {figures['cosine']:.6f}",
+    ]
     if task.labels:
         words.append(f"agreement {figures['agreement']:.2%}")
     report.add("outputs", name, holds, ", ".join(words), None, **figures)

@@ -98,7 +98,9 @@ def _bias_problems(
     if expected.bias_step is None:
         return ["the bias is quantized, although the layer's input is not"]
     wanted = np.rint(expected.bias / expected.bias_step.astype(np.float64))
-    return _differences(integers, wanted.astype(np.int32), "bias") + _differences(step, expected.bias_step, "bias scale")
+    return _differences(integers, wanted.astype(np.int32), "bias") + _differences(
+        step, expected.bias_step, "bias scale"
+    )
 
 
 def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Iterator[Problem]:
@@ -154,7 +156,9 @@ def _differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[s
         return []
     place = tuple(int(i) for i in np.unravel_index(int(different.argmax()), different.shape))
     first = f" at {list(place)}" if place else ""
-    return [f"{what}: {int(different.sum())} of {found.size} differ, first{first}: {found[place]} instead of {wanted[place]}"]
+    return [
+        f"{what}: {int(different.sum())} of {found.size} differ, first{first}: {found[place]} instead of {wanted[place]}"
+    ]
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -54,4 +54,3 @@ def tidy(model: ir.Model, properties: dict[str, str]) -> None:
             taken.add(output.name)
             output.shape, output.type = None, None  # readers infer them; written out they cost a third of the file
         node.name = f"{node.op_type}:{node.outputs[0].name}"
-

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from onnx_ir import convenience
 
 from csqtool.errors import ExportError
-from csqtool.finalize import read_batch_norm
-from csqtool.folding import bias_step, fold_scale, integer_bias
+from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.nn.net import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from exporters.onnx.cleanup import NAMED

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from csqtool.cli import cli
+
+ROOT = Path(__file__).parent.parent
+DIGITS = f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn"
+QUICK = ["--pretrain-epochs", "3", "--epochs", "2", "--finetune-epochs", "2", "--batch-size", "64"]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def ok(*arguments: object) -> Result:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+class Built:
+    """A searched, finalized and exported digits network."""
+
+    def __init__(self, folder: Path, act_bits: str) -> None:
+        self.run, self.model = folder / "run", folder / "model.safetensors"
+        self.onnx, self.csq = folder / "model.onnx", folder / "model.csq"
+        ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", act_bits, *QUICK, "-o", self.run)
+        ok("finalize", self.run, "-o", self.model)
+        ok("export", self.model, "--format", "onnx", "-o", self.onnx)
+        ok("pack", self.model, "-o", self.csq)
+
+    def verify(self, file: Path, *more: object) -> tuple[int, dict[str, object]]:
+        result = invoke("verify", file, "--against", self.model, "--json", *more)
+        return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(tmp_path_factory.mktemp("a8"), "8")
+
+
+@pytest.fixture(scope="session", params=["float", "4"])
+def other_bits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(tmp_path_factory.mktemp("other"), request.param)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import DIGITS, QUICK, Built, invoke, ok
+
+from csqtool.finalized_file import read_finalized
+from csqtool.verify.runtime import optimized_operators
+
+SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
+
+
+def test_help_imports_neither_torch_nor_onnx() -> None:
+    code = "import sys, csqtool.cli as c\ntry: c.cli(['--help'])\nexcept SystemExit: pass\n" \
+           "print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "csq"])
+def test_verify_passes_an_untouched_export(eight_bits: Built, kind: str) -> None:
+    code, report = eight_bits.verify(getattr(eight_bits, kind))
+    assert code == 0
+    assert report["passed"] is True
+
+
+def test_verify_passes_float_and_four_bit_activations(other_bits: Built) -> None:
+    assert other_bits.verify(other_bits.onnx)[0] == 0
+    assert other_bits.verify(other_bits.csq)[0] == 0
+
+
+def test_onnxruntime_runs_everything_on_integer_kernels(eight_bits: Built) -> None:
+    operators = optimized_operators(eight_bits.onnx.read_bytes())
+    assert operators.count("QLinearConv") == 6
+    for kernel in ("QLinearAdd", "QLinearGlobalAveragePool", "QGemm"):
+        assert kernel in operators
+    assert not {"Conv", "Add", "GlobalAveragePool", "ReduceMean", "Gemm"} & set(operators)
+
+
+def test_unpack_gives_back_the_finalized_file_bit_for_bit(eight_bits: Built, tmp_path: Path) -> None:
+    ok("unpack", eight_bits.csq, "-o", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == eight_bits.model.read_bytes()
+
+
+def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
+    from csqtool.finalize import rebuilt_net
+
+    model = read_finalized(eight_bits.model)
+    net = rebuilt_net(model)
+    for layer in model.layers:
+        weight = net.model.get_submodule(layer.name.removesuffix(".weight")).weight
+        assert np.array_equal(weight.numpy(), layer.q.astype(np.float32) * layer.scale)
+
+
+@pytest.mark.parametrize(
+    "name", ["stem.0.weight", "mix.0.weight", "stem.0.weight_scale", "classifier.bias", "relu.output_scale"]
+)
+def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
+    eight_bits: Built, tmp_path: Path, name: str
+) -> None:
+    proto = onnx.load(eight_bits.onnx)
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[0] = array.reshape(-1)[0] * 1.01 if array.dtype.kind == "f" else array.reshape(-1)[0] + 1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "changed.onnx")
+    code, report = eight_bits.verify(tmp_path / "changed.onnx")
+    assert code == 1
+    blamed = {c["layer"] for c in report["checks"] if not c["passed"] and c["level"] == "weights"}
+    assert blamed == {name.removesuffix("_scale").replace(".bias", ".weight")}
+
+
+def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
+    content = bytearray(eight_bits.csq.read_bytes())
+    start = 24 + int.from_bytes(content[12:16], "little")
+    header = json.loads(content[24:start])
+    entry = next(t for t in header["tensors"] if t["name"] == "mix.0.weight")
+    content[start + entry["offset"]] ^= 1
+    (tmp_path / "changed.csq").write_bytes(content)
+    code, report = eight_bits.verify(tmp_path / "changed.csq")
+    assert code == 1
+    assert {c["layer"] for c in report["checks"] if c["level"] in ("integrity", "weights") and not c["passed"]} == {
+        "mix.0.weight"
+    }
+
+
+@pytest.mark.parametrize("kind", ["empty", "nan"])
+def test_verify_fails_on_empty_and_on_nan_data(eight_bits: Built, tmp_path: Path, kind: str) -> None:
+    count = 0 if kind == "empty" else 4
+    x = np.full((count, 1, 8, 8), np.nan, np.float32)
+    y = np.zeros(count, np.int64)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert eight_bits.verify(eight_bits.onnx, "--data", f"npz:{tmp_path}/d.npz")[0] == 1
+
+
+def test_gates_that_do_not_hold_exit_with_1(eight_bits: Built) -> None:
+    assert eight_bits.verify(eight_bits.onnx, "--max-size", "1KB")[0] == 1
+    assert eight_bits.verify(eight_bits.onnx, "--min-metric", "1.01")[0] == 1
+
+
+def test_the_same_seed_gives_the_same_model(eight_bits: Built, tmp_path: Path) -> None:
+    ok(*SEARCH, tmp_path / "run", "--act-bits", "8", *QUICK)
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == eight_bits.model.read_bytes()
+
+
+def test_an_interrupted_search_resumes_to_the_same_model(eight_bits: Built, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "csqtool", *SEARCH, str(tmp_path / "run"), "--act-bits", "8", *QUICK]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    ok("search", "--resume", tmp_path / "run")
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "resumed.safetensors")
+    assert (tmp_path / "resumed.safetensors").read_bytes() == eight_bits.model.read_bytes()
+
+
+def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
+    text = f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_bits = 3\nepochs = 1\n' \
+           "finetune_epochs = 1\npretrain_epochs = 2\nact_bits = 8\n[verify]\nsamples = 100\n"  # fmt: skip
+    (tmp_path / "pipeline.toml").write_text(text)
+    ok("run", tmp_path / "pipeline.toml")
+    again = json.loads(ok("run", tmp_path / "pipeline.toml", "--json").stdout)
+    assert set(again["stages"].values()) == {"unchanged"}
+    assert again["passed"] is True
+
+
+def test_inspect_explains_every_file(eight_bits: Built) -> None:
+    run = eight_bits.run
+    files = [eight_bits.model, eight_bits.onnx, eight_bits.csq, run, *run.iterdir(), run / "checkpoints" / "last.pt"]
+    for path in files:
+        if path.name != "checkpoints":
+            assert path.name in ok("inspect", path).stdout
+            json.loads(ok("inspect", path, "--json").stdout)
+
+
+def test_methods_and_formats_are_listed() -> None:
+    assert "csq" in json.loads(ok("methods", "--json").stdout)
+    assert {"csq", "onnx"} <= set(json.loads(ok("formats", "--json").stdout))
+
+
+BAD_MODELS = """
+import torch
+def raises(): raise RuntimeError("no weights here")
+def no_module(): return 3
+def nothing(): return torch.nn.Flatten()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["verify", "none.onnx", "--against", "none.safetensors"], "no such file"),
+        (["search", "bad.py:raises", "--data", "digits", "--target-bits", "3", "-o", "r"], "no weights here"),
+        (["search", "bad.py:no_module", "--data", "digits", "--target-bits", "3", "-o", "r"], "not a torch.nn.Module"),
+        (["search", "bad.py:nothing", "--data", "digits", "--target-bits", "3", "-o", "r"], "no quantizable layers"),
+        (["search", "none.py:x", "--data", "digits", "--target-bits", "3", "-o", "r"], "no such file"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "target bits must be 1 to 8"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "target bits must be 1 to 8"),
+        (["search", DIGITS, "--data", "digts", "--target-bits", "3", "-o", "r"], "did you mean 'digits'"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "3", "--weights", "w.pt", "-o", "r"], "missing"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o", "/dev/null/r"], "cannot write"),
+        (["run", "bad.toml"], "did you mean 'target_bits'"),
+        (["unpack", "short.csq", "-o", "x"], "truncated"),
+        (["export", "short.csq", "-o", "x"], "not a safetensors file"),
+        (["inspect", "text.onnx"], "not an ONNX file"),
+        (["serch"], "serch"),
+    ],
+)
+def test_bad_input_is_one_error_line_and_exit_2(
+    arguments: list[str], expected: str, eight_bits: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text(BAD_MODELS)
+    Path("bad.toml").write_text(f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_bit = 3\n')
+    Path("short.csq").write_bytes(eight_bits.csq.read_bytes()[:1000])
+    Path("text.onnx").write_text("this is no model")
+    torch.save({"stem.0.weight": torch.zeros(1)}, "w.pt")
+    before = {p.name for p in Path().iterdir()}
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error:")
+    assert expected in lines[0]
+    assert {p.name for p in Path().iterdir()} - {"__pycache__"} == before

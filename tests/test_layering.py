@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# Each part may import what stands before it, and itself.
+ORDER = [
+    "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding",
+    "csqtool.finalized_file csqtool.factories csqtool.task",
+    "csqtool.data",
+    "csqtool.nn",
+    "csqtool.search",
+    "csqtool.finalize",
+    "csqtool.formats",
+    "exporters csqtool.summaries",
+    "csqtool.verify",
+    "csqtool.pipeline",
+    "csqtool.inspecting",
+    "csqtool.cli csqtool.__main__",
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
+FORBIDDEN = {
+    "exporters": ("csqtool.search", "csqtool.finalize", "csqtool.verify"),
+    "csqtool": ("exporters", "sample_models"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def part(module: str) -> str | None:
+    matches = [name for name in RANK if module == name or module.startswith(f"{name}.")]
+    return max(matches, key=len, default=None)
+
+
+def test_imports_point_one_way() -> None:
+    for path in [*(ROOT / "csqtool").rglob("*.py"), *(ROOT / "exporters").rglob("*.py")]:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        own = part(module)
+        for imported in imports(path):
+            for owner, foreign in FORBIDDEN.items():
+                assert not (
+                    module.split(".")[0] == owner and f"{imported}.".startswith(tuple(f"{f}." for f in foreign))
+                ), (module, imported)
+            if own is not None and (other := part(imported)) is not None:
+                lazily_used = own == "csqtool.formats" and other == "csqtool.finalize"
+                assert RANK[other] <= RANK[own] or lazily_used, (module, imported)
