@@ -41,8 +41,10 @@ class BatchNorm:
 
 def read_batch_norm(tensors: Mapping[str, NDArray[Any]], name: str, epsilon: float) -> BatchNorm:
     """Return the BatchNorm module `name` from a finalized model's tensors."""
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return BatchNorm(*(np.asarray(tensors[f"{name}.{part}"], np.float32) for part in parts), epsilon)
+    gamma, beta, mean, variance = (
+        np.asarray(tensors[f"{name}.{part}"], np.float32) for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    return BatchNorm(gamma, beta, mean, variance, epsilon)
 
 
 @dataclass(frozen=True)

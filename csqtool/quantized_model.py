@@ -32,7 +32,7 @@ def twos_complement_bits(q: NDArray[Any]) -> int:
 
 def smallest_dtype(q: NDArray[Any]) -> IntegerArray:
     """Return `q` as int8, or as int16 where its values need it."""
-    return q.astype(np.int8 if twos_complement_bits(q) <= 8 else np.int16)
+    return q.astype(np.int8) if twos_complement_bits(q) <= 8 else q.astype(np.int16)
 
 
 @dataclass(frozen=True)

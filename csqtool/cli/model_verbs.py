@@ -68,9 +68,8 @@ def _print_exported(done: Any, as_json: bool) -> None:
         print_json(facts)
         return
     ratio = done.float32_bytes / done.size_bytes
-    click.echo(
-        f"{done.path}  {size(done.size_bytes)}; the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)"
-    )
+    float32 = f"the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)"
+    click.echo(f"{done.path}  {size(done.size_bytes)}; {float32}")
     for note in done.notes:
         click.echo(f"note: {note}")
 

@@ -65,7 +65,7 @@ def _summary(result: PipelineResult) -> str:
         "",
         f"precision  {model.average_precision:.3f} planes a weight (target {result.pipeline.config.target_bits:g}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
-        f"{metrics['name']:9}  float {before} → finalized {metrics['finalized']:.4f} on {metrics['samples']} test samples",
+        f"{metrics['name']:9}  float {before} → finalized {metrics['finalized']:.4f} on {metrics['samples']} samples",
         "",
         table(heads, rows),
         "",

@@ -49,6 +49,8 @@ class ActivationFakeQuantizer(nn.Module):
         zero_point: 0 where the calibration saw no negative value, fixed afterwards.
     """
 
+    zero_point_: Tensor
+
     def __init__(self, name: str, bits: int) -> None:
         super().__init__()
         self.name = name
@@ -65,7 +67,7 @@ class ActivationFakeQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x rounded to the quantizer's grid, float32."""
         with torch.autocast(x.device.type, enabled=False):
-            result: Tensor = _FakeQuantize.apply(x.float(), self.scale, self.zero_point, self.largest)
+            result: Tensor = _FakeQuantize.apply(x.float(), self.scale, self.zero_point, self.largest)  # type: ignore[no-untyped-call]
             return result
 
     @torch.no_grad()
@@ -79,7 +81,8 @@ class ActivationFakeQuantizer(nn.Module):
         for share in torch.linspace(0.2, 1.0, 33).tolist():
             scale = torch.tensor((high - low) * share / self.largest)
             zero_point = round(-low / (high - low) * self.largest)
-            error = float(((to_integers(sample, scale, zero_point, self.largest) - zero_point) * scale - sample).square().sum())  # fmt: skip
+            rounded = (to_integers(sample, scale, zero_point, self.largest) - zero_point) * scale
+            error = float((rounded - sample).square().sum())
             if error < best:
                 best = error
                 self.scale.copy_(scale)

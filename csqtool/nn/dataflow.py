@@ -35,6 +35,7 @@ def _register(kind: str, name: str, *functions: Any) -> None:
     _KINDS.update(dict.fromkeys(functions, (kind, name)))
 
 
+_f: Any
 for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear):
     _register(WEIGHT_OPS, _f.__name__, _f)
 _register(NORM_OPS, "batch_norm", F.batch_norm)
@@ -269,9 +270,9 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
     uses = Counter(site.weight for site in sites if site.weight)
     for site in sites:
         once = site.weight if site.weight and uses[site.weight] == 1 else None
-        if once and len(site.consumers) == 1 and not site.is_output and site.consumers[0].kind == NORM_OPS:
-            if site.operation in FOLDING_OPS:
-                batch_norms[once] = site.consumers[0].module
+        followed_by_norm = len(site.consumers) == 1 and not site.is_output and site.consumers[0].kind == NORM_OPS
+        if once and followed_by_norm and site.operation in FOLDING_OPS:
+            batch_norms[once] = site.consumers[0].module
         if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
             continue
         # A weight operation's data is its first input; weights that depend on data stay as they are.

@@ -42,7 +42,8 @@ def soft_weight(m_p: Tensor, m_n: Tensor, m_b: Tensor, s: Tensor, beta: float) -
         planes = m_b.numel()
         plane_weights = soft_gate(m_b, beta) * (2.0 ** torch.arange(planes, device=m_b.device)) / (2**planes - 1)
         digits = soft_gate(m_p, beta) - soft_gate(m_n, beta)  # (n, *weight)
-        return s * torch.tensordot(plane_weights, digits, dims=1)
+        weight: Tensor = s * torch.tensordot(plane_weights, digits, dims=1)
+        return weight
 
 
 class BitGates(nn.Module):
@@ -110,7 +111,8 @@ class BitGates(nn.Module):
         kept = (self.m_b >= 0) * 2 ** torch.arange(self.planes, device=self.m_b.device)
         digits = (self.m_p >= 0).int() - (self.m_n >= 0).int()  # (n, *weight)
         q = (kept.view(-1, *[1] * (digits.ndim - 1)) * digits).sum(0)
-        return q.float() * (self.s / (2**self.planes - 1))
+        weight: Tensor = q.float() * (self.s / (2**self.planes - 1))
+        return weight
 
     def integers(self) -> tuple[IntegerArray, np.float32, str]:
         """Return q, Δ and the mask string with all gates as unit steps."""

@@ -103,6 +103,9 @@ def make_quantizers(placement: Placement) -> list[ActivationFakeQuantizer]:
 class DequantizedWeight(nn.Module):
     """A finalized weight as a parametrization: float32(q)·Δ, exactly."""
 
+    q: Tensor
+    scale: Tensor
+
     def __init__(self, name: str, q: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.name = name

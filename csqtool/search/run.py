@@ -244,10 +244,16 @@ class _Run:
         hard = evaluate(phase.net, self.data.test, task, phase.device)
         _reestimate_batch_norm(phase, self.data)
         final = evaluate(phase.net, self.data.test, task, phase.device)
-        scheme = [
-            {"name": name, "precision": mask.count("1"), "mask": mask, "bit_width": twos_complement_bits(q), "elements": q.size}
+        scheme: list[dict[str, Any]] = [
+            {
+                "name": name,
+                "precision": mask.count("1"),
+                "mask": mask,
+                "bit_width": twos_complement_bits(q),
+                "elements": q.size,
+            }
             for name, (q, _, mask) in method.integers().items()
-        ]  # fmt: skip
+        ]
         average = {
             key: sum(entry[key] * entry["elements"] for entry in scheme) / sum(entry["elements"] for entry in scheme)
             for key in ("precision", "bit_width")

@@ -34,7 +34,8 @@ def expected_in_onnx(model: QuantizedModel, layer: QuantizedLayer) -> Expected:
     double = {k: v.astype(np.float64) for k, v in model.tensors.items() if v.dtype.kind == "f"}
     stem = layer.name[: -len("weight")] if layer.name.endswith("weight") else None
     bias = double.get(f"{stem}bias") if stem is not None else None
-    q, scale = layer.q, np.asarray(layer.scale, np.float32)
+    q: NDArray[Any] = layer.q
+    scale = np.asarray(layer.scale, np.float32)
     if layer.batch_norm is not None:
         norm = {part: double[f"{layer.batch_norm}.{part}"]
                 for part in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
@@ -119,7 +120,10 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
         if kinds != ["DequantizeLinear", *clipped, "QuantizeLinear"]:
             yield quantizer.name, f"its quantizer is missing (found: {' ← '.join(kinds) or 'nothing'})"
             continue
-        wanted = {1: np.asarray(quantizer.scale), 2: np.asarray(quantizer.zero_point, np.uint8)}
+        wanted: dict[int, NDArray[Any]] = {
+            1: np.asarray(quantizer.scale),
+            2: np.asarray(quantizer.zero_point, np.uint8),
+        }
         for node in (chain[0], chain[-1]):
             for position, what in ((1, "scale"), (2, "zero point")):
                 found = arrays.get(node.input[position]) if len(node.input) > position else None
@@ -156,9 +160,8 @@ def _differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[s
         return []
     place = tuple(int(i) for i in np.unravel_index(int(different.argmax()), different.shape))
     first = f" at {list(place)}" if place else ""
-    return [
-        f"{what}: {int(different.sum())} of {found.size} differ, first{first}: {found[place]} instead of {wanted[place]}"
-    ]
+    count = int(different.sum())
+    return [f"{what}: {count} of {found.size} differ, first{first}: {found[place]} instead of {wanted[place]}"]
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -61,7 +61,9 @@ class _Rewriter:
         """Return the initializer `name`, making it if there is none."""
         if name not in self._graph.initializers:
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             self._graph.register_initializer(value)
         return self._graph.initializers[name]
 
@@ -73,7 +75,7 @@ class _Rewriter:
 
     def _replace(self, node: ir.Node, value: ir.Value) -> None:
         """Let `value` stand for the only output of `node`, and remove the node."""
-        value.shape, value.dtype = node.outputs[0].shape, node.outputs[0].dtype
+        value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
         convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
         self._graph.remove(node, safe=True)
 

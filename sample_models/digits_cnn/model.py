@@ -46,7 +46,8 @@ class DigitsCNN(nn.Module):
         x = torch.relu(self.depthwise(x))
         x = torch.relu(self.pointwise(x))
         x = torch.relu(self.mix(x))
-        return self.classifier(torch.flatten(self.pool(x), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.pool(x), 1))
+        return logits
 
 
 def digits_cnn(width: int = 16) -> DigitsCNN:
