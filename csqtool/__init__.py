@@ -17,12 +17,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csqtool.finalize import finalize, rebuilt_net
+    from csqtool.finalize import finalize
     from csqtool.finalized_file import read_finalized
     from csqtool.formats import export, pack, unpack
     from csqtool.inspecting import inspect
     from csqtool.pipeline import run_pipeline
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
+    from csqtool.rebuild import rebuilt_net
     from csqtool.search import SearchConfig, resume_search, search
     from csqtool.verify import Gates, VerifyReport, verify
 
@@ -40,7 +41,7 @@ _HOMES = {
     "inspect": "csqtool.inspecting",
     "pack": "csqtool.formats",
     "read_finalized": "csqtool.finalized_file",
-    "rebuilt_net": "csqtool.finalize",
+    "rebuilt_net": "csqtool.rebuild",
     "resume_search": "csqtool.search",
     "run_pipeline": "csqtool.pipeline",
     "search": "csqtool.search",

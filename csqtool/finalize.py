@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -147,25 +146,3 @@ def _ties(net: QuantizedNet, integers: Any) -> dict[str, str]:
             if source != name and source in integers:
                 ties[name] = source
     return ties
-
-
-@torch.no_grad()
-def rebuilt_net(model: QuantizedModel, *, factory: str | None = None, near: Path | None = None) -> QuantizedNet:
-    """Return the finalized PyTorch network: the reference of every comparison.
-
-    Args:
-        model: the finalized model.
-        factory: builds the module, instead of the one recorded in the model.
-        near: the finalized file; its surroundings are searched for the factory's source.
-
-    Raises:
-        InputError: the factory is missing or builds something else.
-    """
-    return finalized_net(rebuilt_module(model, factory=factory, near=near), model)
-
-
-def rebuilt_module(model: QuantizedModel, *, factory: str | None = None, near: Path | None = None) -> nn.Module:
-    """Return a fresh module of the user's code, without the finalized values."""
-    recorded = model.info["model"]
-    module: nn.Module = build_model(factory or recorded["factory"], recorded["args"], near=near)
-    return module

@@ -99,7 +99,7 @@ def export(source: Path, output: Path, *, format: str, model: str | None = None)
     finalized = read_finalized(source)
 
     def build_module() -> Any:
-        from csqtool.finalize import rebuilt_module
+        from csqtool.rebuild import rebuilt_module
 
         return rebuilt_module(finalized, factory=model, near=source)
 

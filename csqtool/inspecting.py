@@ -10,8 +10,9 @@ from typing import Any
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
+from csqtool.onnx_file import parse_onnx
 from csqtool.quantized_model import QuantizedModel
-from csqtool.summaries import layer_table
+from csqtool.summaries import layer_table, metric_text
 from csqtool.text import size, table
 
 
@@ -61,17 +62,14 @@ def _model_facts(model: QuantizedModel) -> dict[str, Any]:
 
 def _model_text(model: QuantizedModel) -> str:
     info = model.info
-    method, metrics = info["method"], info.get("metrics", {})
+    method = info["method"]
     lines = [
-        f"model    {info['model']['factory']}  input {info['input_shape']}",
-        f"data     {info['data']['source']} ({info['data']['task']})",
-        f"method   {method['name']}, target {method['target_bits']:g} bits, activations "
+        f"model      {info['model']['factory']}  input {info['input_shape']}",
+        f"data       {info['data']['source']} ({info['data']['task']})",
+        f"method     {method['name']}, target {method['target_bits']:g} bits, activations "
         f"{'float' if method['act_bits'] is None else str(method['act_bits']) + ' bits'}, seed {method['seed']}",
     ]
-    if metrics:
-        before = "" if metrics["float"] is None else f", float model {metrics['float']:.4f}"
-        lines.append(f"{metrics['name']:8} {metrics['finalized']:.4f} on {metrics['samples']} samples{before}")
-    lines += ["", layer_table(model)]
+    lines += [metric_text(model), "", layer_table(model)]
     if model.activations:
         rows = [(a.name, a.bits, f"{a.scale:.6g}", a.zero_point) for a in model.activations]
         lines += ["", table(("activation", "bits", "scale", "zero point"), rows)]
@@ -108,22 +106,15 @@ def _csq(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    import onnx
-    from google.protobuf.message import DecodeError
+    from onnx import TensorProto
 
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except (DecodeError, RuntimeError) as error:
-        raise FormatError(f"{path} is not an ONNX file: {error}") from error
-    if not proto.graph.node:
-        raise FormatError(f"{path} is not an ONNX file: it holds no graph")
+    proto = parse_onnx(content, where=str(path))
     opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
     properties = {p.key: p.value for p in proto.metadata_props}
     operators = Counter(node.op_type for node in proto.graph.node)
     stored: Counter[str] = Counter()
     for tensor in proto.graph.initializer:
-        stored[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
+        stored[TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
     nodes = [(node.op_type, ", ".join(i for i in node.input if i), ", ".join(node.output)) for node in proto.graph.node]
     lines = [
         f"{path}: ONNX graph, {size(len(content))}, IR {proto.ir_version}, "

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import DIGITS, QUICK, Built, invoke, ok
+from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
-from csqtool.finalized_file import read_finalized
+from csqtool.finalized_file import read_finalized, serialize, to_tensors
 from csqtool.verify.runtime import optimized_operators
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
@@ -53,7 +54,7 @@ def test_unpack_gives_back_the_finalized_file_bit_for_bit(eight_bits: Built, tmp
 
 
 def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
-    from csqtool.finalize import rebuilt_net
+    from csqtool.rebuild import rebuilt_net
 
     model = read_finalized(eight_bits.model)
     net = rebuilt_net(model)
@@ -92,6 +93,33 @@ def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits
     assert {c["layer"] for c in report["checks"] if c["level"] in ("integrity", "weights") and not c["passed"]} == {
         "mix.0.weight"
     }
+
+
+def test_one_changed_scale_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
+    from csqtool.formats import pack
+
+    changed = tmp_path / "changed.safetensors"
+    tensors, metadata = to_tensors(read_finalized(eight_bits.model))
+    document = json.loads(metadata)
+    scale = np.asarray(tensors["mix.0.weight_scale"] * np.float32(1.01))
+    tensors["mix.0.weight_scale"] = scale
+    next(entry for entry in document["layers"] if entry["name"] == "mix.0.weight")["scale"] = float(scale)
+    changed.write_bytes(serialize(tensors, json.dumps(document)))
+    pack(changed, tmp_path / "changed.csq")
+    code, report = eight_bits.verify(tmp_path / "changed.csq")
+    assert code == 1
+    blamed = {c["layer"] for c in report["checks"] if c["level"] == "weights" and not c["passed"]}
+    assert blamed == {"mix.0.weight_scale", "metadata"}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "csq"])
+def test_another_models_file_fails_and_names_its_layers(eight_bits: Built, other_seed: Built, kind: str) -> None:
+    code, report = eight_bits.verify(getattr(other_seed, kind))
+    assert code == 1
+    failures = [c for c in report["checks"] if not c["passed"]]
+    assert "made from another finalized model" in {c["detail"] for c in failures}
+    layers = {layer.name for layer in read_finalized(eight_bits.model).layers}
+    assert layers <= {c["layer"] for c in failures if c["level"] == "weights"}
 
 
 @pytest.mark.parametrize("kind", ["empty", "nan"])
@@ -135,6 +163,16 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     again = json.loads(ok("run", tmp_path / "pipeline.toml", "--json").stdout)
     assert set(again["stages"].values()) == {"unchanged"}
     assert again["passed"] is True
+
+
+def test_the_sample_pipeline_ends_in_pass_in_a_process_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sample_models" / "digits_cnn", tmp_path / "sample", ignore=shutil.ignore_patterns("build"))
+    command = [sys.executable, "-m", "csqtool", "run", "sample/pipeline.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("PASS")
+    summary = json.loads((tmp_path / "sample" / "build" / "run" / "summary.json").read_text())
+    assert abs(summary["average_precision"] - 3) <= 0.1
 
 
 def test_inspect_explains_every_file(eight_bits: Built) -> None:
