@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from csqtool.pipeline import run_pipeline
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.rebuild import rebuilt_net
-    from csqtool.search import SearchConfig, resume_search, search
+    from csqtool.search import SearchConfig, finetune, resume_search, search
     from csqtool.verify import Gates, VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ _HOMES = {
     "VerifyReport": "csqtool.verify",
     "export": "csqtool.formats",
     "finalize": "csqtool.finalize",
+    "finetune": "csqtool.search",
     "inspect": "csqtool.inspecting",
     "pack": "csqtool.formats",
     "read_finalized": "csqtool.finalized_file",
@@ -59,6 +60,7 @@ __all__ = [
     "__version__",
     "export",
     "finalize",
+    "finetune",
     "inspect",
     "pack",
     "read_finalized",

@@ -8,7 +8,8 @@
     │   ├── ModelError            the model, its factory or its weights
     │   ├── DataError             the data set
     │   ├── FormatError           a file is not what it claims to be
-    │   └── ExportError           the model holds something the format cannot carry
+    │   ├── ExportError           the model holds something the format cannot carry
+    │   └── TrainingError         training diverged
     └── SearchInterrupted         Ctrl-C, state saved: exit code 130
 
 A failed check is no exception: `csqtool.verify` returns a report whose `passed` is False (exit code 1).
@@ -46,6 +47,10 @@ class FormatError(InputError):
 
 class ExportError(InputError):
     """The model holds something that the chosen format cannot carry."""
+
+
+class TrainingError(InputError):
+    """Training diverged: the loss is no number any more."""
 
 
 class SearchInterrupted(CsqtoolError):

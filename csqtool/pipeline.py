@@ -109,7 +109,7 @@ def read_pipeline(path: Path) -> Pipeline:
     output = document.get("output", "build")
     if not isinstance(output, str):
         raise ConfigError(f"{where}: output must be a folder's name, got {output!r}")
-    config = SearchConfig.from_json(settings, where=f"{where}: [search]")
+    config = SearchConfig.make(**settings, where=f"{where}: [search]")
     gates = Gates.from_mapping(verify, where=f"{where}: [verify]")
     return Pipeline(folder, Path(os.path.relpath(folder / output)), config, tuple(formats), gates, samples)
 

@@ -18,6 +18,7 @@ EXIT_INTERRUPTED = 130
 
 _VERBS = {
     "search": "csqtool.cli.search_verb:search",
+    "finetune": "csqtool.cli.search_verb:finetune",
     "finalize": "csqtool.cli.model_verbs:finalize",
     "pack": "csqtool.cli.model_verbs:pack",
     "unpack": "csqtool.cli.model_verbs:unpack",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csqtool.errors import ModelError
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.dataflow import Call, Placement, SiteMode
-from csqtool.nn.gates import attach, quantizable_weights
+from csqtool.nn.weights import attach, quantizable_weights
 from csqtool.quantized_model import QuantizedModel
 
 Observer = Callable[[str, Tensor], Tensor]
@@ -68,6 +68,22 @@ class QuantizedNet(nn.Module):
             return self.model(x)
 
     @torch.no_grad()
+    def quantized_values(self, x: Tensor) -> int:
+        """Return how many activation values are quantized in a forward pass of `x`."""
+        count = 0
+
+        def observe(_name: str, value: Tensor) -> Tensor:
+            nonlocal count
+            count += value.numel()
+            return value
+
+        was_training = self.training
+        self.eval()
+        self.observed(x, observe)
+        self.train(was_training)
+        return count
+
+    @torch.no_grad()
     def calibrate(self, batches: Iterator[Tensor], *, values_per_batch: int = 65536) -> None:
         """Set every quantizer's scale and zero point from float activations.
 
@@ -93,11 +109,11 @@ class QuantizedNet(nn.Module):
             quantizer.calibrate(torch.cat(seen[name]))
 
 
-def make_quantizers(placement: Placement) -> list[ActivationFakeQuantizer]:
-    """Return one uncalibrated quantizer for each place, in the order of the forward pass."""
+def make_quantizers(placement: Placement, kind: type[ActivationFakeQuantizer]) -> list[ActivationFakeQuantizer]:
+    """Return one uncalibrated quantizer of `kind` for each place, in the order of the forward pass."""
     places = [(placement.input, 8)] if placement.input else []
     places += [(f"{name}.output", bits) for name, bits in placement.outputs.items()]
-    return [ActivationFakeQuantizer(name, bits) for name, bits in places]
+    return [kind(name, bits) for name, bits in places]
 
 
 class DequantizedWeight(nn.Module):

@@ -1,37 +1,119 @@
-"""From mask gates to a scheme that meets the budget."""
+"""From the planes that a search kept to a scheme that meets the budget exactly."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
+from torch import Tensor, nn
 
-from csqtool.nn.gates import LAST_PLANE_LOGIT, BitGates
+from csqtool.nn.levels import Levels
+from csqtool.search.budget import Budget, Scheme
+
+# Returns the loss with one layer rounded to the given planes and the others as they are.
+LossWith = Callable[[str, tuple[int, ...]], float]
+# A plane more divides the squared rounding error, and with it about the loss it costs, by four.
+NEXT_PLANE_GAIN = 0.25
 
 
-@torch.no_grad()
-def settle_masks(gates: dict[str, BitGates], target_bits: float) -> None:
-    """Decide the most undecided planes so that the average precision comes as near to the target as it can.
+def close_holes(planes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return as many planes without holes: the integers span fewer bits, at the same precision."""
+    first = max(0, planes[-1] + 1 - len(planes))
+    return tuple(range(first, first + len(planes)))
 
-    Starting from the planes with m_B ≥ 0, planes are dropped (m_B lowest first) while the average is above the
-    target, or taken (m_B highest first) while it is below, each only when that brings the average nearer. Every
-    layer keeps at least one plane. Planes are compared by their trained logits, the only record of how much
-    the loss wants them; no further data are looked at.
+
+def one_fewer(planes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the planes without the lowest."""
+    return planes[1:]
+
+
+def one_more(planes: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Return the planes and one more: below the lowest, else in the highest hole, else above the highest."""
+    if planes[0] > 0:
+        added = planes[0] - 1
+    else:
+        holes = [b for b in range(planes[-1]) if b not in planes]
+        added = holes[-1] if holes else planes[-1] + 1
+    assert added < most
+    return tuple(sorted((*planes, added)))
+
+
+def settle(found: Scheme, budget: Budget, *, contiguous: bool, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
+    """Drop and add planes until the budget is met: never above it, and no further plane of any layer fits.
+
+    What a plane is worth is measured: the loss when a layer's lowest plane is dropped. Planes are dropped where
+    that costs least for what it saves. What is then left of the budget goes, one plane at a time, where the last
+    plane was worth most for what it costs.
 
     Args:
-        gates: the gates, by parameter name; their mask logits are changed in place.
-        target_bits: average precision wanted, weighted by elements.
+        found: the planes that the search kept.
+        budget: what they may cost.
+        contiguous: close the holes of masks first.
+        loss_with: measures a change of one layer.
+
+    Returns:
+        The planes each layer keeps.
     """
-    elements = sum(g.elements for g in gates.values())
-    wanted = target_bits * elements
-    planes = sorted(
-        ((float(m), name, b) for name, g in gates.items() for b, m in enumerate(g.m_b)), key=lambda plane: plane[0]
-    )
-    now = sum(g.precision * g.elements for g in gates.values())
-    too_many = now > wanted
-    for logit, name, b in planes if too_many else reversed(planes):
-        layer = gates[name]
-        if (logit >= 0) != too_many or (too_many and layer.precision == 1):
-            continue
-        after = now + (-layer.elements if too_many else layer.elements)
-        if abs(after - wanted) < abs(now - wanted):
-            layer.m_b[b] = -LAST_PLANE_LOGIT if too_many else LAST_PLANE_LOGIT
-            now = after
+    scheme = {name: close_holes(planes) if contiguous else tuple(planes) for name, planes in found.items()}
+    measured: dict[tuple[str, tuple[int, ...]], float] = {}
+
+    def rise(name: str) -> float:
+        """Return how much the loss rises when a layer loses its lowest plane."""
+        planes = scheme[name]
+        for wanted in (planes, one_fewer(planes)):
+            if (name, wanted) not in measured:
+                measured[name, wanted] = loss_with(name, wanted)
+        return measured[name, one_fewer(planes)] - measured[name, planes]
+
+    def saved(name: str, planes: tuple[int, ...]) -> float:
+        return abs(budget.cost(scheme) - budget.cost({**scheme, name: planes}))
+
+    def worth(name: str, wider: tuple[int, ...]) -> tuple[bool, float]:
+        cost = max(saved(name, wider), 1e-12)
+        # What a layer's only plane is worth cannot be seen by dropping it: such layers come first, small ones
+        # before large ones.
+        return (True, -cost) if len(scheme[name]) == 1 else (False, NEXT_PLANE_GAIN * rise(name) / cost)
+
+    while budget.cost(scheme) > budget.limit:
+        droppable = [name for name, planes in scheme.items() if len(planes) > budget.least[name]]
+        name = min(droppable, key=lambda n: rise(n) / max(saved(n, one_fewer(scheme[n])), 1e-12))
+        scheme[name] = one_fewer(scheme[name])
+    while True:
+        wider = {n: one_more(p, budget.most[n]) for n, p in scheme.items() if len(p) < budget.most[n]}
+        fitting = {n: p for n, p in wider.items() if budget.cost({**scheme, n: p}) <= budget.limit}
+        if not fitting:
+            return scheme
+        worths = {n: worth(n, planes) for n, planes in fitting.items()}
+        name = max(fitting, key=worths.__getitem__)
+        scheme[name] = fitting[name]
+
+
+class LossProbe:
+    """Measures the loss of a plain module with one weight rounded to given planes.
+
+    Args:
+        parameters: the weights, by name.
+        loss: returns the loss of the module as it stands.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], loss: Callable[[], float]) -> None:
+        self._parameters = parameters
+        self._loss = loss
+
+    @torch.no_grad()
+    def __call__(self, name: str, planes: tuple[int, ...]) -> float:
+        """Return the loss; the weight is put back."""
+        parameter = self._parameters[name]
+        before = parameter.data
+        parameter.data = round_to(before, planes)
+        try:
+            return self._loss()
+        finally:
+            parameter.data = before
+
+
+def round_to(weight: Tensor, planes: tuple[int, ...]) -> Tensor:
+    """Return a weight rounded to given planes, at the scale with the least squared error."""
+    levels = Levels([b - planes[0] for b in planes])
+    scale = levels.fit_scale(weight)
+    return levels.project(weight, scale) * scale
