@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from csqtool.errors import ConfigError, ExportError, nearest
-from csqtool.nn.activation import ActivationFakeQuantizer
+from csqtool.nn.activation import ActivationFakeQuantizer, fake_quantize
 from csqtool.quantized_model import ActivationQuantizer
 
 PACT_DECAY = 1e-4  # L2 on the clip, as PACT's authors train it
@@ -65,7 +65,10 @@ class DorefaQuantizer(ActivationFakeQuantizer):
         super().calibrate(sample)
         if not self.zero_point:
             self.scale.data.fill_(1 / self.largest)
-            self.scale.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x clipped to [0, 1] and rounded, float32; the range is not trained."""
+        return super().forward(x) if self.zero_point else fake_quantize(x, self.scale.detach(), 0, self.largest)
 
 
 class DynamicQuantizer(ActivationFakeQuantizer):

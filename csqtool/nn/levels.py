@@ -39,7 +39,7 @@ class Levels:
 
     def nearest(self, x: Tensor) -> Tensor:
         """Return the index of the level nearest to each value of `x`, int64, same shape."""
-        return torch.bucketize(x, self._midpoints.to(x.device))
+        return torch.bucketize(x.contiguous(), self._midpoints.to(x.device))
 
     def project(self, weight: Tensor, scale: Tensor | float) -> Tensor:
         """Return the integers (float32, the weight's shape) nearest to weight / scale."""

@@ -70,8 +70,6 @@ class Phase:
         self.position = Position()
         self.batches = batches_per_epoch(len(data.train), config.batch_size)
         self._accelerator = accelerator(config.device)
-        if config.channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(parameter_groups(net, method, config), config)
         self._trained, self._optimizer = self._accelerator.prepare(net, optimizer)
         self._teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
