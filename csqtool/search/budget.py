@@ -76,8 +76,9 @@ class Budget:
 
     def average(self, precisions: Mapping[str, int]) -> float:
         """Return the average precision, in planes a weight."""
-        weights = self.weights
-        return sum(weights[name] * bits for name, bits in precisions.items())
+        # Whole numbers are added up and divided once: a budget of 2 is met by 2 planes everywhere, exactly.
+        counted = self.elements if self.unit != "layers" else dict.fromkeys(self.elements, 1)
+        return sum(counted[name] * bits for name, bits in precisions.items()) / sum(counted.values())
 
     def describe(self, cost: float) -> str:
         """Return a cost with its unit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -380,7 +380,16 @@ def _sites(model: nn.Module, sample: Tensor) -> Any:
 
 
 def _reestimate_batch_norm(phase: Phase, data: DataSource) -> None:
-    """Replace BatchNorm's running statistics by those of the hardened network."""
-    samples = batches_of(data.train, most=BN_SAMPLES, size=max(phase.config.batch_size, 128))
-    update_bn((x for x, _ in samples if len(x) > 1), phase.net, device=phase.device)
+    """Replace BatchNorm's running statistics by those of the hardened network.
+
+    The samples are augmented as in training: the weights were trained to that distribution's statistics.
+    """
+    generator = torch.Generator().manual_seed(phase.config.seed)
+
+    def inputs() -> Iterator[Tensor]:
+        for x, _ in batches_of(data.train, most=BN_SAMPLES, size=max(phase.config.batch_size, 128)):
+            if len(x) > 1:
+                yield data.augment(x, generator) if data.augment else x
+
+    update_bn(inputs(), phase.net, device=phase.device)
     phase.net.eval()
