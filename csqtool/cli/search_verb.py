@@ -82,7 +82,7 @@ _training = _settings(
 @_setting("finetune_epochs", int, "Epochs behind it, with the scheme fixed. [default: 20]")
 @_setting("budget_weighting", click.Choice(["elements", "layers"]), "What the average is over. [default: elements]")
 @_setting("min_bits", int, "Planes that each layer keeps at least. [default: 1]")
-@_setting("max_bits", int, "Planes that each layer keeps at most. [default: 8]")
+@_setting("max_bits", int, "Planes that each layer keeps at most. [default: 7]")
 @click.option("--pin", "pins", multiple=True, metavar="PATTERN=BITS", help="Planes of matching layers. Repeatable.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep matching parameters in float. Repeatable.")
 @_setting("contiguous", bool, "Close the holes of masks. [default: yes]")

@@ -102,7 +102,7 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
     Raises:
         ConfigError: a pattern matches no layer, or not even the smallest scheme fits.
     """
-    most = dict.fromkeys(elements, min(config.planes, config.max_bits or config.planes))
+    most = dict.fromkeys(elements, min(config.planes, config.max_bits))
     least = dict.fromkeys(elements, config.min_bits)
     for pattern, bits in config.pin.items():
         matching = [name for name in elements if fnmatchcase(name, pattern)]

@@ -27,6 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "budget_weighting": "elements",
         "element_pressure": False,
         "keep_norms": False,
+        "max_bits": 8,
         "contiguous": False,
         "repair": False,
     },
@@ -60,7 +61,8 @@ class SearchConfig:
         recipe: where the defaults come from: ``default`` or ``paper``.
         method: search method, see ``csqtool methods``.
         budget_weighting: the average is over weight ``elements``, or over ``layers`` as the paper's rates count.
-        min_bits, max_bits: planes that each layer keeps at least and at most.
+        min_bits, max_bits: planes that each layer keeps at least and at most; eight planes would give integers of
+            nine bits, for which runtimes have no integer kernels.
         pin: pattern of parameter names to the planes that matching layers keep.
         exclude: patterns of parameter names that stay in float.
         contiguous: close the holes of masks, so that precision k deploys as k + 1 bits.
@@ -112,7 +114,7 @@ class SearchConfig:
     method: str = "csq"
     budget_weighting: str = "elements"
     min_bits: int = 1
-    max_bits: int | None = None
+    max_bits: int = 7
     pin: Mapping[str, int] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     contiguous: bool = True
@@ -153,7 +155,6 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        top = self.max_bits or self.planes
         checks = [
             (1 <= self.planes <= 8, f"planes must be 1 to 8, got {self.planes}"),
             (
@@ -166,8 +167,8 @@ class SearchConfig:
             ),
             (self.target_size is None or parse_size(self.target_size) > 0, "target size must be above 0"),
             (
-                1 <= self.min_bits <= top <= self.planes,
-                f"min bits and max bits must be 1 to {self.planes} and in order, got {self.min_bits} and {top}",
+                1 <= self.min_bits <= self.max_bits <= 8,
+                f"min bits and max bits must be 1 to 8 and in order, got {self.min_bits} and {self.max_bits}",
             ),
             (
                 all(1 <= bits <= self.planes for bits in self.pin.values()),
