@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
             "bytes": packed.stat().st_size}  # fmt: skip
 
 
-def row(name: str, settings: dict[str, Any], result: dict[str, Any]) -> str:
+def row(settings: dict[str, Any], result: dict[str, Any]) -> str:
     """Return a line of the table."""
     bits = "float" if settings.get("act_bits") is None else settings["act_bits"]
     epochs = settings["epochs"] + settings["finetune_epochs"]
@@ -76,7 +75,8 @@ def main() -> None:
     """Do the runs that are missing, and print the table of all that are finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", required=True, help="the checkpoint, or with --finetuned what all start from")
+    parser.add_argument("--finetuned", action="store_true", help="the weights were finetuned on these data before")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--only", nargs="*", help="names of runs, such as csq-2; none: only print the table")
@@ -87,11 +87,11 @@ def main() -> None:
     with stderr_progress() as progress:
         # A search of one epoch ends the float runs; only their float model is used.
         tail = {"method": "lsq", "target_bits": 8, "epochs": 1, "finetune_epochs": 0}
-        start = run(
-            SearchConfig.make(**base, **tail, weights=arguments.weights, pretrain_epochs=FLOAT_EPOCHS),
-            cache / "float-start", progress,
-        )  # fmt: skip
-        weights = str(cache / "float-start" / "float.safetensors")
+        weights = arguments.weights
+        if not arguments.finetuned:
+            config = SearchConfig.make(**base, **tail, weights=weights, pretrain_epochs=FLOAT_EPOCHS)
+            run(config, cache / "float-start", progress)
+            weights = str(cache / "float-start" / "float.safetensors")
         for name, settings in wanted.items():
             if arguments.only is None or name in arguments.only:
                 progress.line(f"== {name}")
@@ -106,12 +106,16 @@ def main() -> None:
     if (float_run / "summary.json").is_file():
         end = json.loads((float_run / "summary.json").read_text())
         print(f"| float32 | | float | 0 | {arguments.epochs} | {100 * end['metric_float']:.2f} | | 32 | |")
-    print(f"| float32, where all start | | float | 0 | 0 | {100 * start['metric_float']:.2f} | | 32 | |")
+    started_from: float | None = None
     for name, settings in wanted.items():
         folder = cache / f"{name}-e{arguments.epochs}"
-        if (folder / "summary.json").is_file():
-            print(row(name, settings, run(SearchConfig.make(**base, **settings), folder, None)))
-            sys.stdout.flush()
+        if not (folder / "summary.json").is_file():
+            continue
+        result = run(SearchConfig.make(**base, **settings), folder, None)
+        if started_from is None:
+            started_from = result["metric_float"]
+            print(f"| float32, where all start | | float | 0 | 0 | {100 * started_from:.2f} | | 32 | |")
+        print(row(settings, result))
 
 
 if __name__ == "__main__":
