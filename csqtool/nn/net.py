@@ -110,10 +110,15 @@ class QuantizedNet(nn.Module):
 
 
 def make_quantizers(placement: Placement, kind: type[ActivationFakeQuantizer]) -> list[ActivationFakeQuantizer]:
-    """Return one uncalibrated quantizer of `kind` for each place, in the order of the forward pass."""
+    """Return one uncalibrated quantizer for each place, in the order of the forward pass.
+
+    What feeds a weight gets one of `kind`; what only feeds additions and poolings a learned one, which no other
+    method speaks of. (With fixed ranges, averages of quantized values would fall on rounding boundaries exactly.)
+    """
     places = [(placement.input, 8)] if placement.input else []
     places += [(f"{name}.output", bits) for name, bits in placement.outputs.items()]
-    return [kind(name, bits) for name, bits in places]
+    feeding = set(placement.layer_inputs.values())
+    return [(kind if name in feeding else ActivationFakeQuantizer)(name, bits) for name, bits in places]
 
 
 class DequantizedWeight(nn.Module):

@@ -80,6 +80,15 @@ class Budget:
         counted = self.elements if self.unit != "layers" else dict.fromkeys(self.elements, 1)
         return sum(counted[name] * bits for name, bits in precisions.items()) / sum(counted.values())
 
+    def cost_left(self, scheme: Scheme) -> float:
+        """Return how far a scheme stays below the limit."""
+        return self.limit - self.cost(scheme)
+
+    @property
+    def tolerance(self) -> float:
+        """How far below the limit counts as met: 0.02 planes a weight (or a layer)."""
+        return 0.02 if self.unit != "bytes" else 0.02 * sum(self.elements.values()) / 8
+
     def describe(self, cost: float) -> str:
         """Return a cost with its unit."""
         if self.unit == "bytes":

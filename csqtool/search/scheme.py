@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,11 @@ def one_more(planes: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 def settle(found: Scheme, budget: Budget, *, contiguous: bool, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
-    """Drop and add planes until the budget is met: never above it, and no further plane of any layer fits.
+    """Drop and add planes until the budget is met: never above it, and as near as exchanges of planes bring it.
 
     What a plane is worth is measured: the loss when a layer's lowest plane is dropped. Planes are dropped where
     that costs least for what it saves. What is then left of the budget goes, one plane at a time, where the last
-    plane was worth most for what it costs.
+    plane was worth most for what it costs; where none fits any more, one is added to a layer and others make room.
 
     Args:
         found: the planes that the search kept.
@@ -54,38 +54,81 @@ def settle(found: Scheme, budget: Budget, *, contiguous: bool, loss_with: LossWi
     Returns:
         The planes each layer keeps.
     """
+    repair = _Repair(budget, loss_with)
     scheme = {name: close_holes(planes) if contiguous else tuple(planes) for name, planes in found.items()}
-    measured: dict[tuple[str, tuple[int, ...]], float] = {}
+    repair.drop(scheme)
+    repair.fill(scheme)
+    while budget.cost_left(scheme) > budget.tolerance:
+        nearest = min(repair.exchanges(scheme), key=budget.cost_left, default=scheme)
+        if budget.cost_left(nearest) >= budget.cost_left(scheme):
+            break
+        scheme = nearest
+    return scheme
 
-    def rise(name: str) -> float:
-        """Return how much the loss rises when a layer loses its lowest plane."""
-        planes = scheme[name]
+
+class _Repair:
+    """The steps of `settle`; each changes a scheme in place."""
+
+    def __init__(self, budget: Budget, loss_with: LossWith) -> None:
+        self._budget = budget
+        self._loss_with = loss_with
+        self._measured: dict[tuple[str, tuple[int, ...]], float] = {}
+
+    def _rise(self, name: str, planes: tuple[int, ...]) -> float:
+        """Return how much the loss rises when a layer of these planes loses the lowest."""
         for wanted in (planes, one_fewer(planes)):
-            if (name, wanted) not in measured:
-                measured[name, wanted] = loss_with(name, wanted)
-        return measured[name, one_fewer(planes)] - measured[name, planes]
+            if (name, wanted) not in self._measured:
+                self._measured[name, wanted] = self._loss_with(name, wanted)
+        return self._measured[name, one_fewer(planes)] - self._measured[name, planes]
 
-    def saved(name: str, planes: tuple[int, ...]) -> float:
-        return abs(budget.cost(scheme) - budget.cost({**scheme, name: planes}))
+    def _difference(self, scheme: Scheme, name: str, planes: tuple[int, ...]) -> float:
+        """Return what changing a layer's planes changes of the cost, at least a little."""
+        return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: planes})), 1e-12)
 
-    def worth(name: str, wider: tuple[int, ...]) -> tuple[bool, float]:
-        cost = max(saved(name, wider), 1e-12)
+    def _price(self, scheme: Scheme, name: str) -> float:
+        """Return the loss that dropping a layer's lowest plane costs, for what it saves."""
+        return self._rise(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
+
+    def drop(self, scheme: dict[str, tuple[int, ...]], *, but: str | None = None) -> bool:
+        """Drop planes, of any layer but one, until the budget is met; tell whether it could be."""
+        budget = self._budget
+        while budget.cost(scheme) > budget.limit:
+            able = [name for name, planes in scheme.items() if len(planes) > budget.least[name] and name != but]
+            if not able:
+                return False
+            name = min(able, key=lambda n: self._price(scheme, n))
+            scheme[name] = one_fewer(scheme[name])
+        return True
+
+    def fill(self, scheme: dict[str, tuple[int, ...]]) -> None:
+        """Add planes as long as one fits."""
+        while fitting := {n: p for n, p in self._wider(scheme).items() if self._fits({**scheme, n: p})}:
+            worths = {name: self._worth(scheme, name, planes) for name, planes in fitting.items()}
+            name = max(fitting, key=worths.__getitem__)
+            scheme[name] = fitting[name]
+
+    def exchanges(self, scheme: Scheme) -> Iterator[dict[str, tuple[int, ...]]]:
+        """Yield, for each layer that can take another plane, the scheme in which others make room for it."""
+        for name, planes in self._wider(scheme).items():
+            changed = {**scheme, name: planes}
+            if self.drop(changed, but=name):
+                self.fill(changed)
+                yield changed
+
+    def _wider(self, scheme: Scheme) -> dict[str, tuple[int, ...]]:
+        most = self._budget.most
+        return {name: one_more(p, most[name]) for name, p in scheme.items() if len(p) < most[name]}
+
+    def _fits(self, scheme: Scheme) -> bool:
+        return self._budget.cost(scheme) <= self._budget.limit
+
+    def _worth(self, scheme: Scheme, name: str, wider: tuple[int, ...]) -> tuple[bool, float]:
+        cost = self._difference(scheme, name, wider)
         # What a layer's only plane is worth cannot be seen by dropping it: such layers come first, small ones
         # before large ones.
-        return (True, -cost) if len(scheme[name]) == 1 else (False, NEXT_PLANE_GAIN * rise(name) / cost)
-
-    while budget.cost(scheme) > budget.limit:
-        droppable = [name for name, planes in scheme.items() if len(planes) > budget.least[name]]
-        name = min(droppable, key=lambda n: rise(n) / max(saved(n, one_fewer(scheme[n])), 1e-12))
-        scheme[name] = one_fewer(scheme[name])
-    while True:
-        wider = {n: one_more(p, budget.most[n]) for n, p in scheme.items() if len(p) < budget.most[n]}
-        fitting = {n: p for n, p in wider.items() if budget.cost({**scheme, n: p}) <= budget.limit}
-        if not fitting:
-            return scheme
-        worths = {n: worth(n, planes) for n, planes in fitting.items()}
-        name = max(fitting, key=worths.__getitem__)
-        scheme[name] = fitting[name]
+        if len(scheme[name]) == 1:
+            return True, -cost
+        return False, NEXT_PLANE_GAIN * self._rise(name, scheme[name]) / cost
 
 
 class LossProbe:
