@@ -38,7 +38,7 @@ def one_more(planes: tuple[int, ...], most: int) -> tuple[int, ...]:
     return tuple(sorted((*planes, added)))
 
 
-def settle(found: Scheme, budget: Budget, *, contiguous: bool, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
+def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
     """Drop and add planes until the budget is met: never above it, and as near as exchanges of planes bring it.
 
     What a plane is worth is measured: the loss when a layer's lowest plane is dropped. Planes are dropped where
@@ -48,14 +48,13 @@ def settle(found: Scheme, budget: Budget, *, contiguous: bool, loss_with: LossWi
     Args:
         found: the planes that the search kept.
         budget: what they may cost.
-        contiguous: close the holes of masks first.
         loss_with: measures a change of one layer.
 
     Returns:
         The planes each layer keeps.
     """
     repair = _Repair(budget, loss_with)
-    scheme = {name: close_holes(planes) if contiguous else tuple(planes) for name, planes in found.items()}
+    scheme = dict(found)
     repair.drop(scheme)
     repair.fill(scheme)
     while budget.cost_left(scheme) > budget.tolerance:
@@ -153,6 +152,18 @@ class LossProbe:
             return self._loss()
         finally:
             parameter.data = before
+
+    @torch.no_grad()
+    def of_scheme(self, scheme: Scheme) -> float:
+        """Return the loss with all weights rounded to their planes; they are put back."""
+        before = {name: parameter.data for name, parameter in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            parameter.data = round_to(parameter.data, scheme[name])
+        try:
+            return self._loss()
+        finally:
+            for name, parameter in self._parameters.items():
+                parameter.data = before[name]
 
 
 def round_to(weight: Tensor, planes: tuple[int, ...]) -> Tensor:

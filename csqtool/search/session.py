@@ -251,18 +251,36 @@ class Session:
         for weight, value in zip(self.weights, values, strict=True):
             detach(weight, value)
         self.weights = quantizable_weights(self.model, self.config.exclude)
+        probe = LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
+        self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
+        start = self._choose_start(probe)
         if self.config.repair:
-            probe = LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
-            self.scheme = settle(found, self.budget, contiguous=self.config.contiguous, loss_with=probe)
-        else:
-            self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
+            self.scheme = settle(self.scheme, self.budget, loss_with=probe)
         before, after = self.budget.cost(found), self.budget.cost(self.scheme)
         self.progress.line(
             f"scheme: {self.budget.describe(after)}, found {self.budget.describe(before)}, "
-            f"budget {self.budget.describe(self.budget.limit)}"
+            f"budget {self.budget.describe(self.budget.limit)}; going on from the {start} weights"
         )
-        self._log({"phase": "settle", "cost_found": before, "cost": after, "limit": self.budget.limit,
+        self._log({"phase": "settle", "start": start, "cost_found": before, "cost": after, "limit": self.budget.limit,
                    "precision": {name: len(planes) for name, planes in self.scheme.items()}})  # fmt: skip
+
+    def _choose_start(self, probe: LossProbe) -> str:
+        """Keep the searched weights or take the float model's, whichever round to the scheme with less loss.
+
+        A short search finds a scheme before its gates have hardened into good weights; a long one, or one from
+        scratch, leaves weights that fit the scheme.
+        """
+        assert self.scheme is not None
+        saved = self.output / "float.safetensors"
+        if not saved.is_file():
+            return "searched"
+        searched = {name: value.clone() for name, value in self.model.state_dict().items()}
+        loss = probe.of_scheme(self.scheme)
+        load_weights(self.model, saved)
+        if probe.of_scheme(self.scheme) < loss:
+            return "float"
+        self.model.load_state_dict(searched)
+        return "searched"
 
     @torch.no_grad()
     def _calibration_loss(self) -> float:
