@@ -79,9 +79,9 @@ def main() -> None:
         courses = {}
         for target in TARGETS:
             result, courses[f"target {target:g}"] = found(weights, folder / f"t{target}", target_bits=target)
-            print(f"| 0.1 | {target:g} | {result['found']:.3f} | {result['average_precision']:.3f} | "
+            print(f"| 0.01 | {target:g} | {result['found']:.3f} | {result['average_precision']:.3f} | "
                   f"{result['metric']:.4f} | {result['metric_float']:.4f} |", flush=True)  # fmt: skip
-        plot(courses, output / "digits-target.svg", "Digits, λ = 0.1, by target", list(TARGETS))
+        plot(courses, output / "digits-target.svg", "Digits, λ = 0.01, by target", list(TARGETS))
         print("\n| seed | target | met | fewest planes | accuracy | float |\n| --- | --- | --- | --- | --- | --- |")
         for seed in SEEDS:
             run = folder / f"two-{seed}"

@@ -90,7 +90,7 @@ _training = _settings(
 @_setting("seed", int, "Seed of everything random. [default: 0]")
 @_setting("task", str, "classification or regression, where the data name no task.")
 @_setting("mask_learning_rate", float, "Learning rate of the mask gates. [default: 0.1; adamw 0.01]")
-@_setting("strength", float, "Strength λ of the budget's regularization. [default: 0.1]")
+@_setting("strength", float, "Strength λ of the budget's regularization. [default: 0.01]")
 @_setting("planes", int, "Bit planes a layer. [default: 8]")
 @_training
 @click.option(

@@ -23,7 +23,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "mask_momentum": 0.9,
         "weight_decay": 5e-4,
         "gate_weight_decay": 5e-4,
-        "strength": 0.01,
         "init": "paper",
         "budget_weighting": "elements",
         "element_pressure": False,
@@ -87,7 +86,7 @@ class SearchConfig:
         mask_momentum: of the mask gates; with none they follow the budget without overshooting.
         weight_decay: on float weights alone.
         gate_weight_decay: on gates, masks and their scales.
-        strength: base regularization strength λ (CSQ, eq. 7; 0.01 there).
+        strength: base regularization strength λ (CSQ, eq. 7).
         element_pressure: the budget presses on a plane in proportion to the weights it costs; else on all alike.
         beta_max: gate temperature at the end.
         beta_schedule: the temperature rises once an ``epoch`` or every ``step``.
@@ -139,7 +138,7 @@ class SearchConfig:
     mask_momentum: float = 0.0
     weight_decay: float = 5e-4
     gate_weight_decay: float = 0.0
-    strength: float = 0.1
+    strength: float = 0.01
     element_pressure: bool = True
     beta_max: float = 200.0
     beta_schedule: str = "epoch"

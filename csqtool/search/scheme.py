@@ -14,6 +14,7 @@ from csqtool.search.budget import Budget, Scheme
 LossWith = Callable[[str, tuple[int, ...]], float]
 # A plane more divides the squared rounding error, and with it about the loss it costs, by four.
 NEXT_PLANE_GAIN = 0.25
+LEAST_WIN = 1e-6  # of loss; a trade that wins less is rounding noise
 
 
 def close_holes(planes: tuple[int, ...]) -> tuple[int, ...]:
@@ -41,9 +42,10 @@ def one_more(planes: tuple[int, ...], most: int) -> tuple[int, ...]:
 def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
     """Drop and add planes until the budget is met: never above it, and as near as exchanges of planes bring it.
 
-    What a plane is worth is measured: the loss when a layer's lowest plane is dropped. Planes are dropped where
-    that costs least for what it saves. What is then left of the budget goes, one plane at a time, where the last
-    plane was worth most for what it costs; where none fits any more, one is added to a layer and others make room.
+    What a plane is worth is measured: the loss without and with a layer's lowest plane. Planes are dropped where
+    that costs least for what it saves; what is left of the budget goes where a plane is worth most for what it
+    costs. Then planes are traded as long as one is worth more than those that make room for it, and where what is
+    left of the budget is large, planes are exchanged to use it.
 
     Args:
         found: the planes that the search kept.
@@ -57,8 +59,10 @@ def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, t
     scheme = dict(found)
     repair.drop(scheme)
     repair.fill(scheme)
+    while (traded := repair.best_trade(scheme)) is not None:
+        scheme = traded
     while budget.cost_left(scheme) > budget.tolerance:
-        nearest = min(repair.exchanges(scheme), key=budget.cost_left, default=scheme)
+        nearest = min((changed for changed, _ in repair.trades(scheme)), key=budget.cost_left, default=scheme)
         if budget.cost_left(nearest) >= budget.cost_left(scheme):
             break
         scheme = nearest
@@ -66,53 +70,82 @@ def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, t
 
 
 class _Repair:
-    """The steps of `settle`; each changes a scheme in place."""
+    """The steps of `settle`."""
 
     def __init__(self, budget: Budget, loss_with: LossWith) -> None:
         self._budget = budget
         self._loss_with = loss_with
         self._measured: dict[tuple[str, tuple[int, ...]], float] = {}
 
-    def _rise(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return how much the loss rises when a layer of these planes loses the lowest."""
-        for wanted in (planes, one_fewer(planes)):
-            if (name, wanted) not in self._measured:
-                self._measured[name, wanted] = self._loss_with(name, wanted)
-        return self._measured[name, one_fewer(planes)] - self._measured[name, planes]
+    def _loss(self, name: str, planes: tuple[int, ...]) -> float:
+        """Return the measured loss with a layer at these planes; only their distances matter."""
+        key = name, tuple(b - planes[0] for b in planes)
+        if key not in self._measured:
+            self._measured[key] = self._loss_with(*key)
+        return self._measured[key]
+
+    def _worth(self, name: str, planes: tuple[int, ...]) -> float:
+        """Return by how much the lowest of a layer's planes lowers the loss.
+
+        Weights that are rounded to fewer planes already cannot show what one more would bring: the plane above it
+        says at least a quarter of its own worth.
+        """
+        fewer = one_fewer(planes)
+        if not fewer:
+            return torch.inf
+        worth = self._loss(name, fewer) - self._loss(name, planes)
+        if one_fewer(fewer):
+            worth = max(worth, NEXT_PLANE_GAIN * (self._loss(name, one_fewer(fewer)) - self._loss(name, fewer)))
+        return max(worth, 0.0)
 
     def _difference(self, scheme: Scheme, name: str, planes: tuple[int, ...]) -> float:
         """Return what changing a layer's planes changes of the cost, at least a little."""
         return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: planes})), 1e-12)
 
-    def _price(self, scheme: Scheme, name: str) -> float:
-        """Return the loss that dropping a layer's lowest plane costs, for what it saves."""
-        return self._rise(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
-
-    def drop(self, scheme: dict[str, tuple[int, ...]], *, but: str | None = None) -> bool:
-        """Drop planes, of any layer but one, until the budget is met; tell whether it could be."""
-        budget = self._budget
+    def drop(self, scheme: dict[str, tuple[int, ...]], *, but: str | None = None) -> float | None:
+        """Drop planes, of any layer but one, until the budget is met; return their worth, None if it cannot be."""
+        budget, lost = self._budget, 0.0
         while budget.cost(scheme) > budget.limit:
             able = [name for name, planes in scheme.items() if len(planes) > budget.least[name] and name != but]
             if not able:
-                return False
-            name = min(able, key=lambda n: self._price(scheme, n))
+                return None
+            prices = {
+                name: self._worth(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
+                for name in able
+            }
+            name = min(able, key=prices.__getitem__)
+            lost += self._worth(name, scheme[name])
             scheme[name] = one_fewer(scheme[name])
-        return True
+        return lost
 
-    def fill(self, scheme: dict[str, tuple[int, ...]]) -> None:
-        """Add planes as long as one fits."""
+    def fill(self, scheme: dict[str, tuple[int, ...]]) -> float:
+        """Add planes as long as one fits, and return their worth."""
+        won = 0.0
         while fitting := {n: p for n, p in self._wider(scheme).items() if self._fits({**scheme, n: p})}:
-            worths = {name: self._worth(scheme, name, planes) for name, planes in fitting.items()}
-            name = max(fitting, key=worths.__getitem__)
+            # Where nothing says what a second plane is worth, layers with one come first, small ones first.
+            keys = {
+                name: (len(planes) == 2 and not self._worth(name, planes),
+                       self._worth(name, planes) / self._difference(scheme, name, planes),
+                       -self._difference(scheme, name, planes))
+                for name, planes in fitting.items()
+            }  # fmt: skip
+            name = max(fitting, key=keys.__getitem__)
+            won += self._worth(name, fitting[name])
             scheme[name] = fitting[name]
+        return won
 
-    def exchanges(self, scheme: Scheme) -> Iterator[dict[str, tuple[int, ...]]]:
-        """Yield, for each layer that can take another plane, the scheme in which others make room for it."""
+    def trades(self, scheme: Scheme) -> Iterator[tuple[dict[str, tuple[int, ...]], float]]:
+        """Yield, for each layer that can take a plane, the scheme in which others make room, and what that wins."""
         for name, planes in self._wider(scheme).items():
             changed = {**scheme, name: planes}
-            if self.drop(changed, but=name):
-                self.fill(changed)
-                yield changed
+            lost = self.drop(changed, but=name)
+            if lost is not None:
+                yield changed, self._worth(name, planes) - lost + self.fill(changed)
+
+    def best_trade(self, scheme: Scheme) -> dict[str, tuple[int, ...]] | None:
+        """Return the scheme behind the trade that wins most, None if none wins."""
+        changed, won = max(self.trades(scheme), key=lambda trade: trade[1], default=(None, 0.0))
+        return changed if won > LEAST_WIN else None
 
     def _wider(self, scheme: Scheme) -> dict[str, tuple[int, ...]]:
         most = self._budget.most
@@ -120,14 +153,6 @@ class _Repair:
 
     def _fits(self, scheme: Scheme) -> bool:
         return self._budget.cost(scheme) <= self._budget.limit
-
-    def _worth(self, scheme: Scheme, name: str, wider: tuple[int, ...]) -> tuple[bool, float]:
-        cost = self._difference(scheme, name, wider)
-        # What a layer's only plane is worth cannot be seen by dropping it: such layers come first, small ones
-        # before large ones.
-        if len(scheme[name]) == 1:
-            return True, -cost
-        return False, NEXT_PLANE_GAIN * self._rise(name, scheme[name]) / cost
 
 
 class LossProbe:

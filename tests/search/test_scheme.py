@@ -52,7 +52,7 @@ def test_closing_holes_keeps_the_precision(planes: tuple[int, ...]) -> None:
 
 
 def test_planes_are_dropped_where_that_costs_the_least_loss() -> None:
-    budget = Budget({"a": 100, "b": 100}, {"a": 1, "b": 1}, {"a": 8, "b": 8}, 3.0)
+    budget = Budget({"a": 100, "b": 100}, {"a": 1, "b": 1}, {"a": 4, "b": 8}, 3.0)
     loss = {"a": 1.0, "b": 0.1}  # a plane of layer a is worth ten of layer b
     scheme = settle({"a": uniform(4), "b": uniform(4)}, budget,
                     loss_with=lambda name, planes: -loss[name] * len(planes))  # fmt: skip
@@ -65,6 +65,14 @@ def test_what_is_left_of_the_budget_goes_where_the_last_plane_was_worth_most() -
     scheme = settle({"a": uniform(2), "b": uniform(2)}, budget,
                     loss_with=lambda name, planes: loss[name] * 0.25 ** len(planes))  # fmt: skip
     assert len(scheme["a"]) > len(scheme["b"])
+
+
+def test_planes_are_traded_until_none_is_worth_more_than_what_makes_room_for_it() -> None:
+    budget = Budget({"a": 100, "b": 100}, {"a": 1, "b": 1}, {"a": 8, "b": 8}, 4.0)
+    loss = {"a": 16.0, "b": 1.0}  # 4² apart: two planes more for a are then as good as any for b
+    scheme = settle({"a": uniform(2), "b": uniform(6)}, budget,
+                    loss_with=lambda name, planes: loss[name] * 0.25 ** len(planes))  # fmt: skip
+    assert {name: len(planes) for name, planes in scheme.items()} == {"a": 5, "b": 3}
 
 
 def config(**settings_: object) -> SearchConfig:
