@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -13,10 +14,10 @@ from typing import Any
 
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import read_json, write_bytes, write_json
-from csqtool.search.checkpoint import load_torch_file
+from csqtool.search.checkpoint import load_checkpoint
 from csqtool.search.config import SearchConfig
 from csqtool.search.progress import Progress, Silent
-from csqtool.search.session import CHECKPOINT, FINETUNE_METHODS, Session
+from csqtool.search.session import CHECKPOINTS, FINETUNE_METHODS, Session
 
 RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
              "start-scheme.json", "start.safetensors", "checkpoints")  # fmt: skip
@@ -50,9 +51,10 @@ def search(
     """
     _check_folder(output, overwrite=overwrite)
     session = Session(config, output, progress or Silent())
-    _prepare_folder(output)
-    write_json(output / "config.json", config.to_json())
-    return _to_end(session)
+    with _locked(output):
+        _prepare_folder(output)
+        write_json(output / "config.json", config.to_json())
+        return _to_end(session)
 
 
 def resume_search(
@@ -81,10 +83,15 @@ def resume_search(
     if (output / "summary.json").is_file():
         summary: dict[str, Any] = read_json(output / "summary.json")
         return summary
-    session = Session(config, output, progress or Silent())
-    if (output / CHECKPOINT).is_file():
-        session.load(load_torch_file(output / CHECKPOINT))
-    return _to_end(session)
+    with _locked(output):
+        session = Session(config, output, progress or Silent())
+        state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
+        if state is None:  # it died before the first one
+            (output / "log.jsonl").unlink(missing_ok=True)
+        else:
+            session.load(state)
+            session.forget_log_behind(state)
+        return _to_end(session)
 
 
 def finetune(
@@ -120,15 +127,16 @@ def finetune(
     }
     settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
     config = SearchConfig.from_json(settings, where="finetune")
-    _prepare_folder(output)
-    write_bytes(output / "start.safetensors", finished.session.plain_weights())
-    write_json(output / "start-scheme.json", read_json(run / "scheme.json"))
-    write_json(output / "start.json", {"run": str(run), "metric_float": finished.summary["metric_float"]})
-    if (run / "float.safetensors").is_file():
-        shutil.copyfile(run / "float.safetensors", output / "float.safetensors")
-    session = Session(config, output, progress or Silent())
-    write_json(output / "config.json", config.to_json())
-    return _to_end(session)
+    with _locked(output):
+        _prepare_folder(output)
+        write_bytes(output / "start.safetensors", finished.session.plain_weights())
+        write_json(output / "start-scheme.json", read_json(run / "scheme.json"))
+        write_json(output / "start.json", {"run": str(run), "metric_float": finished.summary["metric_float"]})
+        if (run / "float.safetensors").is_file():
+            shutil.copyfile(run / "float.safetensors", output / "float.safetensors")
+        session = Session(config, output, progress or Silent())
+        write_json(output / "config.json", config.to_json())
+        return _to_end(session)
 
 
 def load_finished(output: Path) -> FinishedSearch:
@@ -141,7 +149,10 @@ def load_finished(output: Path) -> FinishedSearch:
     if not (output / "summary.json").is_file():
         raise InputError(f"the search in {output} is not finished; go on with: csqtool search --resume {output}")
     session = Session(config, output, Silent())
-    session.load(load_torch_file(output / CHECKPOINT))
+    state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
+    if state is None:
+        raise InputError(f"the checkpoint of the search in {output} is missing")
+    session.load(state)
     session.harden()
     return FinishedSearch(session, read_json(output / "summary.json"))
 
@@ -168,16 +179,34 @@ def _check_folder(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def _prepare_folder(output: Path) -> None:
-    """Make the folder, without the files of a run before."""
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: the folder cannot be made, or another process works in it.
+    """
+    import fcntl
+
     try:
         output.mkdir(parents=True, exist_ok=True)
+        lock = os.open(output / ".lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise InputError(f"cannot write {output}: {error.strerror or error}") from error
+    with os.fdopen(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another process is at work in {output}; wait for it, or name another folder") from error
+        yield
+
+
+def _prepare_folder(output: Path) -> None:
+    """Remove the files of a run before."""
     for name in RUN_FILES:
         old = output / name
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    (output / "checkpoints").mkdir()
+    (output / CHECKPOINTS).mkdir()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from csqtool.search.scheme import LossProbe, close_holes, settle
 
 CALIBRATION_SAMPLES = 1024
 BN_SAMPLES = 8192
-CHECKPOINT = Path("checkpoints") / "last.pt"
+CHECKPOINTS = "checkpoints"
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
 # What the numbers in a finalized model's metadata may still grow by, in the packed file, a layer.
 SIZE_SLACK = 24
@@ -192,6 +192,13 @@ class Session:
         self._enter(state["phase"], restoring=True)
         self.phase.load_state(state)
 
+    def forget_log_behind(self, state: dict[str, Any]) -> None:
+        """Cut lines off the log that were written behind a checkpoint: they will be written again."""
+        log = self.output / "log.jsonl"
+        if log.is_file() and log.stat().st_size > state["log_bytes"]:
+            with open(log, "r+b") as file:
+                file.truncate(state["log_bytes"])
+
     def harden(self) -> None:
         """Let the weights be the quantized ones, for evaluation."""
         assert self.method is not None
@@ -251,6 +258,7 @@ class Session:
         for weight, value in zip(self.weights, values, strict=True):
             detach(weight, value)
         self.weights = quantizable_weights(self.model, self.config.exclude)
+        self.progress.line("settling the scheme by measured loss …")
         probe = LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
         self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
         start = self._choose_start(probe)
@@ -330,8 +338,10 @@ class Session:
             log.write(json.dumps(entry) + "\n")
 
     def _save(self) -> None:
-        state = {**self.phase.state(), "float_metric": self.float_metric, "scheme": self.scheme}
-        save_checkpoint(self.output / CHECKPOINT, state)
+        log = self.output / "log.jsonl"
+        state = {**self.phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
+                 "log_bytes": log.stat().st_size if log.is_file() else 0}  # fmt: skip
+        save_checkpoint(self.output / CHECKPOINTS, state)
 
     def _finish(self) -> dict[str, Any]:
         """Harden, re-estimate BatchNorm, evaluate, and write scheme and summary."""
