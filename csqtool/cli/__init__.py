@@ -26,6 +26,7 @@ _VERBS = {
     "verify": "csqtool.cli.verify_verb:verify",
     "run": "csqtool.cli.run_verb:run",
     "inspect": "csqtool.cli.model_verbs:inspect",
+    "plot": "csqtool.cli.plot_verb:plot",
     "methods": "csqtool.cli.model_verbs:methods",
     "formats": "csqtool.cli.model_verbs:formats",
 }

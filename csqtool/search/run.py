@@ -20,7 +20,7 @@ from csqtool.search.progress import Progress, Silent
 from csqtool.search.session import CHECKPOINTS, FINETUNE_METHODS, Session
 
 RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
-             "start-scheme.json", "start.safetensors", "checkpoints")  # fmt: skip
+             "start-scheme.json", "start.safetensors", "checkpoints", "plots")  # fmt: skip
 
 
 @dataclass
@@ -166,7 +166,19 @@ def _config(output: Path) -> SearchConfig:
 
 def _to_end(session: Session) -> dict[str, Any]:
     with _interruptible() as stop:
-        return session.to_end(stop)
+        summary = session.to_end(stop)
+    draw(session.output, session.progress.line)
+    return summary
+
+
+def draw(output: Path, tell: Callable[[str], None]) -> None:
+    """Draw the plots of a finished search, or tell what is missing for them."""
+    from csqtool import plots
+
+    if plots.available():
+        plots.plot_run(output)
+    else:
+        tell("no plots: they need matplotlib, pip install 'csqtool[plots]'")
 
 
 def _check_folder(output: Path, *, overwrite: bool) -> None:
