@@ -16,7 +16,7 @@ import torch
 from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
-from csqtool.verify.runtime import optimized_operators
+from csqtool.onnx_session import optimized_operators
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
 

@@ -19,22 +19,27 @@ from csqtool.quantized_model import QuantizedModel
 CAPTURE_OPSET = 18
 
 
-def capture(model: QuantizedModel, module: Any) -> ir.Model:
+def capture(model: QuantizedModel, module: Any, dynamic: tuple[int, ...] = ()) -> ir.Model:
     """Return the graph of the finalized model, quantized values as marker nodes.
+
+    Args:
+        model: the finalized model.
+        module: the user's module, freshly built.
+        dynamic: axes that stay dynamic beside the batch.
 
     Raises:
         ExportError: torch cannot capture the module.
     """
     with graph_markers():
-        return _capture(finalized_net(module, model), model)
+        return _capture(finalized_net(module, model), model, dynamic)
 
 
 def capture_float(model: QuantizedModel, module: Any) -> ir.Model:
     """Return the float32 graph of the same network, as torch itself optimizes it."""
-    return _capture(module.eval(), model)
+    return _capture(module.eval(), model, ())
 
 
-def _capture(net: torch.nn.Module, model: QuantizedModel) -> ir.Model:
+def _capture(net: torch.nn.Module, model: QuantizedModel, dynamic: tuple[int, ...]) -> ir.Model:
     """Return the graph of `net`: input ``input``, output ``output``, dynamic batch."""
     sample = torch.zeros(2, *model.info["input_shape"])  # a batch of one would be specialised
     logger = logging.getLogger("torch.onnx")
@@ -50,7 +55,9 @@ def _capture(net: torch.nn.Module, model: QuantizedModel) -> ir.Model:
                 opset_version=CAPTURE_OPSET,
                 input_names=["input"],
                 output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=(
+                    {0: torch.export.Dim("batch"), **{axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}},
+                ),
                 external_data=False,
                 optimize=True,
                 verbose=False,
