@@ -16,6 +16,7 @@ from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.net import DequantizedWeight, QuantizedNet
+from csqtool.nn.signature import inputs_of
 from csqtool.nn.weights import attach, quantizable_weights
 from csqtool.quantized_model import QuantizedModel, smallest_dtype
 
@@ -37,7 +38,7 @@ def round_weight(weight: NDArray[np.floating], planes: int) -> tuple[NDArray[Any
 
 def post_training_model(
     module: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
     *,
     planes: int | Callable[[str], int] = 3,
     act_bits: int | None = 8,
@@ -47,7 +48,7 @@ def post_training_model(
 
     Args:
         module: a float module in evaluation mode; it is left as it is.
-        batches: inputs [B, …] to calibrate activations on; the first gives the shapes.
+        batches: inputs [B, …], or tuples of them, to calibrate activations on; the first gives the shapes.
         planes: magnitude bits of each weight, or a function of the weight's name.
         act_bits: bits of the activations that feed weights, None for float.
         info: what else the model records.
@@ -55,11 +56,11 @@ def post_training_model(
     Raises:
         ModelError: there is no batch.
     """
-    samples = list(batches)
+    samples = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not samples:
         raise ModelError("calibration needs at least one batch")
     module = copy.deepcopy(module).eval()
-    placement = place_quantizers(record(module, [samples[0]]), act_bits)
+    placement = place_quantizers(record(module, samples[0]), act_bits)
     places = [(placement.input, 8)] if placement.input else []
     places += [(f"{name}.output", bits) for name, bits in placement.outputs.items()]
     net = QuantizedNet(module, [ActivationFakeQuantizer(name, bits) for name, bits in places]).eval()
@@ -71,5 +72,6 @@ def post_training_model(
         q, scale, mask = round_weight(weight.parameter.detach().numpy(), count)
         integers[weight.name] = (q, scale, mask)
         attach(weight, DequantizedWeight(weight.name, torch.from_numpy(q), torch.tensor(scale)))
-    shape = list(samples[0].shape[1:])
-    return quantized_model(net, placement, integers, {"input_shape": shape, **(info or {})})
+    inputs = [i.to_json() for i in inputs_of(samples[0])]
+    shape = inputs[0]["shape"]
+    return quantized_model(net, placement, integers, {"input_shape": shape, "inputs": inputs, **(info or {})})

@@ -25,8 +25,12 @@ def verify_onnx(subject: Subject) -> None:
     """
     model, report = subject.model, subject.report
     proto = parse_onnx(subject.content, where=report.file)
-    if [i.name for i in proto.graph.input] != ["input"] or [o.name for o in proto.graph.output] != ["output"]:
-        raise FormatError(f"{report.file} was not exported by csqtool: its graph must map 'input' to 'output'")
+    names = [i.name for i in proto.graph.input], [o.name for o in proto.graph.output]
+    if names != (["input"], ["output"]):
+        raise FormatError(
+            f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; verify compares files that map one "
+            "'input' to one 'output'"
+        )
     _check_integrity(proto, subject)
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(proto, model), len(model.layers))
     if model.activations:

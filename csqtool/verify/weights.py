@@ -79,7 +79,10 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
                 yield layer.name, use.problem
                 continue
             yield from ((layer.name, text) for text in _scale_problems(use, arrays, expected))
-            for user in (n for n in graph.node if use.output in n.input):
+            users = [n for n in graph.node if use.output in n.input]
+            if len(uses) + len(users) > 2:
+                continue  # a parameter used several times: which bias goes with which is the model's own code
+            for user in users:
                 yield from ((layer.name, text) for text in _bias_problems(user, arrays, dequantizers, expected))
 
 
