@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from onnx_nets import Export, export_module
 from torch import Tensor, nn
 
@@ -117,7 +117,8 @@ NETS = {
     "linear batch norm": (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)), (6,),
                           {"QGemm": 2}),
     "batch norm before": (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(),
-                                        nn.Linear(128, 3)), (3, 6, 6), {"BatchNormalization": 1, "QLinearConv": 1, "QGemm": 1}),
+                                        nn.Linear(128, 3)), (3, 6, 6),
+                          {"BatchNormalization": 1, "QLinearConv": 1, "QGemm": 1}),
     "linear on sequences": (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)), (5, 6),
                             {"MatMulIntegerToFloat": 2}),
     "relu6": (Activated(nn.ReLU6()), (3, 6, 6), {"QLinearConv": 2, "QLinearAveragePool": 1, "QGemm": 1}),
