@@ -100,8 +100,8 @@ def packed_bits(model: QuantizedModel) -> int:
         channels = layer.shape[0]
         count += layer.packed_bytes + (4 * channels if layer.batch_norm else 4)  # scales
         biased = layer.batch_norm or f"{layer.name.removesuffix('weight')}bias" in model.tensors
-        count += (8 if layer.input_quantizer else 4) * channels if biased else 0  # a bias and its scales
-    return count
+        count += 4 * channels if biased else 0
+    return count + 4 * len(model.activations)
 
 
 def row(*cells: object) -> None:

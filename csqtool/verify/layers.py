@@ -101,7 +101,7 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     found = []
     for place in cuts:
         if place.value.endswith("_clipped") and place.value not in made:  # not every quantizer needs a clip
-            place = replace(place, value=f"{place.name}_quantized")  # noqa: PLW2901
+            place = replace(place, value=f"{place.name}_q")  # noqa: PLW2901
         if place.value not in made:
             continue
         found.append(place)

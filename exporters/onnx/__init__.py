@@ -103,4 +103,6 @@ def to_onnx(model: QuantizedModel, module: Any, options: OnnxOptions | None = No
 def _proto(graph_model: Any) -> Any:
     import onnx_ir
 
-    return onnx_ir.to_proto(graph_model)
+    proto = onnx_ir.to_proto(graph_model)
+    del proto.graph.value_info[:]  # initializers say their types themselves, readers infer the others
+    return proto

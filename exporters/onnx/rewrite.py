@@ -18,6 +18,8 @@ from exporters.onnx.options import OnnxOptions
 from exporters.onnx.packing import FUNCTION_DOMAIN
 from exporters.onnx.storage import WeightStore
 
+# onnxruntime turns a float bias into round(bias / (s_x·s_w)) by itself; up to here float32 names that integer.
+EXACT_IN_FLOAT = 1 << 22
 BIASED_OPS = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}  # operator to the position of its bias
 # The lowest intermediate representation version that carries an opset; functions need 8.
 IR_VERSIONS = {18: 8, 19: 9, 21: 10, 25: 13}
@@ -114,7 +116,7 @@ class _Weights:
         self, before: ir.Node, layer: QuantizedLayer, integers: ir.Value, scale: NDArray[Any], axis: int | None
     ) -> ir.Value:
         """Return integers·scale as float, in the form that was chosen; `axis` is the scales' axis."""
-        name = f"{layer.name}_dequantized"
+        name = f"{layer.name}_dq"
         if self._foldable:
             shape = scale.shape + (1,) * (layer.q.ndim - 1 if scale.ndim else 0)  # (C, 1, …)
             as_float = self._editor.insert(before, "Cast", [integers], f"{layer.name}_float", to=ir.DataType.FLOAT)
@@ -166,9 +168,11 @@ class _Weights:
         if layer.input_quantizer is not None:
             step = bias_step(self._activations[layer.input_quantizer].scale, scale)
             integers = integer_bias(bias, step)
-            if integers is not None:
+            fits = integers is not None and np.abs(integers).max(initial=0) < EXACT_IN_FLOAT
+            # QGemm fuses with a bias of int32 only; a convolution takes the float one, which is smaller to write.
+            if integers is not None and not (user.op_type == "Conv" and fits):
                 inputs = [self._editor.fresh(name, integers), self._editor.constant(f"{name}_scale", step)]
-                value = self._editor.insert(user, "DequantizeLinear", inputs, f"{name}_dequantized", axis=0)
+                value = self._editor.insert(user, "DequantizeLinear", inputs, f"{name}_dq", axis=0)
         if value is None:
             value = self._editor.fresh(name, bias.astype(np.float32))
         if len(user.inputs) <= position:
@@ -195,7 +199,7 @@ class _Activations:
             # convolution and the quantizer that it fuses with.
             low, high = (_quantize(b, quantizer.scale, quantizer.zero_point, high) for b in bounds)
             clip = source.producer()
-            assert clip is not None
+            assert clip is not None  # or a ReLU: the clip at zero
             source = clip.inputs[0]
             assert source is not None
             marker.replace_input_with(0, source)
@@ -203,10 +207,8 @@ class _Activations:
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
         scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
-        zero_point = self._editor.constant(f"{quantizer.name}_zero_point", np.asarray(quantizer.zero_point, np.uint8))
-        quantized = self._editor.insert(
-            marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_quantized"
-        )
+        zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
+        quantized = self._editor.insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_q")
         if low > 0 or high < 255:
             # Clip on uint8, behind the rounding, keeps the integer kernels; a float Clip before it would not.
             limits = [self._editor.constant(f"uint8_{bound}", np.asarray(bound, np.uint8)) for bound in (low, high)]
@@ -233,8 +235,10 @@ class _Activations:
 
 
 def _clip_bounds(source: ir.Value) -> tuple[float, float] | None:
-    """Return the bounds of a Clip that feeds nothing but a quantizer, None where there is none."""
+    """Return the bounds of a ReLU or Clip that feeds nothing but a quantizer, None where there is none."""
     clip = source.producer()
+    if clip is not None and clip.op_type == "Relu" and only_user(source) is not None:
+        return 0.0, np.inf
     if clip is None or clip.op_type != "Clip" or clip.domain or only_user(source) is None or len(clip.inputs) != 3:
         return None
     low, high = (constant_of(bound) for bound in clip.inputs[1:])
