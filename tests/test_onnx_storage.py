@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,7 @@ def test_a_foreign_operator_in_a_function_is_found(eight_bits: Built, tmp_path: 
         ({"weights": "int5"}, "did you mean 'int"),
         ({"runtime": "onxruntime"}, "did you mean 'onnxruntime'"),
         ({"weights": "int2", "runtime": "openvino"}, "OpenVINO does not read int2"),
+        ({"weights": "packed", "runtime": "openvino"}, "does not read model-local functions"),
         ({"weight_form": "qqdq"}, "did you mean 'qdq'"),
         ({"dynamic": (0,)}, "axes above 0"),
     ],
@@ -208,6 +211,28 @@ def test_options_reach_the_exporter_from_the_command_line(eight_bits: Built, tmp
     failed = invoke("export", eight_bits.model, "-o", tmp_path / "x.csq", "--format", "csq", "--weights", "int8")
     assert failed.exit_code == 2
     assert "takes no options" in failed.stderr
+
+
+OPENVINO = """
+import sys, numpy as np, openvino
+found = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.load(sys.argv[2]))[0]
+np.save(sys.argv[3], found)
+"""
+
+
+@pytest.mark.parametrize("weights", ["auto", "int4"])
+@pytest.mark.parametrize("act_bits", [None, 8, 4])
+def test_openvino_runs_what_is_exported_for_it(weights: str, act_bits: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    export = export_module(ConvNet(), (3, 6, 6), planes=2, act_bits=act_bits, weights=weights, runtime="openvino")
+    (tmp_path / "m.onnx").write_bytes(export.content)
+    np.save(tmp_path / "x.npy", export.inputs.numpy())
+    # In a process of its own: it ends the process on some files.
+    files = [str(tmp_path / name) for name in ("m.onnx", "x.npy", "y.npy")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", OPENVINO, *files], check=True, capture_output=True)
+    wanted = export.torch_output()
+    difference = np.abs(np.load(tmp_path / "y.npy") - wanted).max()
+    assert difference <= (1e-5 if act_bits is None else 0.05) * np.abs(wanted).max()
 
 
 def test_tensorrt_refuses_unsigned_activations(eight_bits: Built) -> None:

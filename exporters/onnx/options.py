@@ -11,13 +11,16 @@ WEIGHTS = ("auto", "packed", "int8", "int4", "int2")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "generic")
 WEIGHT_FORMS = ("auto", "foldable", "qdq")
 
-# Runtimes that turn constant subgraphs into constants when a model is loaded; others would unpack in every run.
+# Runtimes seen to unpack weights when a model is loaded; others would do it in every run, or not read the file.
+UNPACKING_RUNTIMES = ("onnxruntime",)
+# Runtimes that turn Cast and Mul of a constant into a float weight when a model is loaded.
 FOLDING_RUNTIMES = ("onnxruntime", "openvino")
 
 NATIVE_BITS = {"int8": 8, "int4": 4, "int2": 2}
 
 # Native types that a runtime refuses, or runs with a slow kernel, and what was seen (docs/onnx.md).
 REFUSED = {
+    ("openvino", "packed"): "OpenVINO does not read model-local functions",
     ("openvino", "int2"): "OpenVINO does not read int2 tensors",
     ("tensorrt", "int2"): "TensorRT has no int2 type",
 }
@@ -75,7 +78,7 @@ class OnnxOptions:
 
     def storage(self, bits: int) -> str:
         """Return how integers of `bits` are stored: ``packed``, or a native type."""
-        if self.weights == "packed" or (self.weights == "auto" and self.runtime in FOLDING_RUNTIMES):
+        if self.weights == "packed" or (self.weights == "auto" and self.runtime in UNPACKING_RUNTIMES):
             return "packed"
         if bits > 8:
             return "int16"
