@@ -49,11 +49,16 @@ class PackedWeight:
         return np.asarray(1 << (self.bits - 1), np.int32 if self.bits > 8 else np.int8)
 
     @property
+    def aligned(self) -> bool:
+        """Whether no field reaches over two bytes."""
+        return FIELDS % self.bits == 0
+
+    @property
     def function(self) -> str:
         """Name of the function that unpacks it."""
         padded = int(np.prod(self.shape)) % FIELDS != 0
-        wide = "Int16" if self.bits > 8 else ""
-        return f"Unpack{wide}{'Levels' if self.levels is not None else ''}{'Padded' if padded else ''}"
+        kind = "Int16" if self.bits > 8 else "Aligned" if self.aligned else ""
+        return f"Unpack{kind}{'Levels' if self.levels is not None else ''}{'Padded' if padded else ''}"
 
 
 def pack_weight(q: IntegerArray) -> PackedWeight:
@@ -93,21 +98,24 @@ def unpack_function(packed: PackedWeight) -> ir.Function:
     shape = body.attribute("value_ints", "shape", ir.AttributeType.INTS)
     bits = body.attribute("value_int", "bits", ir.AttributeType.INT)
     unit = ir.DataType.UINT32 if packed.bits > 8 else ir.DataType.UINT8
-    eight, one = body.constant(np.int64(8)), body.constant(np.int64(1))
+    eight = body.constant(np.int64(8))
     start = body.add("Mul", body.constant(np.arange(FIELDS, dtype=np.int64)), bits)  # a field's first bit
     row, offset = body.add("Div", start, eight), body.add("Mod", start, eight)
-    following = body.add("Min", body.add("Add", row, one), body.add("Sub", bits, one))  # the last row has none
     column = body.constant(np.array([FIELDS, 1]))
     right = body.add("Cast", body.add("Reshape", offset, column), to=unit)
-    left = body.add("Cast", body.add("Reshape", body.add("Sub", eight, offset), column), to=unit)
     flat = body.constant(np.array([-1]))
     lanes = body.add("Concat", body.add("Reshape", bits, body.constant(np.array([1]))), flat, axis=0)
     rows = body.add("Reshape", body.stream, lanes)  # (byte of a lane, lane)
     if packed.bits > 8:
         rows = body.add("Cast", rows, to=unit)  # a field reaches over a whole byte and one bit
-    low = body.add("BitShift", body.add("Gather", rows, row, axis=0), right, direction="RIGHT")
-    high = body.add("BitShift", body.add("Gather", rows, following, axis=0), left, direction="LEFT")
-    both = body.add("BitwiseOr", low, high)
+    both = body.add("BitShift", body.add("Gather", rows, row, axis=0), right, direction="RIGHT")
+    if not packed.aligned:
+        # The last byte of a lane has none behind it, and no field that would reach there.
+        one = body.constant(np.int64(1))
+        following = body.add("Min", body.add("Add", row, one), body.add("Sub", bits, one))
+        left = body.add("Cast", body.add("Reshape", body.add("Sub", eight, offset), column), to=unit)
+        high = body.add("BitShift", body.add("Gather", rows, following, axis=0), left, direction="LEFT")
+        both = body.add("BitwiseOr", both, high)
     largest = body.constant(np.asarray(511, np.uint32) if packed.bits > 8 else np.asarray(255, np.uint8))
     limit = body.constant(np.int64(9 if packed.bits > 8 else 8))
     mask = body.add("BitShift", largest, body.add("Cast", body.add("Sub", limit, bits), to=unit), direction="RIGHT")
