@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from csqtool.bench import bench
     from csqtool.finalize import finalize
     from csqtool.finalized_file import read_finalized
     from csqtool.formats import export, pack, unpack
@@ -36,6 +37,7 @@ _HOMES = {
     "QuantizedModel": "csqtool.quantized_model",
     "SearchConfig": "csqtool.search",
     "VerifyReport": "csqtool.verify",
+    "bench": "csqtool.bench",
     "export": "csqtool.formats",
     "finalize": "csqtool.finalize",
     "finetune": "csqtool.search",
@@ -58,6 +60,7 @@ __all__ = [
     "SearchConfig",
     "VerifyReport",
     "__version__",
+    "bench",
     "export",
     "finalize",
     "finetune",

@@ -10,9 +10,10 @@
     │   ├── FormatError           a file is not what it claims to be
     │   ├── ExportError           the model holds something the format cannot carry
     │   └── TrainingError         training diverged
+    ├── CheckFailed               a condition the user set does not hold: exit code 1
     └── SearchInterrupted         Ctrl-C, state saved: exit code 130
 
-A failed check is no exception: `csqtool.verify` returns a report whose `passed` is False (exit code 1).
+A failed verification is no exception: `csqtool.verify` returns a report whose `passed` is False (exit code 1).
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class ExportError(InputError):
 
 class TrainingError(InputError):
     """Training diverged: the loss is no number any more."""
+
+
+class CheckFailed(CsqtoolError):
+    """A condition that the user set, such as an export in integers only, does not hold."""
 
 
 class SearchInterrupted(CsqtoolError):

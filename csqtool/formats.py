@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,32 @@ from csqtool.finalized_file import read_finalized
 from csqtool.quantized_model import QuantizedModel
 
 
+@dataclass(frozen=True)
+class FloatNode:
+    """A node that computes in float: its name, its operator and the reason."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an exporter has to say about the file it wrote.
+
+    Attributes:
+        notes: a line each.
+        kernels: what the target runtime runs, operator to count; empty where that is not known.
+        float_nodes: the compute nodes that run in float.
+        storage: layer to how its integers are stored.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    float_nodes: list[FloatNode] = field(default_factory=list)
+    storage: Mapping[str, str] = field(default_factory=dict)
+
+
 class Exporter(Protocol):
     """Writes a `QuantizedModel` in one format. Register the class under the entry point group ``csqtool.exporters``.
 
@@ -20,13 +47,16 @@ class Exporter(Protocol):
         name: what ``--format`` calls it.
         suffix: how its files end.
         description: one line for ``csqtool formats``.
+
+    A format with options has a class attribute ``Options``, a frozen dataclass whose fields are their names, and
+    takes an instance of it when it is constructed.
     """
 
     name: str
     suffix: str
     description: str
 
-    def export(self, model: QuantizedModel, path: Path, *, build_module: Callable[[], Any]) -> list[str]:
+    def export(self, model: QuantizedModel, path: Path, *, build_module: Callable[[], Any]) -> list[str] | ExportReport:
         """Write `model` to `path`, beside it first and then renamed into place.
 
         Args:
@@ -35,7 +65,7 @@ class Exporter(Protocol):
             build_module: returns the user's `torch.nn.Module`, freshly built, for formats that carry a graph.
 
         Returns:
-            Notes for the user, a line each.
+            Notes for the user, a line each, or a report with more.
 
         Raises:
             ExportError: the model holds something that the format cannot carry.
@@ -55,13 +85,18 @@ class Exported:
         path: where it is.
         size_bytes: its size.
         float32_bytes: the size of the float32 model exported the same way.
-        notes: what the exporter has to say.
+        report: what the exporter has to say.
     """
 
     path: Path
     size_bytes: int
     float32_bytes: int
-    notes: list[str]
+    report: ExportReport
+
+    @property
+    def notes(self) -> list[str]:
+        """What the exporter has to say, a line each."""
+        return self.report.notes
 
 
 def installed_formats() -> dict[str, str]:
@@ -69,21 +104,43 @@ def installed_formats() -> dict[str, str]:
     return {e.name: e.load().description for e in sorted(entry_points(group="csqtool.exporters"))}
 
 
-def load_exporter(name: str) -> Exporter:
+def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Exporter:
     """Return an exporter.
 
+    Args:
+        name: the format.
+        options: the format's own options, by name.
+
     Raises:
-        ConfigError: no such format is installed.
+        ConfigError: no such format is installed, it has no such option, or a value is wrong.
     """
     found = entry_points(group="csqtool.exporters")
     for entry in found:
         if entry.name == name:
-            exporter: Exporter = entry.load()()
+            kind = entry.load()
+            exporter: Exporter = kind(_parse_options(kind, name, options)) if options else kind()
             return exporter
     raise ConfigError(f"unknown format {name!r}; {nearest(name, [entry.name for entry in found])}")
 
 
-def export(source: Path, output: Path, *, format: str, model: str | None = None) -> Exported:  # noqa: A002 - the verb's word
+def _parse_options(kind: Any, name: str, options: Mapping[str, Any]) -> Any:
+    if not hasattr(kind, "Options"):
+        raise ConfigError(f"the format {name} takes no options, got {', '.join(map(repr, options))}")
+    known = [f.name for f in dataclasses.fields(kind.Options)]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"unknown option {key!r} of the format {name}; {nearest(key, known)}")
+    return kind.Options(**options)
+
+
+def export(
+    source: Path,
+    output: Path,
+    *,
+    format: str,  # noqa: A002 - the verb's word
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Exported:
     """Write a finalized model in a deployable format.
 
     Args:
@@ -91,11 +148,14 @@ def export(source: Path, output: Path, *, format: str, model: str | None = None)
         output: the file to write.
         format: a format's name, such as ``onnx`` or ``csq``.
         model: factory of the PyTorch module, instead of the one recorded in the finalized model.
+        options: the format's own options, such as ``{"weights": "int8"}`` for ``onnx``.
 
     Raises:
-        InputError: the source is no finalized model, the format is unknown, or the output cannot be written.
+        InputError: the source is no finalized model, the format or an option is unknown, or the output cannot be
+            written.
+        CheckFailed: the file would not hold a condition that an option sets; nothing is written.
     """
-    exporter = load_exporter(format)
+    exporter = load_exporter(format, options)
     finalized = read_finalized(source)
 
     def build_module() -> Any:
@@ -103,9 +163,11 @@ def export(source: Path, output: Path, *, format: str, model: str | None = None)
 
         return rebuilt_module(finalized, factory=model, near=source)
 
-    notes = exporter.export(finalized, output, build_module=build_module)
+    report = exporter.export(finalized, output, build_module=build_module)
+    if not isinstance(report, ExportReport):
+        report = ExportReport(report)
     float32_bytes = exporter.float32_size(finalized, build_module=build_module)
-    return Exported(output, output.stat().st_size, float32_bytes, notes)
+    return Exported(output, output.stat().st_size, float32_bytes, report)
 
 
 def pack(source: Path, output: Path) -> Exported:

@@ -115,18 +115,28 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     stored: Counter[str] = Counter()
     for tensor in proto.graph.initializer:
         stored[TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
-    nodes = [(node.op_type, ", ".join(i for i in node.input if i), ", ".join(node.output)) for node in proto.graph.node]
+    nodes = [
+        (
+            ".".join(filter(None, (node.domain, node.op_type))),
+            ", ".join(i for i in node.input if i),
+            ", ".join(node.output),
+        )
+        for node in proto.graph.node
+    ]
+    functions = {f"{f.domain}.{f.name}": len(f.node) for f in proto.functions}
     lines = [
         f"{path}: ONNX graph, {size(len(content))}, IR {proto.ir_version}, "
         + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
         *(f"{key}  {value}" for key, value in properties.items()),
+        *(f"function {name}: {count} standard operators" for name, count in functions.items()),
         "",
         table(("initializers", "bytes"), sorted(stored.items())),
         "",
         table(("operator", "inputs", "output"), nodes),
     ]
     facts = {"kind": "onnx", "size_bytes": len(content), "ir_version": proto.ir_version, "opsets": opsets,
-             "metadata": properties, "operators": dict(operators), "initializer_bytes": dict(stored)}  # fmt: skip
+             "metadata": properties, "operators": dict(operators), "initializer_bytes": dict(stored),
+             "functions": functions}  # fmt: skip
     return "\n".join(lines), facts
 
 
@@ -185,7 +195,7 @@ def _toml(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     from csqtool.pipeline import read_pipeline
 
     pipeline = read_pipeline(path)
-    settings = {**pipeline.config.to_json(), "output": str(pipeline.output), "formats": list(pipeline.formats)}
+    settings = {**pipeline.config.to_json(), "output": str(pipeline.output), "formats": dict(pipeline.formats)}
     text = f"{path}: pipeline\n\n" + table(("setting", "value"), [(k, json.dumps(v)) for k, v in settings.items()])
     return text, {"kind": "pipeline", **settings}
 

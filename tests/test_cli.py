@@ -16,7 +16,7 @@ import torch
 from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
-from csqtool.verify.runtime import optimized_operators
+from csqtool.onnx_session import optimized_operators
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
 
@@ -64,7 +64,8 @@ def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["stem.0.weight", "mix.0.weight", "stem.0.weight_scale", "classifier.bias", "relu.output_scale"]
+    "name",
+    ["stem.0.weight_packed", "mix.0.weight_packed", "stem.0.weight_scale", "classifier.bias", "relu.output_scale"],
 )
 def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
     eight_bits: Built, tmp_path: Path, name: str
@@ -78,7 +79,7 @@ def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
     code, report = eight_bits.verify(tmp_path / "changed.onnx")
     assert code == 1
     blamed = {c["layer"] for c in report["checks"] if not c["passed"] and c["level"] == "weights"}
-    assert blamed == {name.removesuffix("_scale").replace(".bias", ".weight")}
+    assert blamed == {name.removesuffix("_scale").removesuffix("_packed").replace(".bias", ".weight")}
 
 
 def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_inspect_explains_every_file(eight_bits: Built) -> None:
     run = eight_bits.run
     files = [eight_bits.model, eight_bits.onnx, eight_bits.csq, run, *run.iterdir(), run / "checkpoints" / "last.pt"]
     for path in files:
-        if path.name != "checkpoints":
+        if path.name not in ("checkpoints", "plots", ".lock"):
             assert path.name in ok("inspect", path).stdout
             json.loads(ok("inspect", path, "--json").stdout)
 

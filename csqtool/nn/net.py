@@ -50,14 +50,14 @@ class QuantizedNet(nn.Module):
         """The activation quantizers, by name."""
         return {q.name: q for q in self._quantizer_list}  # type: ignore[misc]
 
-    def forward(self, x: Tensor) -> Any:
-        """Run the model with its activations quantized."""
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        """Run the model with its activations quantized; `more` are its inputs behind the first."""
         if not self._quantizer_list:
-            return self.model(x)
+            return self.model(x, *more)
         quantizers = self.quantizers
-        return self.observed(x, lambda name, value: quantizers[name](value))
+        return self.observed(x, lambda name, value: quantizers[name](value), *more)
 
-    def observed(self, x: Tensor, observer: Observer) -> Any:
+    def observed(self, x: Tensor, observer: Observer, *more: Tensor) -> Any:
         """Run the model and let `observer(name, value)` replace the value at each quantizer's place."""
         names = frozenset(self.quantizers)
         for name in names:
@@ -65,7 +65,7 @@ class QuantizedNet(nn.Module):
                 x = observer(name, x)
         mode = _ObservingMode(self.model, names, observer)
         with mode.active():
-            return self.model(x)
+            return self.model(x, *more)
 
     @torch.no_grad()
     def quantized_values(self, x: Tensor) -> int:
@@ -84,7 +84,7 @@ class QuantizedNet(nn.Module):
         return count
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterator[Tensor], *, values_per_batch: int = 65536) -> None:
+    def calibrate(self, batches: Iterator[Tensor | tuple[Tensor, ...]], *, values_per_batch: int = 65536) -> None:
         """Set every quantizer's scale and zero point from float activations.
 
         Raises:
@@ -101,7 +101,8 @@ class QuantizedNet(nn.Module):
         was_training = self.training
         self.eval()
         for batch in batches:
-            self.observed(batch, observe)
+            x, *more = batch if isinstance(batch, tuple) else (batch,)
+            self.observed(x, observe, *more)
         self.train(was_training)
         for name, quantizer in self.quantizers.items():
             if not seen[name]:

@@ -7,7 +7,8 @@ import onnx
 from torch import Tensor
 
 from csqtool.errors import FormatError
-from csqtool.onnx_file import parse_onnx
+from csqtool.onnx_file import foreign_operators, parse_onnx
+from csqtool.onnx_session import session
 from csqtool.verify import layers, runtime
 from csqtool.verify.outputs import compare_outputs, compare_task, reference_outputs
 from csqtool.verify.subject import Subject
@@ -24,8 +25,12 @@ def verify_onnx(subject: Subject) -> None:
     """
     model, report = subject.model, subject.report
     proto = parse_onnx(subject.content, where=report.file)
-    if [i.name for i in proto.graph.input] != ["input"] or [o.name for o in proto.graph.output] != ["output"]:
-        raise FormatError(f"{report.file} was not exported by csqtool: its graph must map 'input' to 'output'")
+    names = [i.name for i in proto.graph.input], [o.name for o in proto.graph.output]
+    if names != (["input"], ["output"]):
+        raise FormatError(
+            f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; verify compares files that map one "
+            "'input' to one 'output'"
+        )
     _check_integrity(proto, subject)
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(proto, model), len(model.layers))
     if model.activations:
@@ -40,7 +45,7 @@ def verify_onnx(subject: Subject) -> None:
     task, results = subject.source.task, {}
     for optimization in runtime.OPTIMIZATIONS:
         try:
-            outputs = runtime.run_batches(runtime.session(subject.content, optimization), {"input": inputs.numpy()})
+            outputs = runtime.run_batches(session(subject.content, optimization), {"input": inputs.numpy()})
         except RuntimeError as error:
             report.add("outputs", f"onnxruntime, optimizations {optimization}", False, str(error))
             continue
@@ -57,8 +62,8 @@ def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
         report.add("integrity", "onnx.checker", True, "full check")
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         report.add("integrity", "onnx.checker", False, str(error).strip().splitlines()[0])
-    domains = sorted({o.domain for o in proto.opset_import} - {"", "ai.onnx"})
-    report.add("integrity", "standard operators", not domains, "yes" if not domains else f"needs {', '.join(domains)}")
+    foreign = foreign_operators(proto)
+    report.add("integrity", "standard operators", not foreign, "yes" if not foreign else f"needs {', '.join(foreign)}")
     recorded = next((p.value for p in proto.metadata_props if p.key == "csqtool.finalized_sha256"), None)
     subject.check_origin(recorded)
     batch = proto.graph.input[0].type.tensor_type.shape.dim[:1]
@@ -75,7 +80,7 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
     model, report = subject.model, subject.report
     cuts = layers.reference_cuts(subject.net, model, inputs)
     cut_proto, found = layers.cut_graph(proto, cuts)
-    if missing := [cut.name for cut in cuts if cut not in found]:
+    if missing := sorted({cut.name for cut in cuts} - {cut.name for cut in found}):
         report.add("layers", "places", False, f"not in the graph: {', '.join(missing)}", missing[0])
     feeds = {cut.value + layers.FORCED: cut.reference for cut in found if cut.value != "output"}
     feeds["input"] = inputs.numpy()
@@ -83,7 +88,7 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
     for optimization in runtime.OPTIMIZATIONS:
         name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
         try:
-            outputs = runtime.run_batches(runtime.session(content, optimization), feeds)
+            outputs = runtime.run_batches(session(content, optimization), feeds)
         except RuntimeError as error:
             report.add("layers", name, False, str(error))
             continue
