@@ -64,7 +64,8 @@ def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["stem.0.weight", "mix.0.weight", "stem.0.weight_scale", "classifier.bias", "relu.output_scale"]
+    "name",
+    ["stem.0.weight_packed", "mix.0.weight_packed", "stem.0.weight_scale", "classifier.bias", "relu.output_scale"],
 )
 def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
     eight_bits: Built, tmp_path: Path, name: str
@@ -78,7 +79,7 @@ def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
     code, report = eight_bits.verify(tmp_path / "changed.onnx")
     assert code == 1
     blamed = {c["layer"] for c in report["checks"] if not c["passed"] and c["level"] == "weights"}
-    assert blamed == {name.removesuffix("_scale").replace(".bias", ".weight")}
+    assert blamed == {name.removesuffix("_scale").removesuffix("_packed").replace(".bias", ".weight")}
 
 
 def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
