@@ -1,4 +1,4 @@
-"""The networks that `benchmarks/onnx.py` measures, in their published shapes."""
+"""The networks that `benchmarks/onnx_files.py` measures, in their published shapes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What exported ONNX files cost in onnxruntime: latency, bytes, load time and memory, beside onnxruntime's own.
 
-    python benchmarks/onnx.py [--resnet20 resnet20.th]      # prints Markdown; ten minutes on two cores
+    python benchmarks/onnx_files.py [--resnet20 resnet20.th]      # prints Markdown; ten minutes on two cores
 
 Weights are rounded without training, which changes neither kernels nor sizes. ResNet-20 takes real weights from a
 torch checkpoint where one is given, random ones otherwise. All ratios are medians of interleaved runs.
@@ -16,25 +16,22 @@ import tempfile
 import warnings
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != HERE] + [str(HERE)]  # this file is called onnx.py
+import numpy as np
+import onnx
+import onnxruntime.quantization as ortq
+import torch
+from networks import NETWORKS, ResNet20
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
 
-import numpy as np  # noqa: E402
-import onnx  # noqa: E402
-import onnxruntime.quantization as ortq  # noqa: E402
-import torch  # noqa: E402
-from networks import NETWORKS, ResNet20  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from csqtool.bench import BenchResult, bench  # noqa: E402
-from csqtool.nn.net import finalized_net  # noqa: E402
-from csqtool.nn.post_training import post_training_model  # noqa: E402
-from csqtool.onnx_session import session  # noqa: E402
-from csqtool.quantized_model import QuantizedModel  # noqa: E402
-from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems  # noqa: E402
-from exporters.onnx import OnnxOptions, to_onnx  # noqa: E402
-from exporters.onnx.capture import capture_float  # noqa: E402
+from csqtool.bench import BenchResult, bench
+from csqtool.nn.net import finalized_net
+from csqtool.nn.post_training import post_training_model
+from csqtool.onnx_session import session
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
+from exporters.onnx import OnnxOptions, to_onnx
+from exporters.onnx.capture import capture_float
 
 
 class Reader(ortq.CalibrationDataReader):
