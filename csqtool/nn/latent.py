@@ -13,6 +13,10 @@ from csqtool.integers import mask_string, reduced
 from csqtool.nn.levels import Levels
 from csqtool.quantized_model import IntegerArray
 
+# Of a step size in one step. With many planes it is small beside its gradient's noise: at a learning rate of 0.05
+# one of seven planes grew past all weights of its layer within an epoch, and left them zero.
+LARGEST_CHANGE = 0.02
+
 
 class LatentWeight(nn.Module):
     """A latent weight, rounded to the integers of given planes; as a parametrization it yields the rounded weight.
@@ -90,6 +94,7 @@ class LsqWeight(LatentWeight):
         super().__init__(weight, kept, planes=planes)
         # The paper starts from 2·mean|w|/√Q; the least squared error keeps a pretrained or searched weight better.
         self.scale = nn.Parameter(self.levels.fit_scale(weight))
+        self._before_step = self.scale.detach().clone()
 
     def quantized(self) -> tuple[Tensor, Tensor]:
         """Return the integers nearest to latent / scale."""
@@ -98,14 +103,15 @@ class LsqWeight(LatentWeight):
     def forward(self, _: Tensor | None = None) -> Tensor:
         """Return the rounded weight."""
         with torch.autocast(self.latent.device.type, enabled=False):
-            q, _scale = self.quantized()
+            q, self._before_step = self.quantized()[0], self.scale.detach().clone()
             weight: Tensor = _LsqRound.apply(self.latent, self.scale, q, self.levels.largest)  # type: ignore[no-untyped-call]
             return weight
 
     @torch.no_grad()
-    def keep_positive(self) -> None:
-        """Hold the step size above zero."""
-        self.scale.clamp_(min=1e-8)
+    def hold_step_size(self) -> None:
+        """Let the step size change by `LARGEST_CHANGE` in a step, and never reach zero."""
+        before = self._before_step
+        self.scale.clamp_(before * (1 - LARGEST_CHANGE), before * (1 + LARGEST_CHANGE)).clamp_(min=1e-8)
 
 
 class MinMaxWeight(LatentWeight):

@@ -25,6 +25,6 @@ class Lsq(FixedBits):
         return [*super().parameter_groups(), {"params": steps, "lr": rate, "weight_decay": 0.0}]
 
     def after_step(self) -> None:
-        """Hold the step sizes above zero."""
+        """Hold the step sizes near what they were, and above zero."""
         for latent in self._steps():
-            latent.keep_positive()
+            latent.hold_step_size()

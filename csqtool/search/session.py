@@ -351,9 +351,11 @@ class Session:
             method.finish()
         soft = evaluate(phase.net, self.data.test, task, phase.device)
         method.set_hard(True)
-        hard = evaluate(phase.net, self.data.test, task, phase.device) if method.softens else soft
-        _reestimate_batch_norm(phase, self.data)
-        final = evaluate(phase.net, self.data.test, task, phase.device)
+        hard = final = soft
+        if method.softens:  # otherwise BatchNorm's statistics are those of the hard weights already
+            hard = evaluate(phase.net, self.data.test, task, phase.device)
+            _reestimate_batch_norm(phase, self.data)
+            final = evaluate(phase.net, self.data.test, task, phase.device)
         scheme: list[dict[str, Any]] = [
             {
                 "name": name,

@@ -36,6 +36,16 @@ def test_lsq_gradients_are_those_of_the_paper() -> None:
     assert float(source.scale.grad) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_a_step_size_changes_little_in_a_step_whatever_its_gradient() -> None:
+    source = LsqWeight(torch.randn(50), tuple(range(7)), planes=8)
+    before = source.scale.item()
+    source().sum().backward()
+    for wrong, wanted in ((1e3, 1.02 * before), (-1e3, 0.98 * before)):
+        source.scale.data.fill_(wrong)
+        source.hold_step_size()
+        assert source.scale.item() == pytest.approx(wanted)
+
+
 def test_dorefa_has_odd_levels_only() -> None:
     torch.manual_seed(0)
     q, _ = DorefaWeight(torch.randn(400), (0, 1), planes=8).quantized()
