@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from csqtool import __version__
+from csqtool.cli.output import process_index
 from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted
 
 EXIT_FAILED = 1
@@ -84,7 +85,8 @@ class Verbs(click.Group):
     def _fail(self, message: str, code: int, *, word: str = "error") -> int:
         if self.debug:
             traceback.print_exc()
-        click.echo(f"{word}: {' '.join(message.split())}", err=True)
+        where = f"[process {process_index()}] " if process_index() else ""
+        click.echo(f"{where}{word}: {' '.join(message.split())}", err=True)
         return code
 
 

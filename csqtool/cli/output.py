@@ -21,6 +21,11 @@ def tell(text: str) -> None:
     click.echo(text, err=True)
 
 
+def process_index() -> int:
+    """Return which of several processes this is, as the launcher (torchrun) numbers them: 0 for one alone."""
+    return int(os.environ.get("RANK", "0") or 0)
+
+
 def styled(text: str, colour: str) -> str:
     """Return `text` in a colour, unless NO_COLOR is set; click drops colours where there is no terminal."""
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour, bold=True)

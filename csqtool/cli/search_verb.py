@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from csqtool.cli.output import print_json, tell
+from csqtool.cli.output import print_json, process_index, tell
 from csqtool.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,6 +175,8 @@ def _pins(pins: tuple[str, ...]) -> dict[str, int]:
 
 
 def _print_summary(summary: dict[str, Any], run: Path | None, as_json: bool) -> None:
+    if process_index() > 0:
+        return
     if as_json:
         print_json(summary)
         return

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from csqtool.nn.batch_norm import whole_batch_norm
+
 WEIGHT_OPS = "weight"  # convolution, linear: the input wants A-bits
 NORM_OPS = "norm"
 ADD_OPS = "add"  # integer kernels exist when all inputs are quantized
@@ -42,7 +44,7 @@ def _register(kind: str, name: str, *functions: Any) -> None:
 _f: Any
 for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear):
     _register(WEIGHT_OPS, _f.__name__, _f)
-_register(NORM_OPS, "batch_norm", F.batch_norm)
+_register(NORM_OPS, "batch_norm", F.batch_norm, whole_batch_norm)
 _register(ADD_OPS, "add", torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
 _register(ADD_OPS, "cat", torch.cat, torch.concat)
 _register(POOL_OPS, "avg_pool", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
@@ -152,6 +154,8 @@ class SiteMode(TorchFunctionMode):
         kind, operation = known or (OTHER_OPS, func.__name__.strip("_"))
         path = self._stack[-1]
         name = path if path and path in self._operations else f"{path}.{operation}".lstrip(".")
+        if isinstance(output, Tensor) and not output.is_floating_point():
+            name = f"{name}.integers"  # such as BatchNorm's batch counter: it counts in training only
         self._counts[name] += 1
         if self._counts[name] > 1:
             name = f"{name}@{self._counts[name]}"

@@ -22,6 +22,7 @@ from csqtool.nn.kernels import Kernel
 from csqtool.nn.net import QuantizedNet
 from csqtool.search.config import SearchConfig
 from csqtool.search.method import Method
+from csqtool.search.processes import Processes
 from csqtool.search.progress import Progress
 from csqtool.task import Task
 
@@ -47,6 +48,7 @@ class Phase:
         method: trains the quantized weights, None in float training.
         config: the search's settings.
         data: training and test sets.
+        processes: who else trains it.
         teacher: the float model, when it teaches.
     """
 
@@ -58,6 +60,7 @@ class Phase:
         method: Method | None,
         config: SearchConfig,
         data: DataSource,
+        processes: Processes,
         *,
         teacher: nn.Module | None = None,
     ) -> None:
@@ -69,9 +72,10 @@ class Phase:
         self.data = data
         self.position = Position()
         self.batches = batches_per_epoch(len(data.train), config.batch_size)
-        self._accelerator = accelerator(config.device)
-        optimizer = make_optimizer(parameter_groups(net, method, config), config)
-        self._trained, self._optimizer = self._accelerator.prepare(net, optimizer)
+        self.processes = processes
+        net.to(self.device)
+        self._optimizer = make_optimizer(parameter_groups(net, method, config), config)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._choose_kernels()
@@ -79,8 +83,7 @@ class Phase:
     @property
     def device(self) -> torch.device:
         """Where the net lives."""
-        device: torch.device = self._accelerator.device
-        return device
+        return self.processes.device
 
     def _choose_kernels(self) -> None:
         gates = sum(p.numel() for group in (self.method.parameter_groups() if self.method else [])
@@ -118,7 +121,7 @@ class Phase:
         while self.position.epoch < self.epochs:
             epoch = self.position.epoch
             order = epoch_order(len(self.data.train), self.config.seed, self.name, epoch)
-            self._trained.train()
+            self.net.train()
             if self.method and self.config.beta_schedule == "epoch":
                 self.method.set_progress(epoch / max(1, self.epochs - 1))
             for batch in range(self.position.batch, self.batches):
@@ -139,7 +142,7 @@ class Phase:
                     facts |= self.method.status()
                 progress.step(self.name, epoch * self.batches + batch + 1, total, facts)
                 if batch + 1 < self.batches:
-                    if stop():
+                    if self.processes.any(stop()):
                         return False
                     if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
                         save()
@@ -148,7 +151,7 @@ class Phase:
             self.position = Position(epoch + 1)
             after_epoch(epoch, loss)
             saved = time.monotonic()
-            if self.position.epoch < self.epochs and stop():
+            if self.position.epoch < self.epochs and self.processes.any(stop()):
                 return False
         return True
 
@@ -163,15 +166,19 @@ class Phase:
         if self.data.augment is not None:
             seed = hash_seed(self.config.seed, self.name, epoch, batch)
             inputs = self.data.augment(inputs, torch.Generator().manual_seed(seed))
-        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        mine, weight = self.processes.share(chosen)
+        inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
+        if self.processes.count > 1:  # dropout and the like differ between processes, and do not stand in checkpoints
+            torch.manual_seed(hash_seed(self.config.seed, self.name, epoch, batch, self.processes.index))
         if self.config.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         annealing = self._annealing(epoch + batch / self.batches)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * annealing
         self._optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-            outputs = as_float(self._trained(inputs))
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
+        with autocast, self.processes.whole_batch_norm(self.net):
+            outputs = as_float(self.net(inputs))
             taught = None
             if self._teacher is not None:
                 with torch.no_grad():
@@ -182,13 +189,15 @@ class Phase:
             loss = (1 - share) * loss + share * distillation(outputs, taught, labels=self.data.task.labels)
         extras = [self.method.regularization()] if self.method else []
         extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
-        self._accelerator.backward(loss + sum(extra for extra in extras if extra is not None))
+        penalty = sum(extra for extra in extras if extra is not None)
+        torch.autograd.backward(weight * loss + penalty / self.processes.count)
+        self.processes.add_up_gradients(self._parameters)
         self._optimizer.step()
         if self.method:
             self.method.after_step()
         for quantizer in self.net.quantizers.values():
             quantizer.after_step()
-        return float(loss.detach())
+        return float(self.processes.added_up(weight * loss.detach()))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of this phase."""
@@ -212,20 +221,18 @@ class Phase:
         torch.set_rng_state(state["random"])
 
 
-def accelerator(device: str) -> Any:
-    """Return the training engine on a device.
+def start_processes(device: str) -> Processes:
+    """Return the processes of this run, computing on a device.
 
     Raises:
         ConfigError: the device is not there.
     """
-    from accelerate import Accelerator
-
     present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device not in present:
         raise ConfigError(f"unknown device {device!r}; {nearest(device, present)}")
     if not present[device]:
         raise ConfigError(f"there is no {device} device on this machine; use --device auto or cpu")
-    return Accelerator(cpu=device == "cpu")
+    return Processes(cpu=device == "cpu" or not torch.accelerator.is_available())
 
 
 def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchConfig) -> list[dict[str, Any]]:

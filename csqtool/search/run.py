@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from csqtool.errors import ConfigError, InputError
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.search.checkpoint import load_checkpoint
 from csqtool.search.config import SearchConfig
+from csqtool.search.loop import start_processes
+from csqtool.search.processes import Processes
 from csqtool.search.progress import Progress, Silent
 from csqtool.search.session import CHECKPOINTS, FINETUNE_METHODS, Session
 
 RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
              "start-scheme.json", "start.safetensors", "checkpoints", "plots")  # fmt: skip
+SAME_SIGNAL_SECONDS = 2.0
 
 
 @dataclass
@@ -49,11 +53,15 @@ def search(
         InputError: model, data, weights, budget or folder cannot be used, or training diverged.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
-    _check_folder(output, overwrite=overwrite)
+    processes = start_processes(config.device)
+    if processes.first:
+        _check_folder(output, overwrite=overwrite)
     session = Session(config, output, progress or Silent())
-    with _locked(output):
-        _prepare_folder(output)
-        write_json(output / "config.json", config.to_json())
+    with _locked(output, processes):
+        if processes.first:
+            _prepare_folder(output)
+            write_json(output / "config.json", config.to_json())
+        processes.wait()
         return _to_end(session)
 
 
@@ -83,14 +91,18 @@ def resume_search(
     if (output / "summary.json").is_file():
         summary: dict[str, Any] = read_json(output / "summary.json")
         return summary
-    with _locked(output):
+    processes = start_processes(config.device)
+    with _locked(output, processes):
         session = Session(config, output, progress or Silent())
         state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
         if state is None:  # it died before the first one
-            (output / "log.jsonl").unlink(missing_ok=True)
+            if processes.first:
+                (output / "log.jsonl").unlink(missing_ok=True)
         else:
             session.load(state)
-            session.forget_log_behind(state)
+            if processes.first:
+                session.forget_log_behind(state)
+        processes.wait()
         return _to_end(session)
 
 
@@ -113,8 +125,10 @@ def finetune(
         InputError: `run` holds no finished search, or a setting or folder cannot be used.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
-    _check_folder(output, overwrite=overwrite)
     finished = load_finished(run)
+    processes = finished.session.processes
+    if processes.first:
+        _check_folder(output, overwrite=overwrite)
     before = finished.session.config
     settings = {
         **before.to_json(),
@@ -127,15 +141,18 @@ def finetune(
     }
     settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
     config = SearchConfig.from_json(settings, where="finetune")
-    with _locked(output):
-        _prepare_folder(output)
-        write_bytes(output / "start.safetensors", finished.session.plain_weights())
-        write_json(output / "start-scheme.json", read_json(run / "scheme.json"))
-        write_json(output / "start.json", {"run": str(run), "metric_float": finished.summary["metric_float"]})
-        if (run / "float.safetensors").is_file():
-            shutil.copyfile(run / "float.safetensors", output / "float.safetensors")
+    with _locked(output, processes):
+        if processes.first:
+            _prepare_folder(output)
+            write_bytes(output / "start.safetensors", finished.session.plain_weights())
+            write_json(output / "start-scheme.json", read_json(run / "scheme.json"))
+            write_json(output / "start.json", {"run": str(run), "metric_float": finished.summary["metric_float"]})
+            if (run / "float.safetensors").is_file():
+                shutil.copyfile(run / "float.safetensors", output / "float.safetensors")
+        processes.wait()
         session = Session(config, output, progress or Silent())
-        write_json(output / "config.json", config.to_json())
+        if processes.first:
+            write_json(output / "config.json", config.to_json())
         return _to_end(session)
 
 
@@ -167,7 +184,8 @@ def _config(output: Path) -> SearchConfig:
 def _to_end(session: Session) -> dict[str, Any]:
     with _interruptible() as stop:
         summary = session.to_end(stop)
-    draw(session.output, session.progress.line)
+    if session.processes.first:
+        draw(session.output, session.progress.line)
     return summary
 
 
@@ -192,14 +210,17 @@ def _check_folder(output: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep other processes out of a run directory; the lock goes with the process, however it ends.
+def _locked(output: Path, processes: Processes) -> Iterator[None]:
+    """Keep other runs out of a run directory; the lock goes with the first process, however that ends.
 
     Raises:
         InputError: the folder cannot be made, or another process works in it.
     """
     import fcntl
 
+    if not processes.first:
+        yield
+        return
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = os.open(output / ".lock", os.O_CREAT | os.O_RDWR)
@@ -223,19 +244,29 @@ def _prepare_folder(output: Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; a second one interrupts at once."""
+    """Yield a function that tells whether to stop: after Ctrl-C, or SIGTERM as schedulers send it.
+
+    A second signal interrupts at once, but not within two seconds: launchers of several processes pass on what
+    the terminal has sent already.
+    """
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first = 0.0
 
     def handle(number: int, frame: Any) -> None:
+        nonlocal first
+        if pressed.is_set() and time.monotonic() - first > SAME_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
+        first = first or time.monotonic()
         pressed.set()
-        signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

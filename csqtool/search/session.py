@@ -29,9 +29,9 @@ from csqtool.quantized_model import twos_complement_bits
 from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
 from csqtool.search.checkpoint import load_weights, save_checkpoint
 from csqtool.search.config import SearchConfig
-from csqtool.search.loop import Phase, batches_of, evaluate
+from csqtool.search.loop import Phase, batches_of, evaluate, start_processes
 from csqtool.search.method import Method, load_method
-from csqtool.search.progress import Progress
+from csqtool.search.progress import Progress, Silent
 from csqtool.search.scheme import LossProbe, close_holes, settle
 
 CALIBRATION_SAMPLES = 1024
@@ -57,7 +57,8 @@ class Session:
     def __init__(self, config: SearchConfig, output: Path, progress: Progress) -> None:
         self.config = config
         self.output = output
-        self.progress = progress
+        self.processes = start_processes(config.device)
+        self.progress = progress if self.processes.first else Silent()
         self.method: Method | None = None
         self.scheme: dict[str, tuple[int, ...]] | None = None
         self.float_metric: float | None = None
@@ -143,7 +144,8 @@ class Session:
         """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
         config = self.config
         if stage == "float":
-            self.phase = Phase(stage, config.pretrain_epochs, QuantizedNet(self.model, []), None, config, self.data)
+            self.phase = Phase(stage, config.pretrain_epochs, QuantizedNet(self.model, []), None, config, self.data,
+                               self.processes)  # fmt: skip
             return
         if stage != "finetune" and self.net.quantizers and not restoring:
             device = next(self.model.parameters()).device
@@ -158,7 +160,7 @@ class Session:
             epochs = config.epochs + config.finetune_epochs
         self.method = kind(self.weights, self.model, config, self.budget, scheme)
         teacher = self._teacher() if config.distill else None
-        self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, teacher=teacher)
+        self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, self.processes, teacher=teacher)
 
     def _first_scheme(self) -> dict[str, tuple[int, ...]]:
         """Return the planes to begin with: all that are allowed, the uniform ones of a method, or those of a file."""
@@ -245,7 +247,9 @@ class Session:
         device = next(self.model.parameters()).device
         self.float_metric = evaluate(self.model, self.data.test, self.data.task, device)
         self.progress.line(f"float model: {self.data.task.metric_name} {self.float_metric:.4f}")
-        write_bytes(self.output / "float.safetensors", _safetensors(self.model.state_dict()))
+        if self.processes.first:
+            write_bytes(self.output / "float.safetensors", _safetensors(self.model.state_dict()))
+        self.processes.wait()
 
     def _settle(self) -> None:
         """Put the searched weights, hardened, in place of the gates, and fix the scheme."""
@@ -264,6 +268,7 @@ class Session:
         start = self._choose_start(probe)
         if self.config.repair:
             self.scheme = settle(self.scheme, self.budget, loss_with=probe)
+        self.scheme = self.processes.agreed(self.scheme)  # machines may round losses differently
         before, after = self.budget.cost(found), self.budget.cost(self.scheme)
         self.progress.line(
             f"scheme: {self.budget.describe(after)}, found {self.budget.describe(before)}, "
@@ -285,7 +290,7 @@ class Session:
         searched = {name: value.clone() for name, value in self.model.state_dict().items()}
         loss = probe.of_scheme(self.scheme)
         load_weights(self.model, saved)
-        if probe.of_scheme(self.scheme) < loss:
+        if self.processes.agreed(probe.of_scheme(self.scheme) < loss):
             return "float"
         self.model.load_state_dict(searched)
         return "searched"
@@ -334,10 +339,14 @@ class Session:
         self._save()
 
     def _log(self, entry: dict[str, Any]) -> None:
+        if not self.processes.first:
+            return
         with open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
     def _save(self) -> None:
+        if not self.processes.first:
+            return
         log = self.output / "log.jsonl"
         state = {**self.phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
                  "log_bytes": log.stat().st_size if log.is_file() else 0}  # fmt: skip
@@ -388,8 +397,10 @@ class Session:
             "seconds": round(time.monotonic() - self.started, 1),
         }
         self._save()
-        write_json(self.output / "scheme.json", scheme)
-        write_json(self.output / "summary.json", summary)  # last: its presence says that the search is finished
+        if self.processes.first:
+            write_json(self.output / "scheme.json", scheme)
+            write_json(self.output / "summary.json", summary)  # last: its presence says that the search is finished
+        self.processes.wait()
         return summary
 
 

@@ -112,3 +112,18 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: 
     assert "the loss became nan in float epoch 1, batch" in error[0]
     assert "lower the learning rates" in error[0]
     assert not (run / "summary.json").exists()
+
+
+def test_sigterm_saves_the_state_as_ctrl_c_does(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "csqtool", *map(str, [*SEARCH, "-o", run])], stderr=subprocess.PIPE, text=True
+    )
+    start = time.monotonic()
+    while not (run / "log.jsonl").exists() and time.monotonic() - start < 60:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "state saved, go on with: csqtool search --resume" in errors
+    assert (run / "checkpoints" / "last.pt").is_file()

@@ -1,0 +1,116 @@
+"""Several processes training one net, on one machine or many: who writes, and what all of them agree on.
+
+``torchrun`` starts the processes and `accelerate` connects them. Every process makes the same decisions from the
+same numbers; the first one alone writes files and reports. Each step, a process computes the loss of its share of
+the batch, and gradients are added up over all of them, so that a step is the one that a single process would take
+on the whole batch, up to float32 rounding. That includes BatchNorm, whose statistics are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from csqtool.nn.batch_norm import whole_batch_norm
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of a run; with one alone, everything here does nothing.
+
+    Args:
+        cpu: compute on the CPU even where there is an accelerator.
+
+    Attributes:
+        count: how many there are.
+        index: this one's number, from 0.
+    """
+
+    def __init__(self, *, cpu: bool) -> None:
+        from accelerate import PartialState
+
+        self._state = PartialState(cpu=cpu)
+        self.count: int = self._state.num_processes
+        self.index: int = self._state.process_index
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self._state.device
+        return device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and reports."""
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Wait for all processes: what the first one wrote can be read behind this."""
+        self._state.wait_for_everyone()
+
+    def agreed(self, value: T) -> T:
+        """Return the first process's `value` in all of them."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def added_up(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes of a tensor without a gradient, in every one of them."""
+        if self.count == 1:
+            return values
+        from accelerate.utils import reduce
+
+        total: Tensor = reduce(values.to(self.device), "sum")
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is set in one process or more."""
+        return flag if self.count == 1 else bool(self.added_up(torch.tensor(float(flag))) > 0)
+
+    def share(self, batch: Sequence[T] | Tensor) -> tuple[slice, float]:
+        """Return which samples of a batch are this process's, and their weight in the batch's mean loss.
+
+        A batch with fewer samples than there are processes is computed whole by each of them.
+        """
+        samples = len(batch)
+        if samples < self.count:
+            return slice(None), 1 / self.count
+        mine = slice(self.index, None, self.count)
+        return mine, len(range(samples)[mine]) / samples
+
+    def add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes, in one exchange.
+
+        Not by wrapping the net for data-parallel training: that wants to know which parameters take part, and
+        here they change, as planes leave the computation and penalties reach parameters that the net does not.
+        """
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.added_up(torch.cat([g.reshape(-1) for g in gradients]))
+        totals = torch.split(flat, [g.numel() for g in gradients])
+        for gradient, total in zip(gradients, totals, strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+    @contextmanager
+    def whole_batch_norm(self, net: nn.Module) -> Iterator[None]:
+        """Let BatchNorm normalise by the statistics of all processes' samples."""
+        norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training] if self.count > 1 else []
+        for norm in norms:
+            norm.forward = partial(whole_batch_norm, norm=norm, add_up=self.added_up)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for norm in norms:
+                del norm.forward

@@ -1,0 +1,51 @@
+"""What `test_processes` starts alone and under torchrun: one training step, or a whole search."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from csqtool.search import SearchConfig
+from csqtool.search.progress import Silent
+from csqtool.search.session import Session
+
+
+def one_step(session: Session, output: Path) -> None:
+    """Write the gradients of the whole batch, the running statistics and the loss."""
+    session._enter("search")
+    phase = session.phase
+    phase.net.train()
+    loss = phase._step(torch.arange(session.config.batch_size), epoch=0, batch=0)
+    tensors = {name: p.grad for name, p in phase.net.named_parameters() if p.grad is not None}
+    tensors |= {name: buffer for name, buffer in phase.net.named_buffers() if "running" in name}
+    tensors |= {"loss": torch.tensor(loss), "processes": torch.tensor(session.processes.count)}
+    if session.processes.first:
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, output / "step.safetensors")
+
+
+def whole_search(session: Session, output: Path) -> None:
+    """Write what each process ended with."""
+    if session.processes.first:
+        (output / "checkpoints").mkdir()
+    session.processes.wait()
+    session.to_end(lambda: False)
+    assert session.method is not None
+    digest = hashlib.sha256()
+    for name, (q, scale, mask) in session.method.integers().items():
+        digest.update(f"{name} {mask} {float(scale)!r}".encode() + q.tobytes())
+    (output / f"process{session.processes.index}.txt").write_text(digest.hexdigest())
+
+
+if __name__ == "__main__":
+    what, model, folder = sys.argv[1:]
+    config = SearchConfig.make(
+        model=model, data="digits", target_bits=3.0, act_bits=4, batch_size=33, device="cpu", compile="no",
+        pretrain_epochs=1, epochs=1, finetune_epochs=1,
+    )  # fmt: skip
+    run = Session(config, Path(folder), Silent())
+    {"step": one_step, "search": whole_search}[what](run, Path(folder))
+    run.processes.wait()
