@@ -16,6 +16,7 @@ from conftest import DIGITS, QUICK, Built, invoke, ok
 
 from csqtool.finalized_file import read_finalized
 from csqtool.verify.runtime import optimized_operators
+from exporters.csq import CsqFile
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
 
@@ -82,10 +83,8 @@ def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
 
 def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
     content = bytearray(eight_bits.csq.read_bytes())
-    start = 24 + int.from_bytes(content[12:16], "little")
-    header = json.loads(content[24:start])
-    entry = next(t for t in header["tensors"] if t["name"] == "mix.0.weight")
-    content[start + entry["offset"]] ^= 1
+    entry = CsqFile(bytes(content), where="x").entries["mix.0.weight"]
+    content[entry.start + entry.length // 2] ^= 1
     (tmp_path / "changed.csq").write_bytes(content)
     code, report = eight_bits.verify(tmp_path / "changed.csq")
     assert code == 1

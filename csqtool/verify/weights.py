@@ -65,12 +65,14 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
         if found is None:
             yield layer.name, "its integers are not in the file"
             continue
-        yield from ((layer.name, text) for text in _differences(found, expected.q, "integers"))
+        yield from ((layer.name, text) for text in array_differences(found, expected.q, "integers"))
         if not users:
             yield layer.name, "nothing dequantizes its integers"
         for node in users:
             scale = arrays.get(node.input[1])
-            problems = ["the scale is no constant"] if scale is None else _differences(scale, expected.scale, "scale")
+            problems = (
+                ["the scale is no constant"] if scale is None else array_differences(scale, expected.scale, "scale")
+            )
             if len(node.input) > 2 and arrays.get(node.input[2], np.ones(1)).any():
                 problems = [*problems, "the zero point is not zero"]
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
@@ -94,12 +96,12 @@ def _bias_problems(
     if source is None:
         if name not in arrays:
             return ["the bias is no constant"]
-        return _differences(arrays[name], expected.bias.astype(np.float32), "bias")
+        return array_differences(arrays[name], expected.bias.astype(np.float32), "bias")
     integers, step = arrays[source.input[0]], arrays[source.input[1]]
     if expected.bias_step is None:
         return ["the bias is quantized, although the layer's input is not"]
     wanted = np.rint(expected.bias / expected.bias_step.astype(np.float64))
-    return _differences(integers, wanted.astype(np.int32), "bias") + _differences(
+    return array_differences(integers, wanted.astype(np.int32), "bias") + array_differences(
         step, expected.bias_step, "bias scale"
     )
 
@@ -127,7 +129,7 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
         for node in (chain[0], chain[-1]):
             for position, what in ((1, "scale"), (2, "zero point")):
                 found = arrays.get(node.input[position]) if len(node.input) > position else None
-                problems = [f"no {what}"] if found is None else _differences(found, wanted[position], what)
+                problems = [f"no {what}"] if found is None else array_differences(found, wanted[position], what)
                 yield from ((quantizer.name, f"{node.op_type}: {text}") for text in problems)
         for clip in chain[1:-1]:
             bounds = [arrays.get(name) for name in clip.input[1:3]]
@@ -144,12 +146,12 @@ def csq_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: Quantiz
         elif name not in wanted:
             yield name, "is in the file, but not in the finalized model"
         else:
-            yield from ((name, text) for text in _differences(tensors[name], wanted[name], "values"))
+            yield from ((name, text) for text in array_differences(tensors[name], wanted[name], "values"))
     if metadata != wanted_metadata:
         yield "metadata", "differ from the finalized model's"
 
 
-def _differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[str]:
+def array_differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[str]:
     """Compare two arrays bit for bit: type, shape and every value."""
     if found.dtype != wanted.dtype:
         return [f"{what}: {found.dtype} instead of {wanted.dtype}"]
