@@ -17,13 +17,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csqtool.finalize import finalize, rebuilt_net
+    from csqtool.bench import bench
+    from csqtool.finalize import finalize
     from csqtool.finalized_file import read_finalized
-    from csqtool.formats import export, pack, unpack
+    from csqtool.formats import export
     from csqtool.inspecting import inspect
+    from csqtool.packing import pack, unpack
     from csqtool.pipeline import run_pipeline
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
-    from csqtool.search import SearchConfig, resume_search, search
+    from csqtool.rebuild import rebuilt_net
+    from csqtool.search import SearchConfig, finetune, resume_search, search
     from csqtool.verify import Gates, VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -35,16 +38,18 @@ _HOMES = {
     "QuantizedModel": "csqtool.quantized_model",
     "SearchConfig": "csqtool.search",
     "VerifyReport": "csqtool.verify",
+    "bench": "csqtool.bench",
     "export": "csqtool.formats",
     "finalize": "csqtool.finalize",
+    "finetune": "csqtool.search",
     "inspect": "csqtool.inspecting",
-    "pack": "csqtool.formats",
+    "pack": "csqtool.packing",
     "read_finalized": "csqtool.finalized_file",
-    "rebuilt_net": "csqtool.finalize",
+    "rebuilt_net": "csqtool.rebuild",
     "resume_search": "csqtool.search",
     "run_pipeline": "csqtool.pipeline",
     "search": "csqtool.search",
-    "unpack": "csqtool.formats",
+    "unpack": "csqtool.packing",
     "verify": "csqtool.verify",
 }
 
@@ -56,8 +61,10 @@ __all__ = [
     "SearchConfig",
     "VerifyReport",
     "__version__",
+    "bench",
     "export",
     "finalize",
+    "finetune",
     "inspect",
     "pack",
     "read_finalized",

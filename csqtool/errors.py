@@ -8,10 +8,12 @@
     │   ├── ModelError            the model, its factory or its weights
     │   ├── DataError             the data set
     │   ├── FormatError           a file is not what it claims to be
-    │   └── ExportError           the model holds something the format cannot carry
+    │   ├── ExportError           the model holds something the format cannot carry
+    │   └── TrainingError         training diverged
+    ├── CheckFailed               a condition the user set does not hold: exit code 1
     └── SearchInterrupted         Ctrl-C, state saved: exit code 130
 
-A failed check is no exception: `csqtool.verify` returns a report whose `passed` is False (exit code 1).
+A failed verification is no exception: `csqtool.verify` returns a report whose `passed` is False (exit code 1).
 """
 
 from __future__ import annotations
@@ -46,6 +48,14 @@ class FormatError(InputError):
 
 class ExportError(InputError):
     """The model holds something that the chosen format cannot carry."""
+
+
+class TrainingError(InputError):
+    """Training diverged: the loss is no number any more."""
+
+
+class CheckFailed(CsqtoolError):
+    """A condition that the user set, such as an export in integers only, does not hold."""
 
 
 class SearchInterrupted(CsqtoolError):

@@ -10,8 +10,9 @@ from typing import Any
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
+from csqtool.onnx_file import parse_onnx
 from csqtool.quantized_model import QuantizedModel
-from csqtool.summaries import layer_table
+from csqtool.summaries import layer_table, metric_text
 from csqtool.text import size, table
 
 
@@ -61,17 +62,14 @@ def _model_facts(model: QuantizedModel) -> dict[str, Any]:
 
 def _model_text(model: QuantizedModel) -> str:
     info = model.info
-    method, metrics = info["method"], info.get("metrics", {})
+    method = info["method"]
     lines = [
-        f"model    {info['model']['factory']}  input {info['input_shape']}",
-        f"data     {info['data']['source']} ({info['data']['task']})",
-        f"method   {method['name']}, target {method['target_bits']:g} bits, activations "
+        f"model      {info['model']['factory']}  input {info['input_shape']}",
+        f"data       {info['data']['source']} ({info['data']['task']})",
+        f"method     {method['name']}, target {method['target_bits']:g} bits, activations "
         f"{'float' if method['act_bits'] is None else str(method['act_bits']) + ' bits'}, seed {method['seed']}",
     ]
-    if metrics:
-        before = "" if metrics["float"] is None else f", float model {metrics['float']:.4f}"
-        lines.append(f"{metrics['name']:8} {metrics['finalized']:.4f} on {metrics['samples']} samples{before}")
-    lines += ["", layer_table(model)]
+    lines += [metric_text(model), "", layer_table(model)]
     if model.activations:
         rows = [(a.name, a.bits, f"{a.scale:.6g}", a.zero_point) for a in model.activations]
         lines += ["", table(("activation", "bits", "scale", "zero point"), rows)]
@@ -108,34 +106,37 @@ def _csq(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    import onnx
-    from google.protobuf.message import DecodeError
+    from onnx import TensorProto
 
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except (DecodeError, RuntimeError) as error:
-        raise FormatError(f"{path} is not an ONNX file: {error}") from error
-    if not proto.graph.node:
-        raise FormatError(f"{path} is not an ONNX file: it holds no graph")
+    proto = parse_onnx(content, where=str(path))
     opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
     properties = {p.key: p.value for p in proto.metadata_props}
     operators = Counter(node.op_type for node in proto.graph.node)
     stored: Counter[str] = Counter()
     for tensor in proto.graph.initializer:
-        stored[onnx.TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
-    nodes = [(node.op_type, ", ".join(i for i in node.input if i), ", ".join(node.output)) for node in proto.graph.node]
+        stored[TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
+    nodes = [
+        (
+            ".".join(filter(None, (node.domain, node.op_type))),
+            ", ".join(i for i in node.input if i),
+            ", ".join(node.output),
+        )
+        for node in proto.graph.node
+    ]
+    functions = {f"{f.domain}.{f.name}": len(f.node) for f in proto.functions}
     lines = [
         f"{path}: ONNX graph, {size(len(content))}, IR {proto.ir_version}, "
         + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
         *(f"{key}  {value}" for key, value in properties.items()),
+        *(f"function {name}: {count} standard operators" for name, count in functions.items()),
         "",
         table(("initializers", "bytes"), sorted(stored.items())),
         "",
         table(("operator", "inputs", "output"), nodes),
     ]
     facts = {"kind": "onnx", "size_bytes": len(content), "ir_version": proto.ir_version, "opsets": opsets,
-             "metadata": properties, "operators": dict(operators), "initializer_bytes": dict(stored)}  # fmt: skip
+             "metadata": properties, "operators": dict(operators), "initializer_bytes": dict(stored),
+             "functions": functions}  # fmt: skip
     return "\n".join(lines), facts
 
 
@@ -194,7 +195,7 @@ def _toml(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     from csqtool.pipeline import read_pipeline
 
     pipeline = read_pipeline(path)
-    settings = {**pipeline.config.to_json(), "output": str(pipeline.output), "formats": list(pipeline.formats)}
+    settings = {**pipeline.config.to_json(), "output": str(pipeline.output), "formats": dict(pipeline.formats)}
     text = f"{path}: pipeline\n\n" + table(("setting", "value"), [(k, json.dumps(v)) for k, v in settings.items()])
     return text, {"kind": "pipeline", **settings}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,35 @@ def digits_to_integers(
     Returns:
         q (int8, or int16 where it needs nine bits), Δ > 0, and the mask, most significant plane first.
     """
-    planes = len(mask)
-    kept = np.where(mask, 1 << np.arange(planes), 0)
+    kept = np.where(mask, 1 << np.arange(len(mask)), 0)
     q = np.tensordot(kept, digits.astype(np.int64), axes=1)  # (n,) · (n, *weight) → (*weight)
+    return *reduced(q, scale), mask_string(np.flatnonzero(mask).tolist(), len(mask))
+
+
+def reduced(q: NDArray[np.integer[Any]], scale: np.float32) -> tuple[IntegerArray, np.float32]:
+    """Move the integers' common power of two, and a negative sign of the scale, to where they cost no bits.
+
+    Args:
+        q: integers of any width.
+        scale: not zero.
+
+    Returns:
+        q (int8, or int16 where it needs nine bits) and Δ > 0 with the same products.
+    """
     used = np.bitwise_or.reduce(np.abs(q), axis=None)
     shift = int(used & -used).bit_length() - 1 if used else 0
-    q >>= shift
+    q = q >> shift
     delta = np.float32(scale) * np.float32(2.0**shift)  # exact: a power of two
     if delta < 0:
         q, delta = -q, -delta
-    return smallest_dtype(q), np.float32(delta), "".join("01"[int(m)] for m in mask[::-1])
+    return smallest_dtype(q), np.float32(delta)
+
+
+def mask_string(kept: Sequence[int], planes: int) -> str:
+    """Return which of `planes` planes are kept, most significant first."""
+    return "".join("01"[b in kept] for b in reversed(range(planes)))
+
+
+def planes_of(mask: str) -> tuple[int, ...]:
+    """Return the planes that a mask string keeps, ascending."""
+    return tuple(b for b, bit in enumerate(reversed(mask)) if bit == "1")

@@ -34,7 +34,7 @@ class Pipeline:
         folder: where the pipeline file is.
         output: where everything is written.
         config: settings of the search.
-        formats: formats to export.
+        formats: formats to export, each with its options ([export.NAME]).
         gates: limits for `verify`.
         samples: test samples to verify on, None all.
     """
@@ -42,7 +42,7 @@ class Pipeline:
     folder: Path
     output: Path
     config: SearchConfig
-    formats: tuple[str, ...]
+    formats: Mapping[str, Mapping[str, Any]]
     gates: Gates
     samples: int | None = None
 
@@ -86,7 +86,8 @@ def read_pipeline(path: Path) -> Pipeline:
     where = str(path)
     _check_keys(document, ["output", "model", "data", "search", "export", "verify"], where)
     for name, keys in TABLES.items():
-        _check_keys(_table(document, name, where), keys, f"{where}: [{name}]")
+        plain = {k: v for k, v in _table(document, name, where).items() if name != "export" or not isinstance(v, dict)}
+        _check_keys(plain, keys, f"{where}: [{name}]")
     folder = path.parent
     model, data, search = (_table(document, name, where) for name in ("model", "data", "search"))
     for name, table, key in (("model", model, "factory"), ("data", data, "source")):
@@ -103,15 +104,21 @@ def read_pipeline(path: Path) -> Pipeline:
     samples = verify.pop("samples", None)
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise ConfigError(f"{where}: [verify] samples must be a number of at least 1, got {samples!r}")
-    formats = _table(document, "export", where).get("formats", ["onnx", "csq"])
+    exports = _table(document, "export", where)
+    formats = exports.get("formats", ["onnx", "csq"])
     if not isinstance(formats, list) or not formats or not all(isinstance(f, str) for f in formats):
         raise ConfigError(f'{where}: [export] formats must be a list of names, such as ["onnx", "csq"]')
+    options = {name: table for name, table in exports.items() if isinstance(table, dict)}
+    if unused := sorted(set(options) - set(formats)):
+        raise ConfigError(f"{where}: [export.{unused[0]}] is no exported format; {nearest(unused[0], formats)}")
     output = document.get("output", "build")
     if not isinstance(output, str):
         raise ConfigError(f"{where}: output must be a folder's name, got {output!r}")
-    config = SearchConfig.from_json(settings, where=f"{where}: [search]")
+    config = SearchConfig.make(**settings, where=f"{where}: [search]")
     gates = Gates.from_mapping(verify, where=f"{where}: [verify]")
-    return Pipeline(folder, Path(os.path.relpath(folder / output)), config, tuple(formats), gates, samples)
+    return Pipeline(
+        folder, Path(os.path.relpath(folder / output)), config, {f: options.get(f, {}) for f in formats}, gates, samples
+    )
 
 
 def _table(document: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
@@ -160,7 +167,7 @@ def run_pipeline(
     from csqtool.verify import verify
 
     pipeline = read_pipeline(path)
-    suffixes = {name: load_exporter(name).suffix for name in pipeline.formats}
+    suffixes = {name: load_exporter(name, options).suffix for name, options in pipeline.formats.items()}
     result = PipelineResult(pipeline)
     stages = _Stages(pipeline.output / ".stages.json", result.stages, tell)
     run, finalized = pipeline.output / "run", result.finalized
@@ -180,17 +187,24 @@ def run_pipeline(
     inputs = _digest({"run": sha256(run / "checkpoints" / "last.pt"), "before": inputs})
     stages.run("finalize", inputs, [finalized], lambda: finalize(run, finalized))
     digest = sha256(finalized)
-    for name in pipeline.formats:
+    for name, options in pipeline.formats.items():
         target = pipeline.output / f"model{suffixes[name]}"
         facts = pipeline.output / f"export-{name}.json"
 
-        def do_export(name: str = name, target: Path = target, facts: Path = facts) -> None:
-            done = export(finalized, target, format=name)
+        def do_export(
+            name: str = name, target: Path = target, facts: Path = facts, options: Mapping[str, Any] = options
+        ) -> None:
+            done = export(finalized, target, format=name, options=options)
             for note in done.notes:
                 tell(f"  {note}")
+            if done.report.float_nodes:
+                nodes = [node.name for node in done.report.float_nodes]
+                more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+                tell(f"  run in float: {', '.join(nodes[:3])}{more} (csqtool export says why)")
             write_json(facts, {"size_bytes": done.size_bytes, "float32_bytes": done.float32_bytes, "notes": done.notes})
 
-        stages.run(f"export {name}", _digest({"model": digest, "code": code}), [target, facts], do_export)
+        exported_from = _digest({"model": digest, "code": code, "options": options})
+        stages.run(f"export {name}", exported_from, [target, facts], do_export)
         result.exports[name] = {"path": target, **_read(facts)}
         report_path = pipeline.output / f"verify-{name}.json"
 

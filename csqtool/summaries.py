@@ -35,7 +35,7 @@ def compression(model: QuantizedModel, finalized: Path) -> Compression:
     """Measure a finalized model's compression; the real bytes are those of a packed file, written and removed."""
     import tempfile
 
-    from csqtool.formats import pack
+    from csqtool.packing import pack
 
     with tempfile.TemporaryDirectory() as folder:
         packed = pack(finalized, Path(folder) / "model.csq")
@@ -55,21 +55,27 @@ def layer_table(model: QuantizedModel) -> str:
     return table(("layer", "precision", "mask", "bit width", "elements", "bytes"), [*rows, total])
 
 
-def model_text(model: QuantizedModel, finalized: Path) -> str:
-    """Return the layer table, the three compressions and the metrics of a finalized model."""
+def compression_text(model: QuantizedModel, finalized: Path) -> str:
+    """Return the three compressions of a finalized model, a line each."""
     rates = compression(model, finalized)
-    metrics = model.info.get("metrics", {})
-    lines = [
-        layer_table(model),
-        "",
+    return "\n".join([
         "compression against float32",
         f"  layer mean of the precision (as in the paper)   {rates.paper:6.2f} ×",
         f"  bit width, weighted by elements                 {rates.elements:6.2f} ×",
         f"  bytes of the whole packed file                  {rates.real:6.2f} ×   "
         f"({size(rates.packed_bytes)} against {size(rates.float32_bytes)})",
-    ]
-    if metrics:
-        before = "not measured" if metrics["float"] is None else f"{metrics['float']:.4f}"
-        lines += ["", f"{metrics['name']}: float model {before}, finalized {metrics['finalized']:.4f} "
-                      f"on {metrics['samples']} samples"]  # fmt: skip
-    return "\n".join(lines)
+    ])  # fmt: skip
+
+
+def metric_text(model: QuantizedModel) -> str:
+    """Return the metric of the float and of the finalized model in one line."""
+    metrics = model.info.get("metrics")
+    if metrics is None:
+        return "metric     not measured"
+    before = "" if metrics["float"] is None else f"float {metrics['float']:.4f} → "
+    return f"{metrics['name']:9}  {before}finalized {metrics['finalized']:.4f} on {metrics['samples']} samples"
+
+
+def model_text(model: QuantizedModel, finalized: Path) -> str:
+    """Return the layer table, the three compressions and the metrics of a finalized model."""
+    return "\n\n".join([layer_table(model), compression_text(model, finalized), metric_text(model)])

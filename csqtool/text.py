@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+from csqtool.errors import ConfigError
 
 
 def printable(text: object) -> str:
@@ -30,3 +33,18 @@ def _is_number(cell: object) -> bool:
 def size(size_bytes: int) -> str:
     """Return bytes with thousands separators, such as ``20,992 B``."""
     return f"{size_bytes:,} B"
+
+
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}
+
+
+def parse_size(text: str | int) -> int:
+    """Return bytes: ``60KB`` is 60,000, ``60KiB`` is 61,440, a plain number is bytes.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    if not match or match[2].upper() not in _SIZE_UNITS:
+        raise ConfigError(f"{text!r} is no size; write bytes, or a number with KB, KiB, MB, MiB, GB or GiB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+
+# The nets of the tests are tiny: threads would only wait for each other. Set before torch is imported, and
+# inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from click.testing import CliRunner, Result
@@ -26,10 +31,11 @@ def ok(*arguments: object) -> Result:
 class Built:
     """A searched, finalized and exported digits network."""
 
-    def __init__(self, folder: Path, act_bits: str) -> None:
+    def __init__(self, folder: Path, act_bits: str, *more: object) -> None:
         self.run, self.model = folder / "run", folder / "model.safetensors"
         self.onnx, self.csq = folder / "model.onnx", folder / "model.csq"
-        ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", act_bits, *QUICK, "-o", self.run)
+        ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", act_bits, *QUICK, *more,
+           "-o", self.run)  # fmt: skip
         ok("finalize", self.run, "-o", self.model)
         ok("export", self.model, "--format", "onnx", "-o", self.onnx)
         ok("pack", self.model, "-o", self.csq)
@@ -42,6 +48,11 @@ class Built:
 @pytest.fixture(scope="session")
 def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(tmp_path_factory.mktemp("a8"), "8")
+
+
+@pytest.fixture(scope="session")
+def other_seed(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(tmp_path_factory.mktemp("other_seed"), "8", "--seed", 1)
 
 
 @pytest.fixture(scope="session", params=["float", "4"])

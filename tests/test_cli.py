@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import DIGITS, QUICK, Built, invoke, ok
+from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
-from csqtool.finalized_file import read_finalized
-from csqtool.verify.runtime import optimized_operators
+from csqtool.finalized_file import read_finalized, serialize, to_tensors
+from csqtool.onnx_session import optimized_operators
 from exporters.csq import CsqFile
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
@@ -54,7 +55,7 @@ def test_unpack_gives_back_the_finalized_file_bit_for_bit(eight_bits: Built, tmp
 
 
 def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
-    from csqtool.finalize import rebuilt_net
+    from csqtool.rebuild import rebuilt_net
 
     model = read_finalized(eight_bits.model)
     net = rebuilt_net(model)
@@ -64,21 +65,29 @@ def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["stem.0.weight", "mix.0.weight", "stem.0.weight_scale", "classifier.bias", "relu.output_scale"]
+    ("name", "layer"),
+    [
+        ("stem.0.weight", "stem.0.weight"),
+        ("mix.0.weight", "mix.0.weight"),
+        ("stem.0.weight_scale", "stem.0.weight"),
+        ("classifier.bias", "classifier.weight"),
+        ("relu.output_scale", "relu.output"),
+    ],
 )
 def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
-    eight_bits: Built, tmp_path: Path, name: str
+    eight_bits: Built, tmp_path: Path, name: str, layer: str
 ) -> None:
     proto = onnx.load(eight_bits.onnx)
-    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    # Weights of eight bits are stored as int8 tensors, narrower ones as packed streams.
+    tensor = next(t for t in proto.graph.initializer if t.name in (name, f"{name}_packed"))
     array = onnx.numpy_helper.to_array(tensor).copy()
     array.reshape(-1)[0] = array.reshape(-1)[0] * 1.01 if array.dtype.kind == "f" else array.reshape(-1)[0] + 1
-    tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, tmp_path / "changed.onnx")
     code, report = eight_bits.verify(tmp_path / "changed.onnx")
     assert code == 1
     blamed = {c["layer"] for c in report["checks"] if not c["passed"] and c["level"] == "weights"}
-    assert blamed == {name.removesuffix("_scale").replace(".bias", ".weight")}
+    assert blamed == {layer}
 
 
 def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
@@ -91,6 +100,33 @@ def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits
     assert {c["layer"] for c in report["checks"] if c["level"] in ("integrity", "weights") and not c["passed"]} == {
         "mix.0.weight"
     }
+
+
+def test_one_changed_scale_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
+    from csqtool.packing import pack
+
+    changed = tmp_path / "changed.safetensors"
+    tensors, metadata = to_tensors(read_finalized(eight_bits.model))
+    document = json.loads(metadata)
+    scale = np.asarray(tensors["mix.0.weight_scale"] * np.float32(1.01))
+    tensors["mix.0.weight_scale"] = scale
+    next(entry for entry in document["layers"] if entry["name"] == "mix.0.weight")["scale"] = float(scale)
+    changed.write_bytes(serialize(tensors, json.dumps(document)))
+    pack(changed, tmp_path / "changed.csq")
+    code, report = eight_bits.verify(tmp_path / "changed.csq")
+    assert code == 1
+    blamed = {c["layer"] for c in report["checks"] if c["level"] == "weights" and not c["passed"]}
+    assert blamed == {"mix.0.weight_scale", "metadata"}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "csq"])
+def test_another_models_file_fails_and_names_its_layers(eight_bits: Built, other_seed: Built, kind: str) -> None:
+    code, report = eight_bits.verify(getattr(other_seed, kind))
+    assert code == 1
+    failures = [c for c in report["checks"] if not c["passed"]]
+    assert "made from another finalized model" in {c["detail"] for c in failures}
+    layers = {layer.name for layer in read_finalized(eight_bits.model).layers}
+    assert layers <= {c["layer"] for c in failures if c["level"] == "weights"}
 
 
 @pytest.mark.parametrize("kind", ["empty", "nan"])
@@ -136,11 +172,21 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     assert again["passed"] is True
 
 
+def test_the_sample_pipeline_ends_in_pass_in_a_process_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sample_models" / "digits_cnn", tmp_path / "sample", ignore=shutil.ignore_patterns("build"))
+    command = [sys.executable, "-m", "csqtool", "run", "sample/pipeline.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("PASS")
+    summary = json.loads((tmp_path / "sample" / "build" / "run" / "summary.json").read_text())
+    assert abs(summary["average_precision"] - 3) <= 0.1
+
+
 def test_inspect_explains_every_file(eight_bits: Built) -> None:
     run = eight_bits.run
     files = [eight_bits.model, eight_bits.onnx, eight_bits.csq, run, *run.iterdir(), run / "checkpoints" / "last.pt"]
     for path in files:
-        if path.name != "checkpoints":
+        if path.name not in ("checkpoints", "plots", ".lock"):
             assert path.name in ok("inspect", path).stdout
             json.loads(ok("inspect", path, "--json").stdout)
 

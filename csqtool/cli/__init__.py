@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from csqtool import __version__
-from csqtool.errors import CsqtoolError, SearchInterrupted
+from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -18,13 +18,16 @@ EXIT_INTERRUPTED = 130
 
 _VERBS = {
     "search": "csqtool.cli.search_verb:search",
+    "finetune": "csqtool.cli.search_verb:finetune",
     "finalize": "csqtool.cli.model_verbs:finalize",
     "pack": "csqtool.cli.model_verbs:pack",
     "unpack": "csqtool.cli.model_verbs:unpack",
     "export": "csqtool.cli.model_verbs:export",
     "verify": "csqtool.cli.verify_verb:verify",
     "run": "csqtool.cli.run_verb:run",
+    "bench": "csqtool.cli.bench_verb:bench",
     "inspect": "csqtool.cli.model_verbs:inspect",
+    "plot": "csqtool.cli.plot_verb:plot",
     "methods": "csqtool.cli.model_verbs:methods",
     "formats": "csqtool.cli.model_verbs:formats",
 }
@@ -64,6 +67,8 @@ class Verbs(click.Group):
             code = self._fail(error.format_message(), EXIT_USAGE)
         except SearchInterrupted as error:
             code = self._fail(str(error), EXIT_INTERRUPTED, word="interrupted")
+        except CheckFailed as error:
+            code = self._fail(str(error), EXIT_FAILED, word="failed")
         except CsqtoolError as error:
             code = self._fail(str(error), EXIT_USAGE)
         except (click.Abort, KeyboardInterrupt):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from csqtool.cli.output import print_json, tell
 from csqtool.text import size, table
+
+if TYPE_CHECKING:
+    from csqtool.formats import Exported
 
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="The file to write.")
@@ -63,7 +67,7 @@ def pack(
     as_json: bool,
 ) -> None:
     """Write the finalized MODEL as one bit-packed .csq file."""
-    from csqtool.formats import pack as pack_model
+    from csqtool.packing import pack as pack_model
 
     done = pack_model(
         model, output, encoding=encoding, with_graph=with_graph, float16=float16,
@@ -76,21 +80,31 @@ def pack(
 @click.argument("model", type=FILE)
 @click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
 @click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
+@click.option("--weights", metavar="STORAGE", help="auto, packed, int8, int4 or int2 (onnx). [default: auto]")
+@click.option("--runtime", help="onnxruntime, openvino, tensorrt or generic (onnx). [default: onnxruntime]")
+@click.option("--weight-form", help="Weights beside float activations: foldable or qdq (onnx). [default: auto]")
+@click.option("--dynamic", type=int, multiple=True, metavar="AXIS", help="An axis that stays dynamic (onnx).")
+@click.option("--strict-integer", is_flag=True, default=None, help="Fail if a compute node runs in float (onnx).")
 @output_option
 @json_option
-def export(model: Path, format_name: str, factory: str | None, output: Path, as_json: bool) -> None:
+def export(model: Path, format_name: str, factory: str | None, output: Path, as_json: bool, **options: Any) -> None:
     """Write the finalized MODEL in a deployable format."""
     from csqtool.formats import export as export_model
 
-    _print_exported(export_model(model, output, format=format_name, model=factory), as_json)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    _print_exported(export_model(model, output, format=format_name, model=factory, options=given), as_json)
 
 
-def _print_exported(done: Any, as_json: bool) -> None:
+def _print_exported(done: Exported, as_json: bool) -> None:
+    report = done.report
     facts = {
         "file": str(done.path),
         "size_bytes": done.size_bytes,
         "float32_bytes": done.float32_bytes,
         "notes": done.notes,
+        "storage": dict(report.storage),
+        "kernels": dict(report.kernels),
+        "float_nodes": [dataclasses.asdict(node) for node in report.float_nodes],
     }
     if as_json:
         print_json(facts)
@@ -98,6 +112,11 @@ def _print_exported(done: Any, as_json: bool) -> None:
     ratio = done.float32_bytes / done.size_bytes
     float32 = f"the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)"
     click.echo(f"{done.path}  {size(done.size_bytes)}; {float32}")
+    if report.kernels:
+        click.echo("kernels: " + ", ".join(f"{count} {name}" for name, count in report.kernels.items()))
+    if report.float_nodes:
+        rows = [(node.name, node.operator, node.reason) for node in report.float_nodes]
+        click.echo("\n" + table(("runs in float", "operator", "because"), rows))
     for note in done.notes:
         click.echo(f"note: {note}")
 
@@ -108,7 +127,7 @@ def _print_exported(done: Any, as_json: bool) -> None:
 @json_option
 def unpack(file: Path, output: Path, as_json: bool) -> None:
     """Turn a .csq FILE back into the finalized model, or (-o model.onnx) into its ONNX file, bit for bit."""
-    from csqtool.formats import unpack as unpack_file
+    from csqtool.packing import unpack as unpack_file
 
     model = unpack_file(file, output)
     facts = {"file": str(output), "size_bytes": output.stat().st_size, "layers": len(model.layers)}

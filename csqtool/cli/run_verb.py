@@ -42,11 +42,10 @@ def _document(result: PipelineResult) -> dict[str, Any]:
 def _summary(result: PipelineResult) -> str:
     """Return what came out, at a glance."""
     from csqtool.finalized_file import read_finalized
-    from csqtool.summaries import layer_table
+    from csqtool.summaries import model_text
 
     model = read_finalized(result.finalized)
-    metrics = model.info["metrics"]
-    before = "not measured" if metrics["float"] is None else f"{metrics['float']:.4f}"
+    metric_name = model.info["metrics"]["name"]
     act_bits = result.pipeline.config.act_bits
     rows: list[tuple[object, ...]] = []
     for name, exported in result.exports.items():
@@ -59,13 +58,11 @@ def _summary(result: PipelineResult) -> str:
         rows.append((exported["path"], size(exported["size_bytes"]), size(exported["float32_bytes"]), f"{ratio:.1f} ×",
                      "–" if metric is None else f"{metric:.4f}", "–" if agreement is None else f"{agreement:.2%}",
                      "PASS" if report["passed"] else "FAIL"))  # fmt: skip
-    heads = ("file", "bytes", "as float32", "smaller", metrics["name"], "agreement", "verify")
+    heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
-        layer_table(model),
-        "",
+        model_text(model, result.finalized),
         f"precision  {model.average_precision:.3f} planes a weight (target {result.pipeline.config.target_bits:g}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
-        f"{metrics['name']:9}  float {before} → finalized {metrics['finalized']:.4f} on {metrics['samples']} samples",
         "",
         table(heads, rows),
         "",

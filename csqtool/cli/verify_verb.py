@@ -41,7 +41,8 @@ def verify(
 ) -> None:
     """Compare FILE (.onnx or .csq) with the finalized model; exit 1 if a check or gate fails."""
     from csqtool.files import write_json
-    from csqtool.verify import Gates, parse_size
+    from csqtool.text import parse_size
+    from csqtool.verify import Gates
     from csqtool.verify import verify as verify_file
 
     size_limit = None if max_size is None else parse_size(max_size)

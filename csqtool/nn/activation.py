@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csqtool.nn.kernels import Kernel
 from csqtool.quantized_model import ActivationQuantizer
 
 
@@ -16,29 +17,71 @@ def to_integers(x: Tensor, scale: Tensor, zero_point: int, largest: int) -> Tens
     return torch.clamp(torch.round(x / scale) + zero_point, 0, largest)
 
 
+def _rounded(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+    """Fake quantization: clip(round(x / scale), low, high)·scale."""
+    return torch.clamp(torch.round(x / scale), low, high) * scale
+
+
+def _rounded_gradients(gradient: Tensor, x: Tensor, scale: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Straight-through gradient for x; for the scale round(v) − v inside the range, the bound outside (LSQ, eq. 3)."""
+    v = x / scale
+    clipped = torch.clamp(v, low, high)
+    inside = v == clipped
+    slope = torch.where(inside, torch.round(v) - v, clipped)
+    return gradient * inside, (gradient * slope).sum()
+
+
+def _probe() -> tuple[Any, ...]:
+    return torch.ones(64), torch.ones(()), 0.0, 255.0
+
+
+_rounded_kernel = Kernel(_rounded, _rounded, _probe)
+_gradients_kernel = Kernel(_rounded_gradients, _rounded_gradients, lambda: (torch.ones(64), *_probe()))
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _flat(x: Tensor, like: Tensor) -> Tensor:
+    """Return the values of `x` in the memory order of `like`, one-dimensional: without a copy where they agree."""
+    return (x.permute(0, 2, 3, 1) if _is_channels_last(like) else x).reshape(-1)
+
+
+def _unflat(flat: Tensor, like: Tensor) -> Tensor:
+    """Undo `_flat`."""
+    if not _is_channels_last(like):
+        return flat.view(like.shape)
+    batch, channels, height, width = like.shape
+    return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with the straight-through estimator for x and the LSQ gradient for the scale."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: int, largest: int) -> Tensor:
-        q = to_integers(x, scale, zero_point, largest)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.zero_point, ctx.largest = zero_point, largest
-        return (q - zero_point) * scale
+        ctx.range = low, high
+        rounded: Tensor = _rounded_kernel(_flat(x, x), scale, low, high)
+        return _unflat(rounded, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         x, scale = ctx.saved_tensors
-        low, high = -ctx.zero_point, ctx.largest - ctx.zero_point
-        v = x / scale
-        inside = (v >= low) & (v <= high)
-        # ∂x̂/∂s is round(v) − v inside the range and the clipped integer outside (LSQ, eq. 3).
-        slope = torch.where(inside, torch.round(v) - v, v.clamp(low, high))
+        low, high = ctx.range
+        for_x, for_scale = _gradients_kernel(_flat(gradient, x), _flat(x, x), scale, low, high)
         # LSQ scales the step size's gradient by 1/√(N·Q) so that it moves at the weights' relative speed.
-        damping = (x[0].numel() * ctx.largest) ** -0.5
-        scale_gradient = (gradient * slope).sum() * damping
-        return gradient * inside, scale_gradient.to(scale.dtype), None, None
+        damping = (x[0].numel() * (high - low)) ** -0.5
+        return _unflat(for_x, x), (for_scale * damping).to(scale.dtype), None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """Return clip(round(x / scale), low, high)·scale with LSQ's gradients, float32 also under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = _FakeQuantize.apply(x.float(), scale, float(low), float(high))  # type: ignore[no-untyped-call]
+        return result
 
 
 class ActivationFakeQuantizer(nn.Module):
@@ -49,6 +92,7 @@ class ActivationFakeQuantizer(nn.Module):
         zero_point: 0 where the calibration saw no negative value, fixed afterwards.
     """
 
+    description = "learned step size and fixed zero point (LSQ)"
     zero_point_: Tensor
 
     def __init__(self, name: str, bits: int) -> None:
@@ -66,9 +110,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x rounded to the quantizer's grid, float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            result: Tensor = _FakeQuantize.apply(x.float(), self.scale, self.zero_point, self.largest)  # type: ignore[no-untyped-call]
-            return result
+        return fake_quantize(x, self.scale, -self.zero_point, self.largest - self.zero_point)
 
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:
@@ -92,6 +134,15 @@ class ActivationFakeQuantizer(nn.Module):
         """Fix the integer that stands for 0.0."""
         self.zero_point = zero_point
         self.zero_point_.fill_(zero_point)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Hold the scale above zero."""
+        self.scale.clamp_(min=1e-8)
+
+    def regularization(self) -> Tensor | None:
+        """Return what is added to the task's loss, if anything."""
+        return None
 
     def finalized(self) -> ActivationQuantizer:
         """Return the quantizer as numbers."""

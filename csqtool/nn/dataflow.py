@@ -25,8 +25,12 @@ NORM_OPS = "norm"
 ADD_OPS = "add"  # integer kernels exist when all inputs are quantized
 POOL_OPS = "pool"
 FOLDING_OPS = ("conv1d", "conv2d", "conv3d", "linear")  # output channels on axis 0: BatchNorm folds into a scale
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")  # no integer kernel of theirs yields float
+FUSED_ACTIVATIONS = ("relu", "relu6", "hardtanh", "clamp")  # become one kernel with what is before and behind
 FORWARDING_OPS = "forwarding"  # values pass unchanged: a quantizer before serves what comes after
 OTHER_OPS = "other"
+UNKNOWN = "?"  # a call that yields several tensors, such as a recurrent layer
+INPUT_OPS = "input"  # an input behind the first, or one of integers: never quantized
 
 _KINDS: dict[Any, tuple[str, str]] = {}
 
@@ -142,10 +146,10 @@ class SiteMode(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         known = _KINDS.get(func)
-        if known is None:
+        if known is None and not (isinstance(output, Tensor) and output.is_floating_point()):
             self.on_unknown(args, output)
             return output
-        kind, operation = known
+        kind, operation = known or (OTHER_OPS, func.__name__.strip("_"))
         path = self._stack[-1]
         name = path if path and path in self._operations else f"{path}.{operation}".lstrip(".")
         self._counts[name] += 1
@@ -158,14 +162,17 @@ class SiteMode(TorchFunctionMode):
         raise NotImplementedError  # abstract
 
     def on_unknown(self, args: tuple[Any, ...], output: Any) -> None:
-        """Handle a call of any other torch function."""
+        """Handle a call of any other torch function, of which the result is no single float tensor."""
 
 
 class _Recorder(SiteMode):
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor], weight_names: dict[int, str]) -> None:
         super().__init__(model)
         self.sites: list[Site] = []
-        self._producer: dict[int, Site | None] = {id(x): None for x in inputs}
+        self._producer: dict[int, Site | None] = {
+            id(x): None if i == 0 and x.is_floating_point() else Site(f"input_{i}", INPUT_OPS, "input", "", [])
+            for i, x in enumerate(inputs)
+        }
         self._alive: list[Any] = list(inputs)  # ids are unique only while their tensors live
         self._weight_names = weight_names
 
@@ -186,7 +193,9 @@ class _Recorder(SiteMode):
         sources = [x for x in _tensors(args) if id(x) in self._producer]
         outputs = list(_tensors(output))
         if sources and outputs:
-            self._add(Site("?", OTHER_OPS, "?", self._stack[-1], [self._producer[id(x)] for x in sources]), output)
+            self._add(
+                Site(UNKNOWN, OTHER_OPS, UNKNOWN, self._stack[-1], [self._producer[id(x)] for x in sources]), output
+            )
 
     def _add(self, site: Site, output: Any) -> None:
         for source in site.inputs:
@@ -260,8 +269,8 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
     """Decide where quantizers stand, so that every convolution, linear, addition and pooling can be integer.
 
     What feeds a weight gets `act_bits`; what only feeds an addition or a pooling, and the model's input, get
-    eight bits, which costs integer kernels nothing. A value between a weight and its BatchNorm or activation
-    function is never quantized: they become one kernel. `act_bits` None places no quantizer.
+    eight bits, which costs integer kernels nothing. A value between a weight and its BatchNorm or a clipping
+    activation function is never quantized: they become one kernel. `act_bits` None places no quantizer.
     """
     outputs: dict[str, int] = {}
     model_input: str | None = None
@@ -273,6 +282,11 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
         followed_by_norm = len(site.consumers) == 1 and not site.is_output and site.consumers[0].kind == NORM_OPS
         if once and followed_by_norm and site.operation in FOLDING_OPS:
             batch_norms[once] = site.consumers[0].module
+        end = site.consumers[0] if followed_by_norm else site
+        if act_bits is not None and site.operation in CONVOLUTIONS and end.consumers and all(
+            c.kind == OTHER_OPS and c.operation not in FUSED_ACTIVATIONS for c in end.consumers
+        ):  # fmt: skip
+            outputs[end.name] = 8  # such an activation function computes in float: the convolution ends before it
         if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
             continue
         # A weight operation's data is its first input; weights that depend on data stay as they are.
@@ -281,6 +295,8 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
             if source is None:
                 model_input = model_input or f"{site.name}.input"
                 name = model_input
+            elif source.kind == INPUT_OPS or source.name == UNKNOWN:
+                continue  # nothing can stand there
             else:
                 bits = act_bits if site.kind == WEIGHT_OPS else 8
                 outputs[source.name] = min(bits, outputs.get(source.name, 8))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csqtool.errors import ModelError
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.dataflow import Call, Placement, SiteMode
-from csqtool.nn.gates import attach, quantizable_weights
+from csqtool.nn.weights import attach, quantizable_weights
 from csqtool.quantized_model import QuantizedModel
 
 Observer = Callable[[str, Tensor], Tensor]
@@ -50,14 +50,14 @@ class QuantizedNet(nn.Module):
         """The activation quantizers, by name."""
         return {q.name: q for q in self._quantizer_list}  # type: ignore[misc]
 
-    def forward(self, x: Tensor) -> Any:
-        """Run the model with its activations quantized."""
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        """Run the model with its activations quantized; `more` are its inputs behind the first."""
         if not self._quantizer_list:
-            return self.model(x)
+            return self.model(x, *more)
         quantizers = self.quantizers
-        return self.observed(x, lambda name, value: quantizers[name](value))
+        return self.observed(x, lambda name, value: quantizers[name](value), *more)
 
-    def observed(self, x: Tensor, observer: Observer) -> Any:
+    def observed(self, x: Tensor, observer: Observer, *more: Tensor) -> Any:
         """Run the model and let `observer(name, value)` replace the value at each quantizer's place."""
         names = frozenset(self.quantizers)
         for name in names:
@@ -65,10 +65,26 @@ class QuantizedNet(nn.Module):
                 x = observer(name, x)
         mode = _ObservingMode(self.model, names, observer)
         with mode.active():
-            return self.model(x)
+            return self.model(x, *more)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterator[Tensor], *, values_per_batch: int = 65536) -> None:
+    def quantized_values(self, x: Tensor) -> int:
+        """Return how many activation values are quantized in a forward pass of `x`."""
+        count = 0
+
+        def observe(_name: str, value: Tensor) -> Tensor:
+            nonlocal count
+            count += value.numel()
+            return value
+
+        was_training = self.training
+        self.eval()
+        self.observed(x, observe)
+        self.train(was_training)
+        return count
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterator[Tensor | tuple[Tensor, ...]], *, values_per_batch: int = 65536) -> None:
         """Set every quantizer's scale and zero point from float activations.
 
         Raises:
@@ -85,7 +101,8 @@ class QuantizedNet(nn.Module):
         was_training = self.training
         self.eval()
         for batch in batches:
-            self.observed(batch, observe)
+            x, *more = batch if isinstance(batch, tuple) else (batch,)
+            self.observed(x, observe, *more)
         self.train(was_training)
         for name, quantizer in self.quantizers.items():
             if not seen[name]:
@@ -93,11 +110,16 @@ class QuantizedNet(nn.Module):
             quantizer.calibrate(torch.cat(seen[name]))
 
 
-def make_quantizers(placement: Placement) -> list[ActivationFakeQuantizer]:
-    """Return one uncalibrated quantizer for each place, in the order of the forward pass."""
+def make_quantizers(placement: Placement, kind: type[ActivationFakeQuantizer]) -> list[ActivationFakeQuantizer]:
+    """Return one uncalibrated quantizer for each place, in the order of the forward pass.
+
+    What feeds a weight gets one of `kind`; what only feeds additions and poolings a learned one, which no other
+    method speaks of. (With fixed ranges, averages of quantized values would fall on rounding boundaries exactly.)
+    """
     places = [(placement.input, 8)] if placement.input else []
     places += [(f"{name}.output", bits) for name, bits in placement.outputs.items()]
-    return [ActivationFakeQuantizer(name, bits) for name, bits in places]
+    feeding = set(placement.layer_inputs.values())
+    return [(kind if name in feeding else ActivationFakeQuantizer)(name, bits) for name, bits in places]
 
 
 class DequantizedWeight(nn.Module):

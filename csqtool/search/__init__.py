@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from csqtool.search.config import SearchConfig
-from csqtool.search.run import resume_search, search
+from csqtool.search.run import finetune, resume_search, search
 
-__all__ = ["SearchConfig", "resume_search", "search"]
+__all__ = ["SearchConfig", "finetune", "resume_search", "search"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,54 @@ from csqtool.errors import FormatError, InputError, ModelError
 from csqtool.files import read_bytes, write_bytes
 from csqtool.nn.net import check_keys
 
+LAST, PREVIOUS = "last.pt", "previous.pt"
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, lists and dicts of them) atomically."""
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, lists and dicts of them) as the last checkpoint; keep the one before.
+
+    A process that dies at any moment leaves at least one of the two whole.
+
+    Raises:
+        InputError: the folder cannot be written to, or the disk is full; the checkpoints are as before.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    fresh = folder / f".{LAST}.new"
+    try:
+        write_bytes(fresh, buffer.getvalue())
+        if (folder / LAST).is_file():
+            (folder / LAST).replace(folder / PREVIOUS)
+        fresh.replace(folder / LAST)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the last checkpoint, or the one before if the last is missing or damaged; None without any.
+
+    Args:
+        folder: where they are.
+        warn: told when the one before has to serve.
+
+    Raises:
+        FormatError: there are checkpoints, but none is readable.
+    """
+    problem: FormatError | None = None
+    for name in (LAST, PREVIOUS):
+        if not (folder / name).is_file():
+            continue
+        try:
+            state: dict[str, Any] = load_torch_file(folder / name)
+        except FormatError as error:
+            problem = error
+            continue
+        if problem is not None:
+            warn(f"warning: {problem}; going on from {name}, saved before it")
+        return state
+    if problem is not None:
+        raise problem
+    return None
 
 
 def load_torch_file(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""CSQ: bi-level continuous sparsification (Xiao et al., DAC 2023)."""
+"""CSQ: bi-level continuous sparsification (Xiao et al., DAC 2023), and its form with fixed bits (eq. 3)."""
 
 from __future__ import annotations
 
@@ -8,85 +8,89 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csqtool.nn.gates import BitGates, Weight, add_gates, average_precision, soft_gate
+from csqtool.nn.gates import BitGates, soft_gate
+from csqtool.nn.weights import Weight, attach
 from csqtool.quantized_model import IntegerArray
+from csqtool.search.budget import Budget, Scheme
 from csqtool.search.config import SearchConfig
-from csqtool.search.scheme import settle_masks
 
 
-class Csq:
-    """Trains bit gates and mask gates together while their temperature rises (CSQ, Algorithm 1)."""
+class CsqUniform:
+    """Trains the bit gates of given planes while their temperature rises (CSQ, eq. 3)."""
 
-    description = "bi-level continuous sparsification (Xiao et al. 2023): bits and bit selection are trained"
+    description = "bit gates over fixed planes (CSQ-Uniform, Xiao et al. 2023, eq. 3)"
+    searches = False
+    softens = True
 
-    def __init__(self, weights: list[Weight], model: nn.Module, config: SearchConfig) -> None:
+    def __init__(
+        self, weights: list[Weight], model: nn.Module, config: SearchConfig, budget: Budget, scheme: Scheme
+    ) -> None:
         self._config = config
-        self._gates = add_gates(
-            model, weights, planes=config.planes, gate_init=config.gate_init, mask_init=config.mask_init
-        )
-        self._beta = 1.0
+        self._budget = budget
+        self._gates: dict[str, BitGates] = {}
+        for weight in weights:
+            planes = scheme[weight.name]
+            self._gates[weight.name] = BitGates(
+                weight.parameter,
+                planes,
+                planes=config.planes,
+                gate_init=config.gate_init,
+                mask_init=config.mask_init if self.searches and self._is_free(weight.name) else None,
+                paper_init=config.init == "paper",
+            )
+            attach(weight, self._gates[weight.name])
+
+    def _is_free(self, name: str) -> bool:
+        """Tell whether a layer's planes are searched: pinned ones are not."""
+        return self._budget.least[name] < self._budget.most[name]
+
+    @property
+    def gates(self) -> dict[str, BitGates]:
+        """The gates, by parameter name."""
+        return self._gates
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return groups for the bit gates and the mask gates; the scales s train with the rest, undecayed."""
-        gates = self._gates.values()
-        config = self._config
+        """Return a group for the bit gates and one for the scales."""
+        config, gates = self._config, self._gates.values()
+        bits = [p for g in gates for p in (g.m_p, g.m_n)]
         return [
+            {"params": bits, "lr": config.gate_learning_rate, "weight_decay": config.gate_weight_decay},
             {
-                "params": [p for g in gates for p in (g.m_p, g.m_n)],
-                "lr": config.gate_learning_rate,
-                "weight_decay": 0.0,
+                "params": [g.s for g in gates],
+                "lr": config.learning_rate,
+                "weight_decay": config.gate_weight_decay,
             },
-            {
-                "params": [g.m_b for g in gates],
-                "lr": config.mask_learning_rate,
-                "weight_decay": 0.0,
-                "momentum": config.mask_momentum,
-            },
-            {"params": [g.s for g in gates], "lr": config.learning_rate, "weight_decay": 0.0},
         ]
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Fix the scheme when the finetuning begins, and carry the weights' size over the change of temperature."""
-        if epoch == self._config.epochs:
-            settle_masks(self._gates, self._config.target_bits)
-            for gates in self._gates.values():
-                gates.recentre(self._config.gate_init)
-        before = self._norms()
-        self.set_epoch(epoch)
-        for gates, old, new in zip(self._gates.values(), before, self._norms(), strict=True):
-            gates.s.data.mul_(torch.where(new > 0, old / new, 1.0))
-
-    def _norms(self) -> list[Tensor]:
-        with torch.no_grad():
-            return [gates().norm() for gates in self._gates.values()]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the temperature, β = β_max^(epoch/(T−1)); finetuning begins again at 1 (CSQ, Algorithm 1)."""
-        config = self._config
-        finetuning = epoch >= config.epochs
-        done, length = (epoch - config.epochs, config.finetune_epochs) if finetuning else (epoch, config.epochs)
-        self._beta = config.beta_max ** (done / max(1, length - 1))
+    def set_progress(self, share: float) -> None:
+        """Set the temperature, β = β_max^share with β₀ = 1 (CSQ, Algorithm 1); carry the weights' norms over."""
+        beta = torch.tensor(self._config.beta_max**share)
         for gates in self._gates.values():
-            gates.beta = self._beta
-            gates.mask_hard = finetuning
+            if torch.equal(gates.beta.cpu(), beta):
+                continue  # also when a run resumes: nothing may change then
+            before = self._norm(gates)
+            gates.beta.copy_(beta)
+            if self._config.keep_norms and self._config.beta_schedule == "epoch":
+                after = self._norm(gates)
+                gates.s.data.mul_(torch.where(after > 0, before / after, 1.0))
+            if self._config.mask_momentum == 0:
+                gates.leave_closed_planes()
+
+    @staticmethod
+    @torch.no_grad()
+    def _norm(gates: BitGates) -> Tensor:
+        norm: Tensor = gates().norm()
+        return norm
 
     def regularization(self) -> Tensor | None:
-        """λ·Δ_S·Σ_layers Σ_b f_β(m_B) (CSQ, eq. 6 and 7), Δ_S a constant; None once the scheme is fixed."""
-        if next(iter(self._gates.values())).mask_hard:
-            return None
-        excess = average_precision(self._gates) - self._config.target_bits
-        kept = torch.stack([soft_gate(g.m_b, g.beta).sum() for g in self._gates.values()]).sum()
-        return self._config.strength * excess * kept
+        """Return None: the scheme is fixed."""
+        return None
 
     def after_step(self) -> None:
-        """Keep every layer's strongest plane: no layer ever has zero bits."""
-        for gates in self._gates.values():
-            gates.keep_last_plane()
+        """Do nothing: gates have no constraint."""
 
     def finish(self) -> None:
-        """Settle the scheme if no finetuning did."""
-        if not self._config.finetune_epochs:
-            settle_masks(self._gates, self._config.target_bits)
+        """Do nothing: training ends complete."""
 
     def set_hard(self, hard: bool) -> None:
         """Turn all gates into unit steps, or back."""
@@ -95,17 +99,59 @@ class Csq:
 
     def status(self) -> dict[str, float]:
         """Return the gate temperature β."""
-        return {"beta": self._beta}
+        return {"beta": float(next(iter(self._gates.values())).beta)}
 
-    def precisions(self) -> dict[str, int]:
+    def scheme(self) -> dict[str, tuple[int, ...]]:
         """Return the planes each layer keeps now."""
-        return {name: gates.precision for name, gates in self._gates.items()}
+        return {name: gates.kept for name, gates in self._gates.items()}
 
     def integers(self) -> dict[str, tuple[IntegerArray, np.float32, str]]:
         """Return each layer's q, Δ and mask with all gates as unit steps."""
         return {name: gates.integers() for name, gates in self._gates.items()}
 
-    @property
-    def gates(self) -> dict[str, BitGates]:
-        """The gates, by parameter name."""
-        return self._gates
+
+class Csq(CsqUniform):
+    """Trains bit gates and mask gates together while their temperature rises (CSQ, eq. 5 to 7, Algorithm 1)."""
+
+    description = "bi-level continuous sparsification (Xiao et al. 2023): bits and bit selection are trained"
+    searches = True
+
+    def __init__(
+        self, weights: list[Weight], model: nn.Module, config: SearchConfig, budget: Budget, scheme: Scheme
+    ) -> None:
+        super().__init__(weights, model, config, budget, scheme)
+        self._masked = {name: gates for name, gates in self._gates.items() if gates.m_b is not None}
+        shares = budget.weights
+        mean = sum(shares.values()) / len(shares)
+        # Eq. 7 presses on every plane alike; in proportion to what a plane costs the budget, the trade between
+        # loss and budget is the same for a small layer and a large one.
+        self._pressure = {n: shares[n] / mean if config.element_pressure else 1.0 for n in self._masked}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return groups for bit gates, scales and mask gates."""
+        config = self._config
+        masks = [gates.m_b for gates in self._masked.values()]
+        group = {"params": masks, "lr": config.mask_learning_rate, "weight_decay": config.gate_weight_decay,
+                 "momentum": config.mask_momentum}  # fmt: skip
+        return [*super().parameter_groups(), group]
+
+    def regularization(self) -> Tensor | None:
+        """λ·Δ_S·Σ_layers Σ_b f_β(m_B) (CSQ, eq. 6 and 7), Δ_S in planes and a constant in the gradient."""
+        kept = [self._pressure[n] * soft_gate(g.m_b, g.beta).sum() for n, g in self._masked.items()
+                if g.m_b is not None]  # fmt: skip
+        if not kept:
+            return None
+        excess = self._average() - self._budget.target_bits
+        return self._config.strength * excess * torch.stack(kept).sum()
+
+    def _average(self) -> float:
+        return self._budget.average({name: len(gates.kept) for name, gates in self._gates.items()})
+
+    def after_step(self) -> None:
+        """Keep every layer's strongest planes: none ever has fewer than its minimum."""
+        for name, gates in self._masked.items():
+            gates.keep_planes(self._budget.least[name])
+
+    def status(self) -> dict[str, float]:
+        """Return the gate temperature and the average precision."""
+        return {**super().status(), "bits": self._average()}

@@ -1,4 +1,4 @@
-"""The training loop: one phase (float training, or a search) of epochs, exact to resume at any step.
+"""The training loop: one phase (float training, search, finetuning) of epochs, exact to resume at any step.
 
 Everything random is a function of (seed, phase, epoch, batch) or of the random state that checkpoints carry;
 learning rate and temperature are functions of the step. So a run that stops and resumes is the same run.
@@ -7,15 +7,18 @@ learning rate and temperature are functions of the step. So a run that stops and
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 from csqtool.data.arrays import Dataset, DataSource, take
-from csqtool.errors import InputError, ModelError
+from csqtool.errors import ConfigError, TrainingError, nearest
+from csqtool.nn.kernels import Kernel
 from csqtool.nn.net import QuantizedNet
 from csqtool.search.config import SearchConfig
 from csqtool.search.method import Method
@@ -38,39 +41,40 @@ class Phase:
     """One training phase over a net.
 
     Args:
-        name: ``float`` or ``search``.
-        cycles: its lengths in epochs; the learning rate is annealed to zero in each.
+        name: ``float``, ``search``, ``train`` or ``finetune``.
+        epochs: its length; the learning rate is annealed to zero over it.
         net: what is trained.
-        method: the search method, None in float training.
+        method: trains the quantized weights, None in float training.
         config: the search's settings.
         data: training and test sets.
+        teacher: the float model, when it teaches.
     """
 
     def __init__(
         self,
         name: str,
-        cycles: tuple[int, ...],
+        epochs: int,
         net: QuantizedNet,
         method: Method | None,
         config: SearchConfig,
         data: DataSource,
+        *,
+        teacher: nn.Module | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
         self.name = name
-        self.cycles = cycles
-        self.epochs = sum(cycles)
+        self.epochs = epochs
         self.net = net
         self.method = method
         self.config = config
         self.data = data
         self.position = Position()
-        self._accelerator = Accelerator()
-        self._optimizer: Any
-        self._trained, self._optimizer = self._accelerator.prepare(net, torch.optim.SGD(self._groups(), lr=0.0))
+        self.batches = batches_per_epoch(len(data.train), config.batch_size)
+        self._accelerator = accelerator(config.device)
+        optimizer = make_optimizer(parameter_groups(net, method, config), config)
+        self._trained, self._optimizer = self._accelerator.prepare(net, optimizer)
+        self._teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
-        if batches_per_epoch(len(data.train), config.batch_size) * self.epochs == 0:
-            raise InputError("there is nothing to train: no training samples")
+        self._choose_kernels()
 
     @property
     def device(self) -> torch.device:
@@ -78,100 +82,112 @@ class Phase:
         device: torch.device = self._accelerator.device
         return device
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Return optimizer groups: the method's own, decayed weights, undecayed rest."""
-        config = self.config
-        groups = self.method.parameter_groups() if self.method else []
-        own = {id(p) for group in groups for p in group["params"]}
-        norms = {id(p) for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._NormBase | nn.LayerNorm)
-                 for p in m.parameters(recurse=False)}  # fmt: skip
-        scales = {id(q.scale) for q in self.net.quantizers.values()}
-        rest = [p for p in self.net.parameters() if p.requires_grad and id(p) not in own]
-        decayed = [p for p in rest if p.ndim >= 2 and id(p) not in norms]
-        plain = [p for p in rest if not (p.ndim >= 2 and id(p) not in norms) and id(p) not in scales]
-        steps = [p for p in rest if id(p) in scales]
-        groups += [
-            {"params": decayed, "lr": config.learning_rate, "weight_decay": config.weight_decay},
-            {"params": plain, "lr": config.learning_rate, "weight_decay": 0.0},
-            # A step size is orders of magnitude smaller than a weight; LSQ trains it at a tenth of the rate.
-            {"params": steps, "lr": 0.1 * config.learning_rate, "weight_decay": 0.0},
-        ]
-        return [{"momentum": config.momentum, **group} for group in groups if group["params"]]
+    def _choose_kernels(self) -> None:
+        gates = sum(p.numel() for group in (self.method.parameter_groups() if self.method else [])
+                    for p in group["params"])  # fmt: skip
+        samples = min(self.config.batch_size, len(self.data.train))
+        values = 0
+        if self.net.quantizers and self.epochs:
+            x, _ = take(self.data.train, [0])
+            values = samples * self.net.quantized_values(x.to(self.device))
+        Kernel.choose(self.config.compile, element_steps=self.epochs * self.batches * (gates + values))
 
-    def run(self, progress: Progress, after_epoch: Callable[[int, float], None], stop: Callable[[], bool]) -> bool:
+    def run(
+        self,
+        progress: Progress,
+        after_epoch: Callable[[int, float], None],
+        stop: Callable[[], bool],
+        save: Callable[[], None],
+    ) -> bool:
         """Train to the end.
 
         Args:
             progress: told about every step.
             after_epoch: called with (epoch, mean loss) behind every epoch, `position` already moved on.
             stop: asked after every step; True ends the run where it stands.
+            save: called within an epoch, every so many minutes.
 
         Returns:
             True if the phase is finished, False if it was stopped.
 
         Raises:
-            ModelError: the loss is not finite.
+            TrainingError: the loss is not finite.
         """
-        batches = batches_per_epoch(len(self.data.train), self.config.batch_size)
-        total = self.epochs * batches
+        total = self.epochs * self.batches
+        saved = time.monotonic()
         while self.position.epoch < self.epochs:
             epoch = self.position.epoch
-            if self.method:
-                if self.position.batch == 0:
-                    self.method.begin_epoch(epoch)
-                self.method.set_epoch(epoch)
             order = epoch_order(len(self.data.train), self.config.seed, self.name, epoch)
             self._trained.train()
-            for batch in range(self.position.batch, batches):
+            if self.method and self.config.beta_schedule == "epoch":
+                self.method.set_progress(epoch / max(1, self.epochs - 1))
+            for batch in range(self.position.batch, self.batches):
+                if self.method and self.config.beta_schedule == "step":
+                    self.method.set_progress((epoch * self.batches + batch) / max(1, self.epochs * self.batches - 1))
                 chosen = order[batch * self.config.batch_size : (batch + 1) * self.config.batch_size]
-                loss = self._step(chosen, epoch, batch, self._annealing(epoch + batch / batches))
+                loss = self._step(chosen, epoch, batch)
                 if not math.isfinite(loss):
-                    raise ModelError(
-                        f"the loss became {loss} in {self.name} epoch {epoch + 1}, batch {batch + 1}; "
-                        "lower the learning rates or check the data"
+                    where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {self.batches}"
+                    raise TrainingError(
+                        f"the loss became {loss} in {where}: "
+                        "lower the learning rates or check the data; the last good state is kept"
                     )
                 self.position.batch += 1
                 self.position.loss_sum += loss
                 facts = {"loss": self.position.loss_sum / self.position.batch}
                 if self.method:
                     facts |= self.method.status()
-                progress.step(self.name, epoch * batches + batch + 1, total, facts)
-                if batch + 1 < batches and stop():
-                    return False
-            loss = self.position.loss_sum / batches
+                progress.step(self.name, epoch * self.batches + batch + 1, total, facts)
+                if batch + 1 < self.batches:
+                    if stop():
+                        return False
+                    if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                        save()
+                        saved = time.monotonic()
+            loss = self.position.loss_sum / self.batches
             self.position = Position(epoch + 1)
             after_epoch(epoch, loss)
+            saved = time.monotonic()
             if self.position.epoch < self.epochs and stop():
                 return False
         return True
 
     def _annealing(self, epochs_done: float) -> float:
-        """Return the cosine-annealed share of the learning rate."""
-        start = 0
-        for length in self.cycles:
-            if epochs_done < start + length:
-                return 0.5 * (1 + math.cos(math.pi * (epochs_done - start) / length))
-            start += length
-        return 0.0
+        """Return the share of the learning rate: a linear warm-up under a cosine that falls to zero."""
+        warmup = self.config.warmup_epochs
+        rising = min(1.0, (epochs_done + 1 / self.batches) / warmup) if warmup else 1.0
+        return rising * 0.5 * (1 + math.cos(math.pi * epochs_done / self.epochs))
 
-    def _step(self, chosen: Tensor, epoch: int, batch: int, annealing: float) -> float:
+    def _step(self, chosen: Tensor, epoch: int, batch: int) -> float:
         inputs, targets = take(self.data.train, chosen.tolist())
         if self.data.augment is not None:
             seed = hash_seed(self.config.seed, self.name, epoch, batch)
             inputs = self.data.augment(inputs, torch.Generator().manual_seed(seed))
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        if self.config.channels_last and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        annealing = self._annealing(epoch + batch / self.batches)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * annealing
         self._optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16"):
-            outputs = self._trained(inputs.to(self.device))
-        loss = self.data.task.loss(as_float(outputs), targets.to(self.device))
-        extra = self.method.regularization() if self.method else None
-        self._accelerator.backward(loss if extra is None else loss + extra)
+            outputs = as_float(self._trained(inputs))
+            taught = None
+            if self._teacher is not None:
+                with torch.no_grad():
+                    taught = as_float(self._teacher(inputs))
+        loss = self.data.task.loss(outputs, targets)
+        if taught is not None:
+            share = self.config.distill
+            loss = (1 - share) * loss + share * distillation(outputs, taught, labels=self.data.task.labels)
+        extras = [self.method.regularization()] if self.method else []
+        extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
+        self._accelerator.backward(loss + sum(extra for extra in extras if extra is not None))
         self._optimizer.step()
         if self.method:
             self.method.after_step()
         for quantizer in self.net.quantizers.values():
-            quantizer.scale.data.clamp_(min=1e-8)
+            quantizer.after_step()
         return float(loss.detach())
 
     def state(self) -> dict[str, Any]:
@@ -194,6 +210,68 @@ class Phase:
             quantizer.set_zero_point(int(quantizer.zero_point_))
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+
+
+def accelerator(device: str) -> Any:
+    """Return the training engine on a device.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    from accelerate import Accelerator
+
+    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device not in present:
+        raise ConfigError(f"unknown device {device!r}; {nearest(device, present)}")
+    if not present[device]:
+        raise ConfigError(f"there is no {device} device on this machine; use --device auto or cpu")
+    return Accelerator(cpu=device == "cpu")
+
+
+def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchConfig) -> list[dict[str, Any]]:
+    """Return optimizer groups: the method's own, decayed weights, undecayed rest, activation scales."""
+    groups = method.parameter_groups() if method else []
+    own = {id(p) for group in groups for p in group["params"]}
+    norms = {id(p) for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase | nn.LayerNorm)
+             for p in m.parameters(recurse=False)}  # fmt: skip
+    scales = {id(q.scale) for q in net.quantizers.values()}
+    rest = [p for p in net.parameters() if p.requires_grad and id(p) not in own]
+    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in norms]
+    plain = [p for p in rest if not (p.ndim >= 2 and id(p) not in norms) and id(p) not in scales]
+    steps = [p for p in rest if id(p) in scales]
+    groups += [
+        {"params": decayed, "lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": plain, "lr": config.learning_rate, "weight_decay": 0.0},
+        # A step size is orders of magnitude smaller than a weight; it is trained at a tenth of the rate.
+        {"params": steps, "lr": 0.1 * config.learning_rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: SearchConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a configuration; its update is one fused pass over each parameter."""
+    if config.optimizer == "adamw":
+        for group in groups:
+            group.pop("momentum", None)
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    for group in groups:
+        group.setdefault("momentum", config.momentum)
+    return torch.optim.SGD(groups, lr=0.0, fused=True)
+
+
+DISTILLATION_TEMPERATURE = 4.0
+
+
+def distillation(outputs: Tensor, taught: Tensor, *, labels: bool) -> Tensor:
+    """Return what the float model's outputs teach (Hinton et al. 2015: T²·KL of the softened classes), a scalar.
+
+    Without class labels it is the mean squared difference.
+    """
+    if not labels:
+        return mse_loss(outputs, taught)
+    t = DISTILLATION_TEMPERATURE
+    return t * t * kl_div(log_softmax(outputs / t, -1), log_softmax(taught / t, -1),
+                          reduction="batchmean", log_target=True)  # fmt: skip
 
 
 def as_float(outputs: Any) -> Any:

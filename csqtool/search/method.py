@@ -1,4 +1,4 @@
-"""The protocol of a search method, and the registry of those installed."""
+"""The protocol of a method, and the registry of those installed."""
 
 from __future__ import annotations
 
@@ -9,39 +9,46 @@ import numpy as np
 
 from csqtool.errors import ConfigError, nearest
 from csqtool.quantized_model import IntegerArray
+from csqtool.search.budget import Budget, Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from csqtool.nn.gates import Weight
+    from csqtool.nn.weights import Weight
     from csqtool.search.config import SearchConfig
 
 
 class Method(Protocol):
-    """A way to search bit widths. Register the class under the entry point group ``csqtool.methods``.
+    """A way to train quantized weights. Register the class under the entry point group ``csqtool.methods``.
 
-    The training loop builds it with ``Method(weights, model, config)``, which replaces the weights in place,
-    then calls, for every epoch, `begin_epoch` and `set_epoch`, and for every step `regularization`, a backward
-    pass, an optimizer step and `after_step`; in the end `finish` and `set_hard`.
+    The training loop builds it with ``Method(weights, model, config, budget, scheme)``, which replaces the weights
+    in place, and then calls `set_progress` before each epoch (or step), and for every step `regularization`, a
+    backward pass, an optimizer step and `after_step`; in the end `finish`. A method that searches moves its
+    scheme within the budget; the others keep the one they are given, and serve for finetuning as well.
 
     Attributes:
         description: one line for ``csqtool methods``.
+        searches: the method finds how many planes each layer keeps.
+        softens: what is trained differs from the quantized weights, so that `set_hard` changes something.
     """
 
     description: str
+    searches: bool
+    softens: bool
 
-    def __init__(self, weights: list[Weight], model: nn.Module, config: SearchConfig) -> None: ...
+    def __init__(
+        self, weights: list[Weight], model: nn.Module, config: SearchConfig, budget: Budget, scheme: Scheme
+    ) -> None: ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return optimizer groups of the method's own parameters: ``params``, ``lr``, ``weight_decay``."""
         ...
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Change what is trained, once, before an epoch's first step."""
-        ...
+    def set_progress(self, share: float) -> None:
+        """Set what depends on the share (0 … 1) of the phase that is done, such as a temperature.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set what depends on the epoch alone, such as a temperature; also called when a run resumes."""
+        Called again with the same share when a run resumes, and must then change nothing.
+        """
         ...
 
     def regularization(self) -> Tensor | None:
@@ -53,7 +60,7 @@ class Method(Protocol):
         ...
 
     def finish(self) -> None:
-        """Complete the scheme after the last step."""
+        """Complete the weights after the last step."""
         ...
 
     def set_hard(self, hard: bool) -> None:
@@ -64,8 +71,8 @@ class Method(Protocol):
         """Return what progress shows beside the loss, such as ``beta``."""
         ...
 
-    def precisions(self) -> dict[str, int]:
-        """Return each layer's precision now, by parameter name."""
+    def scheme(self) -> dict[str, tuple[int, ...]]:
+        """Return the planes each layer keeps now, by parameter name."""
         ...
 
     def integers(self) -> dict[str, tuple[IntegerArray, np.float32, str]]:

@@ -1,51 +1,33 @@
-"""A search from start to end: float training, gates, hardening, and the run directory that records it."""
+"""The verbs `search` and `finetune`, resuming, and the run directory that records a search."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
-
-from csqtool.data import DataSource, load_data
-from csqtool.errors import DataError, InputError, ModelError, SearchInterrupted
-from csqtool.factories import build_model
+from csqtool.errors import ConfigError, InputError
 from csqtool.files import read_json, write_bytes, write_json
-from csqtool.nn.dataflow import Placement, place_quantizers, record
-from csqtool.nn.gates import quantizable_weights
-from csqtool.nn.net import QuantizedNet, make_quantizers
-from csqtool.quantized_model import twos_complement_bits
-from csqtool.search.checkpoint import load_torch_file, load_weights, save_checkpoint
+from csqtool.search.checkpoint import load_checkpoint
 from csqtool.search.config import SearchConfig
-from csqtool.search.loop import Phase, batches_of, evaluate
-from csqtool.search.method import Method, load_method
 from csqtool.search.progress import Progress, Silent
+from csqtool.search.session import CHECKPOINTS, FINETUNE_METHODS, Session
 
-CALIBRATION_SAMPLES = 1024
-BN_SAMPLES = 20_000
-CHECKPOINT = Path("checkpoints") / "last.pt"
-RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "checkpoints")
+RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
+             "start-scheme.json", "start.safetensors", "checkpoints", "plots")  # fmt: skip
 
 
 @dataclass
 class FinishedSearch:
-    """A finished search as `finalize` needs it."""
+    """A finished search as `finalize` needs it: its session, with hard weights, and its summary."""
 
-    config: SearchConfig
-    data: DataSource
-    net: QuantizedNet
-    method: Method
-    placement: Placement
+    session: Session
     summary: dict[str, Any]
 
 
@@ -64,31 +46,97 @@ def search(
         The summary, as in ``summary.json``.
 
     Raises:
-        InputError: model, data, weights or folder cannot be used.
+        InputError: model, data, weights, budget or folder cannot be used, or training diverged.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
-    run = _Run(config, output, progress or Silent())
-    _prepare_folder(output, overwrite=overwrite)
-    write_json(output / "config.json", config.to_json())
-    return run.to_end()
+    _check_folder(output, overwrite=overwrite)
+    session = Session(config, output, progress or Silent())
+    with _locked(output):
+        _prepare_folder(output)
+        write_json(output / "config.json", config.to_json())
+        return _to_end(session)
 
 
-def resume_search(output: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def resume_search(
+    output: Path, *, given: Mapping[str, Any] | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """Go on with an interrupted search from its last checkpoint; a finished one returns its summary.
 
+    Args:
+        output: the run directory.
+        given: settings that the search is expected to have.
+        progress: told about every step.
+
     Raises:
-        InputError: `output` holds no search.
+        InputError: `output` holds no search, or one with other settings.
+        SearchInterrupted: Ctrl-C; the state is saved.
     """
-    if not (output / "config.json").is_file():
-        raise InputError(f"{output} holds no search (no config.json)")
+    config = _config(output)
+    recorded = config.to_json()
+    changed = {key: value for key, value in (given or {}).items() if recorded[key] != value}
+    if changed:
+        listed = ", ".join(f"{key} {recorded[key]!r}, not {value!r}" for key, value in changed.items())
+        raise ConfigError(
+            f"the search in {output} was begun with {listed}: leave these out to go on with it, "
+            "or begin another in a folder of its own"
+        )
     if (output / "summary.json").is_file():
         summary: dict[str, Any] = read_json(output / "summary.json")
         return summary
-    config = SearchConfig.from_json(read_json(output / "config.json"), where=str(output / "config.json"))
-    run = _Run(config, output, progress or Silent())
-    if (output / CHECKPOINT).is_file():
-        run.load(load_torch_file(output / CHECKPOINT))
-    return run.to_end()
+    with _locked(output):
+        session = Session(config, output, progress or Silent())
+        state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
+        if state is None:  # it died before the first one
+            (output / "log.jsonl").unlink(missing_ok=True)
+        else:
+            session.load(state)
+            session.forget_log_behind(state)
+        return _to_end(session)
+
+
+def finetune(
+    run: Path, output: Path, *, overwrite: bool = False, progress: Progress | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Train the weights of a finished search on, with its scheme fixed, into a run directory of its own.
+
+    Args:
+        run: the finished search.
+        output: the new run directory.
+        overwrite: remove a run that is there.
+        progress: told about every step.
+        changes: settings that differ from the search's: ``epochs``, ``finetune_with``, learning rates and so on.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        InputError: `run` holds no finished search, or a setting or folder cannot be used.
+        SearchInterrupted: Ctrl-C; the state is saved.
+    """
+    _check_folder(output, overwrite=overwrite)
+    finished = load_finished(run)
+    before = finished.session.config
+    settings = {
+        **before.to_json(),
+        "epochs": before.finetune_epochs or before.epochs,
+        **changes,
+        "weights": str(output / "start.safetensors"),
+        "scheme": str(output / "start-scheme.json"),
+        "pretrain_epochs": 0,
+        "finetune_epochs": 0,
+    }
+    settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
+    config = SearchConfig.from_json(settings, where="finetune")
+    with _locked(output):
+        _prepare_folder(output)
+        write_bytes(output / "start.safetensors", finished.session.plain_weights())
+        write_json(output / "start-scheme.json", read_json(run / "scheme.json"))
+        write_json(output / "start.json", {"run": str(run), "metric_float": finished.summary["metric_float"]})
+        if (run / "float.safetensors").is_file():
+            shutil.copyfile(run / "float.safetensors", output / "float.safetensors")
+        session = Session(config, output, progress or Silent())
+        write_json(output / "config.json", config.to_json())
+        return _to_end(session)
 
 
 def load_finished(output: Path) -> FinishedSearch:
@@ -97,205 +145,84 @@ def load_finished(output: Path) -> FinishedSearch:
     Raises:
         InputError: there is no search, or it is not finished.
     """
-    if not (output / "config.json").is_file():
-        raise InputError(f"{output} holds no search (no config.json)")
+    config = _config(output)
     if not (output / "summary.json").is_file():
         raise InputError(f"the search in {output} is not finished; go on with: csqtool search --resume {output}")
-    config = SearchConfig.from_json(read_json(output / "config.json"), where=str(output / "config.json"))
-    run = _Run(config, output, Silent())
-    run.load(load_torch_file(output / CHECKPOINT))
-    assert run.method is not None
-    run.method.set_hard(True)
-    run.phase.net.eval()
-    return FinishedSearch(
-        config, run.data, run.phase.net, run.method, run.placement, read_json(output / "summary.json")
-    )
+    session = Session(config, output, Silent())
+    state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
+    if state is None:
+        raise InputError(f"the checkpoint of the search in {output} is missing")
+    session.load(state)
+    session.harden()
+    return FinishedSearch(session, read_json(output / "summary.json"))
 
 
-def _prepare_folder(output: Path, *, overwrite: bool) -> None:
+def _config(output: Path) -> SearchConfig:
+    path = output / "config.json"
+    if not path.is_file():
+        raise InputError(f"{output} holds no search (no config.json)")
+    return SearchConfig.from_json(read_json(path), where=str(path))
+
+
+def _to_end(session: Session) -> dict[str, Any]:
+    with _interruptible() as stop:
+        summary = session.to_end(stop)
+    draw(session.output, session.progress.line)
+    return summary
+
+
+def draw(output: Path, tell: Callable[[str], None]) -> None:
+    """Draw the plots of a finished search, or tell what is missing for them."""
+    from csqtool import plots
+
+    if plots.available():
+        plots.plot_run(output)
+    else:
+        tell("no plots: they need matplotlib, pip install 'csqtool[plots]'")
+
+
+def _check_folder(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; name a folder for the run")
-    if (output / "config.json").exists():
-        if not overwrite:
-            raise InputError(
-                f"{output} already holds a search; go on with --resume {output}, replace it with --overwrite, "
-                "or name another folder"
-            )
-        for name in RUN_FILES:
-            old = output / name
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    try:
-        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror or error}") from error
-
-
-class _Run:
-    """The state of a search in one process."""
-
-    def __init__(self, config: SearchConfig, output: Path, progress: Progress) -> None:
-        self.config = config
-        self.output = output
-        self.progress = progress
-        self.method: Method | None = None
-        self.float_metric: float | None = None
-        self.started = time.monotonic()
-        torch.manual_seed(config.seed)
-        near = output / "config.json"
-        self.data = load_data(config.data, task=config.task, near=near)
-        if problem := self.data.problem():
-            raise DataError(problem)
-        self.method_class = load_method(config.method)
-        self.model = build_model(config.model, dict(config.model_args), near=near)
-        if config.weights is not None:
-            load_weights(self.model, Path(config.weights))
-        self.weights = quantizable_weights(self.model, config.exclude)
-        if not self.weights:
-            raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
-        sample, _ = next(batches_of(self.data.test, most=2))
-        self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
-        if config.pretrain_epochs:
-            self.phase = self._float_phase()
-        else:
-            if config.weights is not None:
-                self.float_metric = evaluate(self.model, self.data.test, self.data.task)
-            self.phase = self._search_phase()
-
-    def _float_phase(self) -> Phase:
-        return Phase(
-            "float", (self.config.pretrain_epochs,), QuantizedNet(self.model, []), None, self.config, self.data
+    if (output / "config.json").exists() and not overwrite:
+        raise InputError(
+            f"{output} already holds a search; go on with --resume {output}, replace it with --overwrite, "
+            "or name another folder"
         )
-
-    def _search_phase(self, *, calibrate: bool = True) -> Phase:
-        net = QuantizedNet(self.model, make_quantizers(self.placement))
-        if calibrate and net.quantizers:
-            device = next(self.model.parameters()).device
-            samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
-            net.calibrate(x.to(device) for x, _ in samples)
-        self.method = self.method_class(self.weights, self.model, self.config)
-        return Phase(
-            "search", (self.config.epochs, self.config.finetune_epochs), net, self.method, self.config, self.data
-        )
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.float_metric = state["float_metric"]
-        if state["phase"] == "search" and self.phase.name == "float":
-            self.phase = self._search_phase(calibrate=False)
-        self.phase.load_state(state)
-
-    def to_end(self) -> dict[str, Any]:
-        """Train until the search is finished, write the results and return the summary."""
-        with _interruptible() as stop:
-            if self.phase.name == "float":
-                self._train(stop)
-                self.float_metric = evaluate(self.model, self.data.test, self.data.task, self.phase.device)
-                self.progress.line(f"float model: {self.data.task.metric_name} {self.float_metric:.4f}")
-                self._save_float()
-                self.phase = self._search_phase()
-            self._train(stop)
-        return self._finish()
-
-    def _train(self, stop: Any) -> None:
-        finished = self.phase.run(self.progress, self._after_epoch, stop)
-        if not finished:
-            self._save()
-            raise SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.output}")
-
-    def _after_epoch(self, epoch: int, loss: float) -> None:
-        phase, task = self.phase, self.data.task
-        entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
-        entry["metric_soft"] = evaluate(phase.net, self.data.test, task, phase.device)
-        if self.method is not None:
-            self.method.set_hard(True)
-            entry["metric_hard"] = evaluate(phase.net, self.data.test, task, phase.device)
-            self.method.set_hard(False)
-            entry |= self.method.status()
-            entry["average_precision"] = self._average_precision()
-            entry["precision"] = self.method.precisions()
-        with open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        shown = {k: v for k, v in entry.items() if isinstance(v, int | float) and k != "epoch"}
-        words = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self.progress.line(f"{phase.name} epoch {epoch + 1}/{phase.epochs}  {words}")
-        self._save()
-
-    def _average_precision(self) -> float:
-        assert self.method is not None
-        elements = {w.name: w.elements for w in self.weights}
-        return sum(p * elements[n] for n, p in self.method.precisions().items()) / sum(elements.values())
-
-    def _save(self) -> None:
-        save_checkpoint(self.output / CHECKPOINT, {**self.phase.state(), "float_metric": self.float_metric})
-
-    def _save_float(self) -> None:
-        from safetensors.torch import save
-
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in self.model.state_dict().items()}
-        write_bytes(self.output / "float.safetensors", save(state))
-
-    def _finish(self) -> dict[str, Any]:
-        """Harden all gates, re-estimate BatchNorm, evaluate, and write scheme and summary."""
-        phase, task, method = self.phase, self.data.task, self.method
-        assert method is not None
-        method.finish()
-        soft = evaluate(phase.net, self.data.test, task, phase.device)
-        method.set_hard(True)
-        hard = evaluate(phase.net, self.data.test, task, phase.device)
-        _reestimate_batch_norm(phase, self.data)
-        final = evaluate(phase.net, self.data.test, task, phase.device)
-        scheme: list[dict[str, Any]] = [
-            {
-                "name": name,
-                "precision": mask.count("1"),
-                "mask": mask,
-                "bit_width": twos_complement_bits(q),
-                "elements": q.size,
-            }
-            for name, (q, _, mask) in method.integers().items()
-        ]
-        average = {
-            key: sum(entry[key] * entry["elements"] for entry in scheme) / sum(entry["elements"] for entry in scheme)
-            for key in ("precision", "bit_width")
-        }
-        summary = {
-            "method": self.config.method,
-            "target_bits": self.config.target_bits,
-            "average_precision": average["precision"],
-            "average_bit_width": average["bit_width"],
-            "act_bits": self.config.act_bits,
-            "metric_name": task.metric_name,
-            "metric_float": self.float_metric,
-            "metric_soft": soft,
-            "metric_hard": hard,
-            "metric": final,
-            "input_shape": list(next(batches_of(self.data.test, most=1))[0].shape[1:]),
-            "seconds": round(time.monotonic() - self.started, 1),
-        }
-        self._save()
-        write_json(self.output / "scheme.json", scheme)
-        write_json(self.output / "summary.json", summary)  # last: its presence says that the search is finished
-        return summary
-
-
-def _sites(model: nn.Module, sample: Tensor) -> Any:
-    try:
-        return record(model, [sample])
-    except Exception as error:
-        raise ModelError(
-            f"the model failed on an input of shape {list(sample.shape)}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _reestimate_batch_norm(phase: Phase, data: DataSource) -> None:
-    """Replace BatchNorm's running statistics by those of the hardened network."""
-    samples = batches_of(data.train, most=BN_SAMPLES, size=max(phase.config.batch_size, 128))
-    update_bn((x for x, _ in samples if len(x) > 1), phase.net, device=phase.device)
-    phase.net.eval()
 
 
 @contextmanager
-def _interruptible() -> Iterator[Any]:
+def _locked(output: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: the folder cannot be made, or another process works in it.
+    """
+    import fcntl
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = os.open(output / ".lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror or error}") from error
+    with os.fdopen(lock) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another process is at work in {output}; wait for it, or name another folder") from error
+        yield
+
+
+def _prepare_folder(output: Path) -> None:
+    """Remove the files of a run before."""
+    for name in RUN_FILES:
+        old = output / name
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    (output / CHECKPOINTS).mkdir()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether Ctrl-C was pressed; a second one interrupts at once."""
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():

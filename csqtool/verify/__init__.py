@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from csqtool.verify.gates import Gates, parse_size
+from csqtool.verify.gates import Gates
 from csqtool.verify.report import Check, VerifyReport
 from csqtool.verify.run import verify
 
-__all__ = ["Check", "Gates", "VerifyReport", "parse_size", "verify"]
+__all__ = ["Check", "Gates", "VerifyReport", "verify"]

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from csqtool.errors import ConfigError, nearest
 from csqtool.quantized_model import QuantizedModel
+from csqtool.text import parse_size
 from csqtool.verify.report import VerifyReport
-
-_SIZE_UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}
-
-
-def parse_size(text: str | int) -> int:
-    """Return bytes: ``60KB`` is 60,000, ``60KiB`` is 61,440, a plain number is bytes.
-
-    Raises:
-        ConfigError: it is no size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
-    if not match or match[2].upper() not in _SIZE_UNITS:
-        raise ConfigError(f"{text!r} is no size; write bytes, or a number with KB, KiB, MB, MiB, GB or GiB")
-    return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True)

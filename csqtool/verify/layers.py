@@ -8,7 +8,7 @@ difference cannot grow, and one run compares all layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,7 @@ def reference_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> 
         def observe(name: str, value: Tensor) -> Tensor:
             quantizer = net.quantizers[name]
             integers = to_integers(value, quantizer.scale, quantizer.zero_point, quantizer.largest)
-            suffix = "quantized" if quantizer.bits == 8 else "clipped"
-            cuts.append(Cut(name, f"{name}_{suffix}", integers.numpy().astype(np.uint8)))
+            cuts.append(Cut(name, f"{name}_clipped", integers.numpy().astype(np.uint8)))
             replaced: Tensor = quantizer(value)
             return replaced
 
@@ -101,6 +100,8 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     outputs = {output.name for output in graph.output}
     found = []
     for place in cuts:
+        if place.value.endswith("_clipped") and place.value not in made:  # not every quantizer needs a clip
+            place = replace(place, value=f"{place.name}_q")  # noqa: PLW2901
         if place.value not in made:
             continue
         found.append(place)

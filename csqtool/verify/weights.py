@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from csqtool.finalized_file import to_tensors
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
+from csqtool.verify.stored_weights import StoredWeights, WeightUse
 
 Problem = tuple[str, str]  # layer, what is wrong with it
 
@@ -57,30 +58,48 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
     """Yield what differs between an ONNX file's weights and the finalized model, layer by layer."""
     graph = proto.graph
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    stored = StoredWeights(proto)
     dequantizers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     for layer in model.layers:
-        users = [node for node in dequantizers if node.input[0] == layer.name]
         expected = expected_in_onnx(model, layer)
-        found = arrays.get(layer.name)
-        if found is None:
-            yield layer.name, "its integers are not in the file"
+        try:
+            found = stored.integers(layer.name)
+        except ValueError as error:
+            yield layer.name, str(error)
             continue
-        yield from ((layer.name, text) for text in array_differences(found, expected.q, "integers"))
-        if not users:
+        # A narrow native type holds the same numbers; everything else has the finalized model's own type.
+        narrow = found.dtype.name in ("int2", "int4")
+        yield from ((layer.name, text) for text in array_differences(
+            found.astype(expected.q.dtype) if narrow else found, expected.q, "integers"))  # fmt: skip
+        uses = stored.uses(layer.name)
+        if not uses:
             yield layer.name, "nothing dequantizes its integers"
-        for node in users:
-            scale = arrays.get(node.input[1])
-            problems = (
-                ["the scale is no constant"] if scale is None else array_differences(scale, expected.scale, "scale")
-            )
-            if len(node.input) > 2 and arrays.get(node.input[2], np.ones(1)).any():
-                problems = [*problems, "the zero point is not zero"]
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            if expected.scale.ndim and axis != 0:
-                problems = [*problems, f"the scales lie on axis {axis}, not on the output channels"]
-            yield from ((layer.name, text) for text in problems)
-            for user in (n for n in graph.node if node.output[0] in n.input):
+        for use in uses:
+            if use.problem is not None:
+                yield layer.name, use.problem
+                continue
+            yield from ((layer.name, text) for text in _scale_problems(use, arrays, expected))
+            users = [n for n in graph.node if use.output in n.input]
+            if len(uses) + len(users) > 2:
+                continue  # a parameter used several times: which bias goes with which is the model's own code
+            for user in users:
                 yield from ((layer.name, text) for text in _bias_problems(user, arrays, dequantizers, expected))
+
+
+def _scale_problems(use: WeightUse, arrays: dict[str, NDArray[Any]], expected: Expected) -> list[str]:
+    """Return what is wrong with the scale that a weight is multiplied by."""
+    scale = arrays.get(use.scale)
+    if scale is None:
+        return ["the scale is no constant"]
+    if expected.scale.ndim and use.axis is None:  # one factor a channel, written so that it broadcasts
+        wanted = expected.scale.reshape(-1, *[1] * (expected.q.ndim - 1))
+        return array_differences(scale, wanted, "scale")
+    problems = array_differences(scale, expected.scale, "scale")
+    if expected.scale.ndim and use.axis != 0:
+        problems.append(f"the scales lie on axis {use.axis}, not on the output channels")
+    if use.zero_point and (use.zero_point not in arrays or arrays[use.zero_point].any()):
+        problems.append("the zero point is not zero")
+    return problems
 
 
 def _bias_problems(
@@ -118,7 +137,8 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
             chain.append(node)
             node = makers.get(node.input[0]) if node.op_type != "QuantizeLinear" else None
         kinds = [n.op_type for n in chain]
-        clipped = ["Clip"] if quantizer.bits < 8 else []
+        # Eight bits may be clipped too: by an activation function with an upper bound.
+        clipped = ["Clip"] if quantizer.bits < 8 or "Clip" in kinds else []
         if kinds != ["DequantizeLinear", *clipped, "QuantizeLinear"]:
             yield quantizer.name, f"its quantizer is missing (found: {' ← '.join(kinds) or 'nothing'})"
             continue
@@ -133,7 +153,9 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
                 yield from ((quantizer.name, f"{node.op_type}: {text}") for text in problems)
         for clip in chain[1:-1]:
             bounds = [arrays.get(name) for name in clip.input[1:3]]
-            if [None if b is None else int(b) for b in bounds] != [0, 2**quantizer.bits - 1]:
+            low, high = (None if b is None else int(b) for b in bounds)
+            # Narrower bounds are those of a clipping activation function; the layers level compares their values.
+            if low is None or high is None or not 0 <= low < high < 2**quantizer.bits:
                 yield quantizer.name, f"the integers are not clipped to {quantizer.bits} bits"
 
 

@@ -1,4 +1,4 @@
-"""ONNX in QDQ form: integer weights behind DequantizeLinear, Q/DQ pairs on activations, standard operators only."""
+"""ONNX with integer weights of k bits, Q/DQ pairs on activations, standard operators only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from csqtool import __version__
-from csqtool.errors import ExportError
+from csqtool.errors import CheckFailed, ExportError
 from csqtool.files import write_bytes
 from csqtool.finalized_file import to_bytes
+from csqtool.formats import ExportReport
 from csqtool.quantized_model import QuantizedModel
+from exporters.onnx.options import OnnxOptions
 
 MAX_PROTOBUF_BYTES = 2**31 - 1  # protobuf's own limit; beyond it weights would have to stand in other files
+
+__all__ = ["OnnxExporter", "OnnxOptions", "to_onnx"]
 
 
 class OnnxExporter:
@@ -21,9 +25,13 @@ class OnnxExporter:
 
     name = "onnx"
     suffix = ".onnx"
-    description = "ONNX with QDQ nodes, standard operators, BatchNorm folded into per-channel scales"
+    description = "ONNX, standard operators: weights packed at k bits or native types, integer kernels in onnxruntime"
+    Options = OnnxOptions
 
-    def export(self, model: QuantizedModel, path: Path, *, build_module: Callable[[], Any]) -> list[str]:
+    def __init__(self, options: OnnxOptions | None = None) -> None:
+        self.options = options or OnnxOptions()
+
+    def export(self, model: QuantizedModel, path: Path, *, build_module: Callable[[], Any]) -> ExportReport:
         """Write `model` to `path` atomically.
 
         Args:
@@ -32,14 +40,22 @@ class OnnxExporter:
             build_module: returns the user's module, freshly built; its forward pass gives the graph.
 
         Returns:
-            Notes for the user: what stays in float, and why.
+            What stays in float, and why.
 
         Raises:
-            ExportError: the model holds something that ONNX cannot carry.
+            ExportError: the model holds something that ONNX, or the chosen runtime, cannot carry.
+            CheckFailed: `strict_integer` is set and a compute node runs in float.
         """
-        content, notes = to_onnx(model, build_module())
+        content, report = to_onnx(model, build_module(), self.options)
+        if self.options.strict_integer and report.float_nodes:
+            first = report.float_nodes[0]
+            count = f"{len(report.float_nodes)} compute nodes run" if len(report.float_nodes) > 1 else "a node runs"
+            raise CheckFailed(
+                f"{count} in float: {first.name} ({first.operator}), {first.reason}; "
+                "export without --strict-integer to list them"
+            )
         write_bytes(path, content)
-        return notes
+        return report
 
     def float32_size(self, model: QuantizedModel, *, build_module: Callable[[], Any]) -> int:
         """Return the bytes of the ONNX file of the same network in float32, BatchNorm folded."""
@@ -51,36 +67,42 @@ class OnnxExporter:
         return int(_proto(graph_model).ByteSize())
 
 
-def to_onnx(model: QuantizedModel, module: Any) -> tuple[bytes, list[str]]:
-    """Return the ONNX file of `model` and notes for the user; the same model always gives the same bytes.
+def to_onnx(model: QuantizedModel, module: Any, options: OnnxOptions | None = None) -> tuple[bytes, ExportReport]:
+    """Return the ONNX file of `model` and a report; the same model always gives the same bytes.
 
     Raises:
-        ExportError: the module cannot be captured, or holds something that ONNX cannot carry.
+        ExportError: the module cannot be captured, or holds something that ONNX, or the runtime, cannot carry.
     """
     import onnx
 
     from exporters.onnx.capture import capture
     from exporters.onnx.cleanup import tidy
+    from exporters.onnx.float_nodes import report_on
     from exporters.onnx.rewrite import rewrite
 
-    graph_model = capture(model, module)
-    notes = rewrite(graph_model, model)
+    options = options or OnnxOptions()
+    options.check(model)
+    graph_model = capture(model, module, options.dynamic)
+    notes, storage = rewrite(graph_model, model, options)
     properties = {
         "csqtool.version": __version__,
         "csqtool.finalized_sha256": hashlib.sha256(to_bytes(model)).hexdigest(),
     }
     tidy(graph_model, properties)
     proto = _proto(graph_model)
+    if proto.ByteSize() > MAX_PROTOBUF_BYTES:
+        raise ExportError(f"the ONNX file would take {proto.ByteSize()} bytes, protobuf carries at most 2 GB")
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    if proto.ByteSize() > MAX_PROTOBUF_BYTES:
-        raise ExportError(f"the ONNX file would take {proto.ByteSize()} bytes, protobuf carries at most 2 GB")
-    return proto.SerializeToString(deterministic=True), notes
+    content = proto.SerializeToString(deterministic=True)
+    return content, report_on(proto, content, model, options, notes, storage)
 
 
 def _proto(graph_model: Any) -> Any:
     import onnx_ir
 
-    return onnx_ir.to_proto(graph_model)
+    proto = onnx_ir.to_proto(graph_model)
+    del proto.graph.value_info[:]  # initializers say their types themselves, readers infer the others
+    return proto

@@ -5,62 +5,96 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from csqtool.errors import ExportError
-from csqtool.nn.net import finalized_net, graph_markers
+from csqtool.errors import ConfigError, ExportError, InputError
+from csqtool.nn.net import QuantizedNet, finalized_net, graph_markers
+from csqtool.nn.signature import output_names, recorded_inputs
 from csqtool.quantized_model import QuantizedModel
 
 # The lowest opset that torch.onnx.export writes without a converter; int8 per-channel QDQ needs 13.
 CAPTURE_OPSET = 18
 
 
-def capture(model: QuantizedModel, module: Any) -> ir.Model:
+def capture(model: QuantizedModel, module: Any, dynamic: tuple[int, ...] = ()) -> ir.Model:
     """Return the graph of the finalized model, quantized values as marker nodes.
+
+    Args:
+        model: the finalized model.
+        module: the user's module, freshly built.
+        dynamic: axes that stay dynamic beside the batch.
 
     Raises:
         ExportError: torch cannot capture the module.
     """
     with graph_markers():
-        return _capture(finalized_net(module, model), model)
+        return _capture(finalized_net(module, model), model, dynamic)
 
 
 def capture_float(model: QuantizedModel, module: Any) -> ir.Model:
     """Return the float32 graph of the same network, as torch itself optimizes it."""
-    return _capture(module.eval(), model)
+    return _capture(module.eval(), model, ())
 
 
-def _capture(net: torch.nn.Module, model: QuantizedModel) -> ir.Model:
-    """Return the graph of `net`: input ``input``, output ``output``, dynamic batch."""
-    sample = torch.zeros(2, *model.info["input_shape"])  # a batch of one would be specialised
+def _capture(net: torch.nn.Module, model: QuantizedModel, dynamic: tuple[int, ...]) -> ir.Model:
+    """Return the graph of `net`, inputs and outputs named as the model's signature says, batch dynamic."""
+    inputs = recorded_inputs(model.info)
+    for axis in dynamic:
+        if axis > len(inputs[0].shape):
+            raise ConfigError(f"axis {axis} cannot be dynamic: the input has axes 0 to {len(inputs[0].shape)}")
+    batch = torch.export.Dim("batch")
+    axes = {axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}
+    # torch binds what a `*more` takes as one argument.
+    shapes: Any = tuple({0: batch, **(axes if i == 0 else {})} for i in range(len(inputs)))
+    if isinstance(net, QuantizedNet) and len(inputs) > 1:
+        shapes = (shapes[0], tuple(shapes[1:]))
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)  # it warns about packages that nothing here uses
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,
-                (sample,),
+                tuple(i.zeros(2) for i in inputs),  # a batch of one would be specialised
                 dynamo=True,
                 opset_version=CAPTURE_OPSET,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[i.name for i in inputs],
+                output_names=output_names(net, inputs),
+                dynamic_shapes=shapes,
                 external_data=False,
                 optimize=True,
                 verbose=False,
             )
+    except InputError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"torch.onnx.export cannot capture the model: {reason}") from error
+        raise ExportError(f"torch.onnx.export cannot capture the model: {_reason(error)}") from error
     finally:
         logger.setLevel(level)
     if program is None:
         raise ExportError("torch.onnx.export returned nothing")
     captured: ir.Model = program.model
     return captured
+
+
+def _reason(error: BaseException) -> str:
+    """Return what stopped the capture, and where: the innermost cause and the user's line, if torch names it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if "data-dependent" in reason:
+        reason = "its control flow depends on values"
+    own = ("/torch/", "/csqtool/", "/exporters/", "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in own)]
+    if not frames:
+        return reason
+    return f"{reason} (in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})"

@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from csqtool import __version__
 
 NAMED = "csqtool.named"  # marks values whose name says what they are
+CONVERSIONS = ("Cast", "Clip", "DequantizeLinear", "QuantizeLinear")
 CAPTURED_PREFIX = "model."  # where the captured net keeps the user's module
 
 
@@ -53,4 +54,28 @@ def tidy(model: ir.Model, properties: dict[str, str]) -> None:
                 output.name = f"{output.name}_"
             taken.add(output.name)
             output.shape, output.type = None, None  # readers infer them; written out they cost a third of the file
-        node.name = f"{node.op_type}:{node.outputs[0].name}"
+        _drop_defaults(node)
+        # A node is called as its result; what only converts values needs no name of its own.
+        node.name = None if node.op_type in CONVERSIONS or node.domain else node.outputs[0].name
+
+
+def _drop_defaults(node: ir.Node) -> None:
+    """Remove attributes that say what ONNX assumes without them: torch writes all of them."""
+    for name, attribute in list(node.attributes.items()):
+        if node.op_type in ("Conv", "ConvTranspose", "AveragePool", "MaxPool"):
+            default = (
+                (name in ("dilations", "strides") and set(attribute.as_ints()) == {1})
+                or (name == "pads" and set(attribute.as_ints()) == {0})
+                or (name == "auto_pad" and attribute.as_string() == "NOTSET")
+                or (name == "kernel_shape" and "Conv" in node.op_type)  # the weight has it
+                or (name == "group" and attribute.as_int() == 1)
+                or (name in ("ceil_mode", "count_include_pad", "storage_order") and attribute.as_int() == 0)
+            )
+        elif node.op_type == "Gemm":
+            default = (name in ("alpha", "beta") and attribute.as_float() == 1.0) or (
+                name == "transA" and attribute.as_int() == 0
+            )
+        else:
+            default = False
+        if default:
+            del node.attributes[name]

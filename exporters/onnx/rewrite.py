@@ -1,4 +1,4 @@
-"""From marker nodes to QDQ: integer weights, folded BatchNorm, int32 biases, activation quantizers."""
+"""From marker nodes to integers: stored weights, folded BatchNorm, int32 biases, activation quantizers."""
 
 from __future__ import annotations
 
@@ -13,125 +13,145 @@ from csqtool.errors import ExportError
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.nn.net import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from exporters.onnx.cleanup import NAMED
+from exporters.onnx.graph import GraphEditor, constant_of, name_value, only_user
+from exporters.onnx.options import OnnxOptions
+from exporters.onnx.packing import FUNCTION_DOMAIN
+from exporters.onnx.storage import WeightStore
 
-INT16_OPSET = 21  # DequantizeLinear takes int16 from here on
+# onnxruntime turns a float bias into round(bias / (s_x·s_w)) by itself; up to here float32 names that integer.
+EXACT_IN_FLOAT = 1 << 22
 BIASED_OPS = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}  # operator to the position of its bias
+# The lowest intermediate representation version that carries an opset; functions need 8.
+IR_VERSIONS = {18: 8, 19: 9, 21: 10, 25: 13}
+QDQ_OPSET = 19  # onnx's reference evaluator knows DequantizeLinear from here on
 
 
-def rewrite(graph_model: ir.Model, model: QuantizedModel) -> list[str]:
+def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) -> tuple[list[str], dict[str, str]]:
     """Replace every marker of a captured graph, in place.
 
     Returns:
-        Notes for the user.
+        Notes for the user, and how each layer's integers are stored.
 
     Raises:
         ExportError: a weight is used in a way that cannot be carried.
     """
-    rewriter = _Rewriter(graph_model.graph, model)
+    weights = _Weights(graph_model.graph, model, options)
     for node in list(graph_model.graph):
         if node.domain == MARKER_DOMAIN and node.op_type == "Weight":
-            rewriter.weight(node)
+            weights.place(node)
+    activations = _Activations(graph_model.graph, model)
     for node in list(graph_model.graph):
         if node.domain == MARKER_DOMAIN and node.op_type == "Activation":
-            rewriter.activation(node)
+            activations.place(node)
         elif node.op_type == "ReduceMean" and not node.domain:
-            rewriter.global_average_pool(node)
+            activations.global_average_pool(node)
     graph_model.opset_imports.pop(MARKER_DOMAIN, None)
-    if any(layer.q.dtype == np.int16 for layer in model.layers):
-        # Operators that torch writes for the capture opset mean the same in this one.
-        graph_model.opset_imports[""] = INT16_OPSET
-        graph_model.ir_version = 10
-    else:
-        graph_model.ir_version = 8
-    if missing := [layer.name for layer in model.layers if layer.name not in rewriter.done]:
-        rewriter.notes.append(f"not used by the forward pass, so not in the graph: {', '.join(missing)}")
-    return rewriter.notes
+    # Operators that torch writes for the capture opset mean the same in the later ones.
+    opset = max(graph_model.opset_imports[""], weights.store.opset)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph_model.graph):
+        opset = max(opset, QDQ_OPSET)
+    graph_model.opset_imports[""] = opset
+    graph_model.ir_version = IR_VERSIONS[opset]
+    for name in sorted(weights.store.functions):
+        function = weights.store.functions[name]
+        graph_model.functions[function.identifier()] = function
+        graph_model.opset_imports[FUNCTION_DOMAIN] = 1
+        function.opset_imports[""] = opset  # onnxruntime wants one opset in all of a model
+    missing = [layer.name for layer in model.layers if layer.name not in weights.done]
+    notes = [f"not used by the forward pass, so not in the graph: {', '.join(missing)}"] if missing else []
+    return notes, weights.store.stored
 
 
-class _Rewriter:
-    def __init__(self, graph: ir.Graph, model: QuantizedModel) -> None:
-        self._graph = graph
+class _Weights:
+    """Puts integers, scales and biases in the place of weight markers."""
+
+    def __init__(self, graph: ir.Graph, model: QuantizedModel, options: OnnxOptions) -> None:
+        self._editor = GraphEditor(graph)
         self._model = model
         self._activations = {a.name: a for a in model.activations}
-        self.notes: list[str] = []
+        self._foldable = options.folds and not model.activations
+        self.store = WeightStore(self._editor, options)
         self.done: dict[str, ir.Value] = {}
 
-    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """Return the initializer `name`, making it if there is none."""
-        if name not in self._graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            value = ir.Value(
-                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            self._graph.register_initializer(value)
-        return self._graph.initializers[name]
-
-    def _insert(self, before: ir.Node, op_type: str, inputs: list[Any], output: str, **attributes: Any) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes=attributes)
-        _name(node.outputs[0], output)
-        self._graph.insert_before(before, node)
-        return node.outputs[0]
-
-    def _replace(self, node: ir.Node, value: ir.Value) -> None:
-        """Let `value` stand for the only output of `node`, and remove the node."""
-        value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
-        convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
-        self._graph.remove(node, safe=True)
-
-    def weight(self, marker: ir.Node) -> None:
-        """Put DequantizeLinear in a weight marker's place, with the BatchNorm behind its layer folded in."""
+    def place(self, marker: ir.Node) -> None:
+        """Put a weight in a marker's place, with the BatchNorm behind its layer folded in."""
         layer = self._model.layer(marker.attributes["name"].as_string())
         if layer.name in self.done:
-            self._replace(marker, self.done[layer.name])
+            self._editor.replace(marker, self.done[layer.name])
             return
-        users = [use.node for use in marker.outputs[0].uses()]
-        user = users[0] if len(users) == 1 else None
+        user = only_user(marker.outputs[0])
         if layer.batch_norm is not None:
             if user is None or not _channels_first(user):
                 raise ExportError(f"{layer.name}: cannot fold {layer.batch_norm} into this use of the weight")
             value = self._fold(marker, layer, user)
         else:
-            value = self._dequantize(marker, layer, layer.q, np.asarray(layer.scale), axis=None)
+            if user is not None and user.op_type == "Transpose":
+                # Transposed as integers, so that DequantizeLinear stands before the product that it fuses with.
+                value = self._transposed(marker, layer, user)
+                self.done[layer.name] = value
+                return
+            value = self._dequantize(marker, layer, layer.q, np.asarray(layer.scale))
             if user is not None:
                 self._snap_bias(user, layer, np.asarray(layer.scale))
         if user is not None and user.op_type in BIASED_OPS and not user.outputs[0].is_graph_output():
-            _name(user.outputs[0], layer.batch_norm or layer.name.rpartition(".")[0])
-        if layer.q.dtype == np.int16:
-            self.notes.append(f"{layer.name} runs in float: its integers need nine bits, kernels exist up to eight")
+            name_value(user.outputs[0], layer.batch_norm or layer.name.rpartition(".")[0])
         self.done[layer.name] = value
-        self._replace(marker, value)
+        self._editor.replace(marker, value)
 
-    def _dequantize(
-        self, marker: ir.Node, layer: QuantizedLayer, q: NDArray[Any], scale: NDArray[Any], axis: int | None
+    def _transposed(self, marker: ir.Node, layer: QuantizedLayer, transpose: ir.Node) -> ir.Value:
+        integers = self.store.integers(marker, layer, layer.q)
+        permutation = transpose.attributes["perm"].as_ints()
+        name = f"{layer.name}_transposed"
+        turned = self._editor.insert(transpose, "Transpose", [integers], name, perm=permutation)
+        value = self._to_float(transpose, layer, turned, np.asarray(layer.scale), None)
+        self._editor.replace(transpose, value)
+        self._editor.graph.remove(marker, safe=True)
+        return value
+
+    def _dequantize(self, marker: ir.Node, layer: QuantizedLayer, q: NDArray[Any], scale: NDArray[Any]) -> ir.Value:
+        integers = self.store.integers(marker, layer, q)
+        return self._to_float(marker, layer, integers, scale, 0 if scale.ndim else None)
+
+    def _to_float(
+        self, before: ir.Node, layer: QuantizedLayer, integers: ir.Value, scale: NDArray[Any], axis: int | None
     ) -> ir.Value:
-        inputs = [
-            self.constant(layer.name, q),
-            self.constant(f"{layer.name}_scale", scale),
-            self.constant(f"{layer.name}_zero_point", np.zeros(scale.shape, q.dtype)),
-        ]
-        attributes = {} if axis is None else {"axis": axis}
-        return self._insert(marker, "DequantizeLinear", inputs, f"{layer.name}_dequantized", **attributes)
+        """Return integers·scale as float, in the form that was chosen; `axis` is the scales' axis."""
+        name = f"{layer.name}_dq"
+        if self._foldable:
+            shape = scale.shape + (1,) * (layer.q.ndim - 1 if scale.ndim else 0)  # (C, 1, …)
+            as_float = self._editor.insert(before, "Cast", [integers], f"{layer.name}_float", to=ir.DataType.FLOAT)
+            factor = self._editor.fresh(f"{layer.name}_scale", scale.reshape(shape))
+            return self._editor.insert(before, "Mul", [as_float, factor], name)
+        inputs = [integers, self._editor.fresh(f"{layer.name}_scale", scale)]
+        if layer.input_quantizer is not None and (not scale.ndim or len(layer.shape) == 2):
+            # onnxruntime fuses QGemm only beside a zero point; convolutions do without.
+            kind = self.store.dtype(layer.name, layer.q.dtype)
+            name_of_zero = f"{layer.name}_zero_point" if scale.ndim else f"{kind.name}_zero"
+            inputs.append(self._editor.constant(name_of_zero, np.zeros(scale.shape, kind)))
+        return self._editor.insert(before, "DequantizeLinear", inputs, name, **({} if axis is None else {"axis": axis}))
 
     def _fold(self, marker: ir.Node, layer: QuantizedLayer, user: ir.Node) -> ir.Value:
-        (norm_use,) = user.outputs[0].uses()
-        norm_node = norm_use.node
-        if norm_node.op_type != "BatchNormalization":
-            raise ExportError(f"{layer.name}: expected {layer.batch_norm} behind it, found {norm_node.op_type}")
+        norm_node = only_user(user.outputs[0])
+        if norm_node is None or norm_node.op_type != "BatchNormalization":
+            found = "nothing" if norm_node is None else norm_node.op_type
+            raise ExportError(f"{layer.name}: expected {layer.batch_norm} behind it, found {found}")
         assert layer.batch_norm is not None
         epsilon = self._model.info["batch_norm_epsilon"][layer.batch_norm]
         norm = read_batch_norm(self._model.tensors, layer.batch_norm, epsilon)
         folded = fold_scale(layer.scale, norm.factor)
         sign = folded.sign.reshape(-1, *[1] * (layer.q.ndim - 1))  # (C, 1, …)
-        value = self._dequantize(marker, layer, layer.q * sign.astype(layer.q.dtype), folded.scale, axis=0)
+        q = layer.q.astype(np.int16) * sign
+        if q.max(initial=0) > np.iinfo(layer.q.dtype).max:
+            raise ExportError(
+                f"{layer.name}: a channel holds {layer.q.min()} and {layer.batch_norm} flips its sign, "
+                f"which {layer.q.dtype} cannot hold"
+            )
+        value = self._dequantize(marker, layer, q.astype(layer.q.dtype), folded.scale)
         own_bias = self._model.tensors.get(_bias_name(layer))
         self._set_bias(user, layer, norm.effective_bias(own_bias), folded.scale)
-        self._replace_norm(norm_node, user)
+        convenience.replace_all_uses_with(norm_node.outputs[0], user.outputs[0], replace_graph_outputs=True)
+        self._editor.graph.remove(norm_node, safe=True)
         return value
-
-    def _replace_norm(self, norm: ir.Node, user: ir.Node) -> None:
-        convenience.replace_all_uses_with(norm.outputs[0], user.outputs[0], replace_graph_outputs=True)
-        self._graph.remove(norm, safe=True)
 
     def _snap_bias(self, user: ir.Node, layer: QuantizedLayer, scale: NDArray[Any]) -> None:
         """Store the bias of a layer without BatchNorm as integers, where its input is quantized."""
@@ -148,63 +168,85 @@ class _Rewriter:
         if layer.input_quantizer is not None:
             step = bias_step(self._activations[layer.input_quantizer].scale, scale)
             integers = integer_bias(bias, step)
-            if integers is not None:
-                inputs = [self._fresh(name, integers), self.constant(f"{name}_scale", step)]
-                value = self._insert(user, "DequantizeLinear", inputs, f"{name}_dequantized", axis=0)
+            fits = integers is not None and np.abs(integers).max(initial=0) < EXACT_IN_FLOAT
+            # QGemm fuses with a bias of int32 only; a convolution takes the float one, which is smaller to write.
+            if integers is not None and not (user.op_type == "Conv" and fits):
+                inputs = [self._editor.fresh(name, integers), self._editor.constant(f"{name}_scale", step)]
+                value = self._editor.insert(user, "DequantizeLinear", inputs, f"{name}_dq", axis=0)
         if value is None:
-            value = self._fresh(name, bias.astype(np.float32))
+            value = self._editor.fresh(name, bias.astype(np.float32))
         if len(user.inputs) <= position:
             user.resize_inputs(position + 1)
         user.replace_input_with(position, value)
 
-    def _fresh(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """Return a new initializer; one that torch wrote under the same name stays apart until it is unused."""
-        old = self._graph.initializers.pop(name, None)
-        if old is not None:
-            old.name = f"{name}_captured"
-            self._graph.initializers[old.name] = old
-        return self.constant(name, array)
 
-    def activation(self, marker: ir.Node) -> None:
-        """Put QuantizeLinear, below eight bits a Clip on the integers, and DequantizeLinear in a marker's place."""
+class _Activations:
+    """Puts QuantizeLinear and DequantizeLinear in the place of activation markers."""
+
+    def __init__(self, graph: ir.Graph, model: QuantizedModel) -> None:
+        self._editor = GraphEditor(graph)
+        self._activations = {a.name: a for a in model.activations}
+
+    def place(self, marker: ir.Node) -> None:
+        """Put QuantizeLinear, a Clip on the integers where their range is smaller, and DequantizeLinear in place."""
         quantizer = self._activations[marker.attributes["name"].as_string()]
         source = marker.inputs[0]
         assert source is not None
+        low, high = 0, quantizer.largest
+        bounds = _clip_bounds(source)
+        if bounds is not None:
+            # Rounding is monotonic: clipping integers is clipping the float, and does not stand between a
+            # convolution and the quantizer that it fuses with.
+            low, high = (_quantize(b, quantizer.scale, quantizer.zero_point, high) for b in bounds)
+            clip = source.producer()
+            assert clip is not None  # or a ReLU: the clip at zero
+            source = clip.inputs[0]
+            assert source is not None
+            marker.replace_input_with(0, source)
+            self._editor.graph.remove(clip, safe=True)
         if not source.is_graph_input():
-            _name(source, quantizer.name.rpartition(".")[0])
-        scale = self.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
-        zero_point = self.constant(f"{quantizer.name}_zero_point", np.asarray(quantizer.zero_point, np.uint8))
-        quantized = self._insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_quantized")
-        if quantizer.bits < 8:
+            name_value(source, quantizer.name.rpartition(".")[0])
+        scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
+        zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
+        quantized = self._editor.insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_q")
+        if low > 0 or high < 255:
             # Clip on uint8, behind the rounding, keeps the integer kernels; a float Clip before it would not.
-            bounds = [
-                self.constant("uint8_0", np.asarray(0, np.uint8)),
-                self.constant(f"uint8_{quantizer.largest}", np.asarray(quantizer.largest, np.uint8)),
-            ]
-            quantized = self._insert(marker, "Clip", [quantized, *bounds], f"{quantizer.name}_clipped")
-        value = self._insert(marker, "DequantizeLinear", [quantized, scale, zero_point], quantizer.name)
-        self._replace(marker, value)
+            limits = [self._editor.constant(f"uint8_{bound}", np.asarray(bound, np.uint8)) for bound in (low, high)]
+            quantized = self._editor.insert(marker, "Clip", [quantized, *limits], f"{quantizer.name}_clipped")
+        value = self._editor.insert(marker, "DequantizeLinear", [quantized, scale, zero_point], quantizer.name)
+        self._editor.replace(marker, value)
 
     def global_average_pool(self, node: ir.Node) -> None:
         """Write a mean over all spatial axes as the pooling that integer kernels exist for."""
-        source, axes = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
-        if source is None or source.shape is None or axes is None or axes.const_value is None:
+        source = node.inputs[0]
+        axes = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
+        if source is None or source.shape is None or axes is None:
             return
         rank = len(source.shape)
-        chosen = sorted(int(a) % rank for a in axes.const_value.numpy().reshape(-1))
+        chosen = sorted(int(a) % rank for a in axes.reshape(-1))
         keepdims = node.attributes.get("keepdims")
         if rank < 3 or chosen != list(range(2, rank)):
             return
-        value = self._insert(node, "GlobalAveragePool", [source], f"{node.outputs[0].name}_pooled")
+        value = self._editor.insert(node, "GlobalAveragePool", [source], f"{node.outputs[0].name}_pooled")
         value.shape = ir.Shape([*list(source.shape)[:2], *[1] * (rank - 2)])
         if keepdims is not None and keepdims.as_int() == 0:
-            value = self._insert(node, "Flatten", [value], f"{node.outputs[0].name}_flat", axis=1)
-        self._replace(node, value)
+            value = self._editor.insert(node, "Flatten", [value], f"{node.outputs[0].name}_flat", axis=1)
+        self._editor.replace(node, value)
 
 
-def _name(value: ir.Value, name: str) -> None:
-    value.name = name
-    value.meta[NAMED] = True
+def _clip_bounds(source: ir.Value) -> tuple[float, float] | None:
+    """Return the bounds of a ReLU or Clip that feeds nothing but a quantizer, None where there is none."""
+    clip = source.producer()
+    if clip is not None and clip.op_type == "Relu" and only_user(source) is not None:
+        return 0.0, np.inf
+    if clip is None or clip.op_type != "Clip" or clip.domain or only_user(source) is None or len(clip.inputs) != 3:
+        return None
+    low, high = (constant_of(bound) for bound in clip.inputs[1:])
+    return None if low is None or high is None else (float(low), float(high))
+
+
+def _quantize(x: float, scale: np.float32, zero_point: int, largest: int) -> int:
+    return int(np.clip(np.rint(np.float32(x) / scale) + zero_point, 0, largest))
 
 
 def _bias_name(layer: QuantizedLayer) -> str:

@@ -1,0 +1,122 @@
+"""Accuracy of all methods on CIFAR-10 images, ResNet-20, equal epochs for all.
+
+    python benchmarks/accuracy.py --data cifar10:DIR --weights resnet20.th --cache DIR [--epochs 6] [--only lsq-2]
+
+Everything starts from one float finetuning of the given checkpoint. Each run is a run directory in the cache: a
+finished one is not repeated, an interrupted one goes on, so the benchmark continues where it was stopped. The
+table holds what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from csqtool.finalize import finalize
+from csqtool.finalized_file import read_finalized
+from csqtool.packing import pack
+from csqtool.search import SearchConfig, resume_search, search
+from csqtool.search.progress import stderr_progress
+
+ROOT = Path(__file__).parent.parent
+MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
+FLOAT_EPOCHS = 6
+COMMON: dict[str, Any] = {"batch_size": 128, "amp": "bf16", "learning_rate": 0.02}
+FIXED = ("ste-uniform", "lsq", "csq-uniform")
+SEARCHED = ("csq", "bsq")
+
+
+def runs(epochs: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of every run, the most telling first."""
+    searching = {"epochs": max(1, epochs // 3), "finetune_epochs": epochs - max(1, epochs // 3)}
+    fixed = {"epochs": epochs, "finetune_epochs": 0}
+    found: dict[str, dict[str, Any]] = {}
+    for bits in (2, 3, 1):
+        for method in ("lsq", "csq", "csq-uniform", "ste-uniform", "bsq"):
+            budget = searching if method in SEARCHED else fixed
+            found[f"{method}-{bits}"] = {"method": method, "target_bits": bits, **budget}
+    for seed in (1, 2):
+        for method in ("lsq", "csq"):
+            found[f"{method}-2-seed{seed}"] = {**found[f"{method}-2"], "seed": seed}
+    for act_bits in (8, 3):
+        for bits in (3, 2):
+            for method in ("lsq", "csq"):
+                found[f"{method}-{bits}-a{act_bits}"] = {**found[f"{method}-{bits}"], "act_bits": act_bits}
+    return found
+
+
+def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
+    """Return the summary of a run: from the cache, continued, or done now."""
+    if (folder / "config.json").is_file():
+        summary = resume_search(folder, progress=progress)
+    else:
+        summary = search(config, folder, progress=progress)
+    model = folder / "model.safetensors"
+    if not model.is_file():
+        finalize(folder, model)
+    packed = folder / "model.csq"
+    pack(model, packed)
+    return {**summary, "accuracy": read_finalized(model).info["metrics"]["finalized"],
+            "bytes": packed.stat().st_size}  # fmt: skip
+
+
+def row(settings: dict[str, Any], result: dict[str, Any]) -> str:
+    """Return a line of the table."""
+    bits = "float" if settings.get("act_bits") is None else settings["act_bits"]
+    epochs = settings["epochs"] + settings["finetune_epochs"]
+    return (f"| {settings['method']} | {settings['target_bits']} | {bits} | {settings.get('seed', 0)} | {epochs} | "
+            f"{100 * result['accuracy']:.2f} | {result['average_precision']:.3f} | "
+            f"{result['average_bit_width']:.3f} | {result['bytes']:,} |")  # fmt: skip
+
+
+def main() -> None:
+    """Do the runs that are missing, and print the table of all that are finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, help="the checkpoint, or with --finetuned what all start from")
+    parser.add_argument("--finetuned", action="store_true", help="the weights were finetuned on these data before")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--only", nargs="*", help="names of runs, such as csq-2; none: only print the table")
+    arguments = parser.parse_args()
+    base = {"model": MODEL, "data": arguments.data, **COMMON}
+    cache = arguments.cache
+    wanted = runs(arguments.epochs)
+    with stderr_progress() as progress:
+        # A search of one epoch ends the float runs; only their float model is used.
+        tail = {"method": "lsq", "target_bits": 8, "epochs": 1, "finetune_epochs": 0}
+        weights = arguments.weights
+        if not arguments.finetuned:
+            config = SearchConfig.make(**base, **tail, weights=weights, pretrain_epochs=FLOAT_EPOCHS)
+            run(config, cache / "float-start", progress)
+            weights = str(cache / "float-start" / "float.safetensors")
+        for name, settings in wanted.items():
+            if arguments.only is None or name in arguments.only:
+                progress.line(f"== {name}")
+                config = SearchConfig.make(**base, **settings, weights=weights)
+                run(config, cache / f"{name}-e{arguments.epochs}", progress)
+        float_run = cache / f"float-e{arguments.epochs}"
+        if arguments.only is None or "float" in arguments.only:
+            config = SearchConfig.make(**base, **tail, weights=weights, pretrain_epochs=arguments.epochs)
+            run(config, float_run, progress)
+    print("| method | target | activations | seed | epochs | accuracy % | precision | bit width | packed bytes |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    if (float_run / "summary.json").is_file():
+        end = json.loads((float_run / "summary.json").read_text())
+        print(f"| float32 | | float | 0 | {arguments.epochs} | {100 * end['metric_float']:.2f} | | 32 | |")
+    started_from: float | None = None
+    for name, settings in wanted.items():
+        folder = cache / f"{name}-e{arguments.epochs}"
+        if not (folder / "summary.json").is_file():
+            continue
+        result = run(SearchConfig.make(**base, **settings), folder, None)
+        if started_from is None:
+            started_from = result["metric_float"]
+            print(f"| float32, where all start | | float | 0 | 0 | {100 * started_from:.2f} | | 32 | |")
+        print(row(settings, result))
+
+
+if __name__ == "__main__":
+    main()

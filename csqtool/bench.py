@@ -1,0 +1,150 @@
+"""Latency, load time, memory and size of ONNX files in onnxruntime, compared in one run.
+
+Runs of the files are interleaved, so that what else the machine does meets all of them; ratios of medians are
+what can be compared, not the times themselves. Loading is measured in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.errors import ConfigError, FormatError
+from csqtool.files import read_bytes
+from csqtool.onnx_file import parse_onnx
+from csqtool.onnx_session import optimized_operators, session
+
+_LOAD = """
+import json, resource, sys, time
+from pathlib import Path
+import numpy, onnxruntime
+from csqtool.onnx_session import session
+
+def peak():
+    # VmHWM, not ru_maxrss: that one is inherited from the parent at fork.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+before = peak()
+start = time.perf_counter()
+session(Path(sys.argv[1]), threads=int(sys.argv[2]))
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "peak_bytes": peak() - before}))
+"""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured of one file.
+
+    Attributes:
+        file: its path.
+        size_bytes: its size.
+        median_ms: median latency of a run, milliseconds.
+        ratio: `median_ms` over the first file's.
+        load_ms: median time to load it in a fresh process, milliseconds.
+        load_peak_bytes: median growth of the process's peak memory while loading.
+        kernels: operators that onnxruntime runs, with counts.
+    """
+
+    file: str
+    size_bytes: int
+    median_ms: float
+    ratio: float
+    load_ms: float
+    load_peak_bytes: int
+    kernels: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON document."""
+        return asdict(self)
+
+
+def bench(
+    files: Sequence[Path], *, threads: int = 1, batch: int = 1, rounds: int = 50, loads: int = 3
+) -> list[BenchResult]:
+    """Measure files side by side.
+
+    Args:
+        files: ONNX files; ratios are to the first.
+        threads: threads of one operator.
+        batch: samples a run.
+        rounds: runs of each file, interleaved.
+        loads: fresh processes that load each file.
+
+    Raises:
+        ConfigError: a number is below 1.
+        InputError: a file is missing.
+        FormatError: onnxruntime does not load or run a file.
+    """
+    for name, value in (("threads", threads), ("batch", batch), ("rounds", rounds), ("loads", loads)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    sessions, feeds, kernels = [], [], []
+    for file in files:
+        content = read_bytes(file)
+        parse_onnx(content, where=str(file))
+        try:
+            sessions.append(session(file, threads=threads))
+            kernels.append(dict(sorted(Counter(optimized_operators(file)).items())))
+            feeds.append(random_inputs(sessions[-1], batch))
+            sessions[-1].run(None, feeds[-1])
+        except Exception as error:
+            raise FormatError(f"{file}: onnxruntime does not run it: {str(error).splitlines()[0]}") from error
+    times: list[list[float]] = [[] for _ in files]
+    for index in range(rounds + 2):
+        for position, (loaded, feed) in enumerate(zip(sessions, feeds, strict=True)):
+            start = time.perf_counter()
+            loaded.run(None, feed)
+            if index >= 2:  # the first runs allocate
+                times[position].append(time.perf_counter() - start)
+    medians = [statistics.median(t) * 1000 for t in times]
+    measured: list[list[dict[str, float]]] = [[] for _ in files]
+    for _ in range(loads):
+        for position, file in enumerate(files):
+            measured[position].append(_load_once(file, threads))
+    return [
+        BenchResult(
+            str(file), file.stat().st_size, medians[i], medians[i] / medians[0],
+            statistics.median(m["seconds"] for m in measured[i]) * 1000,
+            int(statistics.median(m["peak_bytes"] for m in measured[i])), kernels[i],
+        )
+        for i, file in enumerate(files)
+    ]  # fmt: skip
+
+
+def random_inputs(loaded: Any, batch: int) -> dict[str, NDArray[Any]]:
+    """Return inputs that fit a session: normal float values, zeros for integers; dynamic axes get `batch`."""
+    rng = np.random.default_rng(0)
+    feeds: dict[str, NDArray[Any]] = {}
+    for value in loaded.get_inputs():
+        shape = [axis if isinstance(axis, int) else batch for axis in value.shape]
+        if value.type == "tensor(float)":
+            feeds[value.name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            kind = value.type.removeprefix("tensor(").removesuffix(")")
+            feeds[value.name] = np.zeros(shape, {"double": "float64", "float16": "float16"}.get(kind, kind))
+    return feeds
+
+
+def _load_once(file: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-c", _LOAD, str(file), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FormatError(f"{file}: loading it in a process of its own failed: {done.stderr.strip()[-200:]}")
+    found: dict[str, float] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,74 @@
+"""Element-wise kernels that exist twice: plain PyTorch, and fused by torch.compile where that pays."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+# Element-steps (values touched in a run) from which fusing pays for the half minute of compiling: about 3 ns each.
+COMPILE_FROM = 10_000_000_000
+
+
+class Kernel:
+    """A function of tensors, run as it is or compiled.
+
+    Args:
+        eager: what runs without a compiler; written to keep few temporaries.
+        fusible: the same function, written for one pass over the data.
+        probe: returns small arguments, to see whether compiling works.
+    """
+
+    _all: ClassVar[list[Kernel]] = []
+
+    def __init__(
+        self, eager: Callable[..., Any], fusible: Callable[..., Any], probe: Callable[[], tuple[Any, ...]]
+    ) -> None:
+        self._eager = eager
+        self._fusible = fusible
+        self._probe = probe
+        self._compiled: Callable[..., Any] | None = None
+        self._active = eager
+        self._all.append(self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the form in use."""
+        return self._active(*arguments)
+
+    def _compile(self) -> None:
+        if self._compiled is None:
+            compiled = torch.compile(self._fusible, dynamic=True)
+            compiled(*self._probe())
+            self._compiled = compiled
+        self._active = self._compiled
+
+    @classmethod
+    def choose(cls, wanted: str, *, element_steps: float) -> bool:
+        """Choose the form of all kernels for this process.
+
+        Args:
+            wanted: ``yes``, ``no``, or ``auto``: compiled from `COMPILE_FROM` element-steps on.
+            element_steps: how much the run will compute.
+
+        Returns:
+            True if compiled kernels are in use. Where they cannot be built, one warning says why.
+        """
+        for kernel in cls._all:
+            kernel._active = kernel._eager
+        if wanted == "no" or (wanted == "auto" and element_steps < COMPILE_FROM):
+            return False
+        try:
+            if not torch.cuda.is_available() and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+                raise RuntimeError("no C++ compiler was found")
+            for kernel in cls._all:
+                kernel._compile()
+        except Exception as error:  # a compiler's tool chain can raise anything; the eager form does the same
+            for kernel in cls._all:
+                kernel._active = kernel._eager
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"training runs without compiled kernels, which is slower: {reason}", stacklevel=2)
+            return False
+        return True

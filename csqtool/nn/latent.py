@@ -1,0 +1,159 @@
+"""Latent float weights that are quantized in every forward pass, with a straight-through estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csqtool.integers import mask_string, reduced
+from csqtool.nn.levels import Levels
+from csqtool.quantized_model import IntegerArray
+
+# Of a step size in one step. With many planes it is small beside its gradient's noise: at a learning rate of 0.05
+# one of seven planes grew past all weights of its layer within an epoch, and left them zero.
+LARGEST_CHANGE = 0.02
+
+
+class LatentWeight(nn.Module):
+    """A latent weight, rounded to the integers of given planes; as a parametrization it yields the rounded weight.
+
+    Subclasses say in `quantized` which integers and scale the latent weight has now.
+
+    Attributes:
+        latent: the trained float weight.
+        kept: the planes, ascending.
+        planes: n, the planes that a mask string shows.
+    """
+
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
+        super().__init__()
+        self.kept = tuple(kept)
+        self.planes = planes
+        self.levels = Levels([b - self.kept[0] for b in self.kept])
+        self.latent = nn.Parameter(weight.detach().float().clone())
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return the integers (float32) and their scale, without gradients."""
+        raise NotImplementedError  # abstract
+
+    def forward(self, _: Tensor | None = None) -> Tensor:
+        """Return the rounded weight; its gradient passes to the latent weight unchanged."""
+        with torch.no_grad():
+            q, scale = self.quantized()
+            rounded = q * scale
+        # The second term is zero, and carries the gradient.
+        weight: Tensor = rounded + (self.latent - self.latent.detach())
+        return weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Leave an empty tensor in the parametrized module's place: the latent weight stands here."""
+        return weight.new_empty(0)
+
+    @torch.no_grad()
+    def integers(self) -> tuple[IntegerArray, np.float32, str]:
+        """Return q, Δ and the mask string."""
+        q, scale = self.quantized()
+        return *reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy())), mask_string(
+            self.kept, self.planes
+        )
+
+
+class _LsqRound(torch.autograd.Function):
+    """Rounding with the gradients of LSQ (Esser et al. 2020, eq. 3 and 5)."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, scale: Tensor, q: Tensor, largest: int) -> Tensor:
+        ctx.save_for_backward(latent, scale, q)
+        ctx.largest = largest
+        return q * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        latent, scale, q = ctx.saved_tensors
+        v = latent / scale
+        inside = v.abs() <= ctx.largest
+        # ∂ŵ/∂s is q − w/s inside the range and ±Q outside; 1/√(N·Q) lets s move at the weights' relative speed.
+        slope = torch.where(inside, q - v, q)
+        for_scale = (gradient * slope).sum() * (latent.numel() * ctx.largest) ** -0.5
+        return gradient * inside, for_scale, None, None
+
+
+class LsqWeight(LatentWeight):
+    """Learned step size quantization of a weight (LSQ, Esser et al. 2020).
+
+    Attributes:
+        scale: the step size, a trained scalar above zero.
+    """
+
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
+        super().__init__(weight, kept, planes=planes)
+        # The paper starts from 2·mean|w|/√Q; the least squared error keeps a pretrained or searched weight better.
+        self.scale = nn.Parameter(self.levels.fit_scale(weight))
+        self._before_step = self.scale.detach().clone()
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return the integers nearest to latent / scale."""
+        return self.levels.project(self.latent, self.scale), self.scale.detach()
+
+    def forward(self, _: Tensor | None = None) -> Tensor:
+        """Return the rounded weight."""
+        with torch.autocast(self.latent.device.type, enabled=False):
+            q, self._before_step = self.quantized()[0], self.scale.detach().clone()
+            weight: Tensor = _LsqRound.apply(self.latent, self.scale, q, self.levels.largest)  # type: ignore[no-untyped-call]
+            return weight
+
+    @torch.no_grad()
+    def hold_step_size(self) -> None:
+        """Let the step size change by `LARGEST_CHANGE` in a step, and never reach zero."""
+        before = self._before_step
+        self.scale.clamp_(before * (1 - LARGEST_CHANGE), before * (1 + LARGEST_CHANGE)).clamp_(min=1e-8)
+
+
+class MinMaxWeight(LatentWeight):
+    """Uniform rounding between ± the largest weight, found anew in every step (STE-Uniform, Polino et al. 2018)."""
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return the integers on the grid that just reaches the largest weight."""
+        scale = self.latent.detach().abs().max().clamp(min=1e-8) / self.levels.largest
+        return self.levels.project(self.latent, scale), scale
+
+
+class DorefaWeight(LatentWeight):
+    """DoReFa's weight: tanh-squashed, rounded to 2^k levels without zero (Zhou et al. 2016, eq. 9).
+
+    The levels are (2i − (2^k − 1))/(2^k − 1): every plane's digit is 1 or −1. The original leaves the weight's
+    size to BatchNorm; here it is kept as a constant, so that pretrained weights and layers without BatchNorm work.
+    """
+
+    size: Tensor
+
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
+        super().__init__(weight, kept, planes=planes)
+        self.register_buffer("size", torch.ones(()))
+        with torch.no_grad():
+            q, scale = self.quantized()
+            rounded = q * scale
+            self.size.copy_((rounded * weight).sum() / rounded.square().sum().clamp(min=1e-12))
+
+    def _squashed(self) -> Tensor:
+        t = torch.tanh(self.latent)
+        return t / t.detach().abs().max().clamp(min=1e-8)  # [−1, 1]
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return the odd integers 2·round(t·(2^k − 1)) − (2^k − 1) for t in [0, 1]."""
+        top = self.levels.largest
+        steps = torch.round((self._squashed().detach() + 1) / 2 * top)
+        return 2 * steps - top, (self.size / top).clamp(min=1e-12)
+
+    def forward(self, _: Tensor | None = None) -> Tensor:
+        """Return the rounded weight; rounding passes the gradient on, tanh keeps its own."""
+        with torch.autocast(self.latent.device.type, enabled=False):
+            q, scale = self.quantized()
+            squashed = self._squashed() * self.size
+            weight: Tensor = (q * scale).detach() + (squashed - squashed.detach())
+            return weight

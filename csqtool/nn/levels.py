@@ -1,0 +1,67 @@
+"""The integers that a set of bit planes can represent, and the projection of weights onto them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+FIT_SAMPLE = 1 << 16  # weights looked at when a scale is chosen by search; all of them refine it
+
+
+class Levels:
+    """The integers Σ_b c_b·2^b with c_b ∈ {−1, 0, 1} over the kept planes b.
+
+    Attributes:
+        exponents: the kept planes, ascending; 2^b is what plane b weighs.
+        values: the distinct integers, ascending, int64 [L].
+        digits: one way to write each of them, int8 [L, k]; all digits of one sign where that is possible.
+        largest: the largest integer.
+    """
+
+    def __init__(self, exponents: Sequence[int]) -> None:
+        self.exponents = tuple(exponents)
+        written: dict[int, tuple[int, ...]] = {}
+        # Least mixed and then shortest first: the first way to write an integer is kept.
+        ways = sorted(
+            product((0, 1, -1), repeat=len(self.exponents)),
+            key=lambda digits: (1 in digits and -1 in digits, sum(map(abs, digits))),
+        )
+        for digits in ways:
+            value = sum(c << b if c >= 0 else -(1 << b) for c, b in zip(digits, self.exponents, strict=True))
+            written.setdefault(value, digits)
+        self.values = torch.tensor(sorted(written))
+        self.digits = torch.tensor([written[value] for value in sorted(written)], dtype=torch.int8)
+        self.largest = int(self.values[-1])
+        self._midpoints = (self.values[1:] + self.values[:-1]).float() / 2
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Return the index of the level nearest to each value of `x`, int64, same shape."""
+        return torch.bucketize(x.contiguous(), self._midpoints.to(x.device))
+
+    def project(self, weight: Tensor, scale: Tensor | float) -> Tensor:
+        """Return the integers (float32, the weight's shape) nearest to weight / scale."""
+        return self.values.to(weight.device)[self.nearest(weight / scale)].float()
+
+    @torch.no_grad()
+    def fit_scale(self, weight: Tensor) -> Tensor:
+        """Return the scale, a positive float32 scalar, that represents `weight` with the least squared error."""
+        flat = weight.detach().flatten().float()
+        sample = flat[:: max(1, flat.numel() // FIT_SAMPLE)]
+        largest = flat.abs().max()
+        if largest == 0:
+            return torch.ones_like(largest)
+        best, best_error = largest / self.largest, torch.inf
+        for share in torch.linspace(0.1, 1.0, 91).tolist():
+            scale = largest * share / self.largest
+            error = float((self.project(sample, scale) * scale - sample).square().sum())
+            if error < best_error:
+                best, best_error = scale, error
+        for _ in range(3):  # with the integers fixed, the best scale is the least-squares one
+            q = self.project(flat, best)
+            if not q.any():
+                break
+            best = (q * flat).sum() / q.square().sum()
+        return best

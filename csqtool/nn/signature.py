@@ -1,0 +1,88 @@
+"""What a model takes and gives: the names, shapes and types of its inputs, and the names of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csqtool.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a model: its name in files, its shape without the batch, and its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def zeros(self, batch: int) -> Tensor:
+        """Return a batch of zeros [batch, *shape]."""
+        return torch.zeros(batch, *self.shape, dtype=DTYPES[self.dtype])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the input as it stands in a finalized model's `info["inputs"]`."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+def inputs_of(samples: Sequence[Tensor]) -> list[Input]:
+    """Return the inputs that a model was called with, in order: ``input``, or ``input_0``, ``input_1`` and so on.
+
+    Raises:
+        ModelError: an input has a type that files cannot carry.
+    """
+    names = ["input"] if len(samples) == 1 else [f"input_{i}" for i in range(len(samples))]
+    found = []
+    for name, sample in zip(names, samples, strict=True):
+        dtype = str(sample.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise ModelError(f"{name} is {dtype}; a model's inputs can be {', '.join(DTYPES)}")
+        found.append(Input(name, tuple(sample.shape[1:]), dtype))
+    return found
+
+
+def recorded_inputs(info: Mapping[str, Any]) -> list[Input]:
+    """Return the inputs that a finalized model records: `inputs`, or the one float tensor of `input_shape`."""
+    if "inputs" in info:
+        return [Input(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in info["inputs"]]
+    return [Input("input", tuple(info["input_shape"]))]
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """Return a model's output tensors by name: ``output``, a dict's keys, or ``output_0``, ``output_1`` and so on.
+
+    Raises:
+        ModelError: an output is neither a tensor nor a flat dict, tuple or list of tensors.
+    """
+    if isinstance(output, Tensor):
+        return {"output": output}
+    if isinstance(output, Mapping):
+        named = {str(key): value for key, value in output.items() if value is not None}
+    elif isinstance(output, tuple | list):
+        named = {f"output_{i}": value for i, value in enumerate(v for v in output if v is not None)}
+    else:
+        named = {}
+    if not named or not all(isinstance(value, Tensor) for value in named.values()):
+        raise ModelError(f"the model returns {type(output).__name__}; it must be a tensor, or a dict or tuple of them")
+    return named
+
+
+@torch.no_grad()
+def output_names(module: nn.Module, inputs: Sequence[Input]) -> list[str]:
+    """Run `module` once on zeros and return the names of its outputs.
+
+    Raises:
+        ModelError: the module fails, or its outputs cannot be named.
+    """
+    try:
+        output = module(*(i.zeros(2) for i in inputs))
+    except Exception as error:
+        shapes = ", ".join(str([2, *i.shape]) for i in inputs)
+        raise ModelError(f"the model failed on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
+    return list(named_outputs(output))

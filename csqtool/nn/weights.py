@@ -1,0 +1,64 @@
+"""Which parameters are quantized, and how a source of weights takes their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A quantizable parameter: where it is, and under which names."""
+
+    name: str
+    parameter: nn.Parameter
+    places: tuple[tuple[nn.Module, str], ...]
+    aliases: tuple[str, ...]
+    shape: torch.Size  # the parameter itself is emptied once gates stand in its place
+
+    @property
+    def elements(self) -> int:
+        """Number of weights."""
+        return self.shape.numel()
+
+
+def quantizable_weights(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[Weight]:
+    """Return the weights of convolutions, linear layers, embeddings and attention projections, ties merged.
+
+    A parameter counts when it has two or more dimensions and is called ``weight`` or ``…_proj_weight``;
+    recurrent layers keep theirs in float, and so does everything that matches a pattern of `exclude`.
+    """
+    found: dict[int, tuple[str, nn.Parameter, list[tuple[nn.Module, str]], list[str]]] = {}
+    for module_name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            continue
+        for attribute, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{attribute}" if module_name else attribute
+            is_weight = attribute == "weight" or attribute.endswith("_proj_weight")
+            if not is_weight or parameter.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in exclude):
+                continue
+            _, _, places, names = found.setdefault(id(parameter), (name, parameter, [], []))
+            places.append((module, attribute))
+            names.append(name)
+    return [Weight(name, p, tuple(places), tuple(names[1:]), p.shape) for name, p, places, names in found.values()]
+
+
+def attach(weight: Weight, source: nn.Module) -> None:
+    """Let `source` yield the weight in every place where it stands, so that tied weights stay tied."""
+    for module, attribute in weight.places:
+        parametrize.register_parametrization(module, attribute, source, unsafe=True)
+        # The parametrized original is an empty placeholder; nothing shall train or decay it.
+        getattr(module.parametrizations, attribute).original.requires_grad_(False)
+
+
+@torch.no_grad()
+def detach(weight: Weight, value: Tensor) -> None:
+    """Take the source out again and put `value` in its place, as one parameter if the weight is tied."""
+    parameter = nn.Parameter(value.clone())
+    for module, attribute in weight.places:
+        parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+        setattr(module, attribute, parameter)

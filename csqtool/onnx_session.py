@@ -1,0 +1,59 @@
+"""Loading an ONNX file in onnxruntime, and the graph that it really runs."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def session(
+    content: bytes | Path, optimization: str = "on", *, optimized_path: str | None = None, threads: int = 0
+) -> Any:
+    """Return an onnxruntime session on the CPU.
+
+    Args:
+        content: the ONNX file, or its path.
+        optimization: ``off``, or ``on``: everything that is on by default.
+        optimized_path: where to write the optimized graph.
+        threads: threads of one operator, 0 for onnxruntime's own choice.
+
+    Raises:
+        RuntimeError: onnxruntime cannot load the file; the message is its own.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "on" else level.ORT_DISABLE_ALL
+    if optimized_path is not None:
+        options.optimized_model_filepath = optimized_path
+    try:
+        source = str(content) if isinstance(content, Path) else content
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class an error kind, all directly below Exception
+        raise RuntimeError(str(error).strip().splitlines()[0]) from error
+
+
+def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
+    """Return the graph that onnxruntime really runs, functions inlined and operators fused.
+
+    Raises:
+        RuntimeError: onnxruntime cannot load the file.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        session(content, "on", optimized_path=str(path))
+        return onnx.load(path).graph
+
+
+def optimized_operators(content: bytes | Path) -> list[str]:
+    """Return the operators that onnxruntime really runs, in order."""
+    return [node.op_type for node in optimized_graph(content).node]

@@ -1,0 +1,427 @@
+"""A search in one process: its stages one after the other, and what they write into the run directory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from csqtool.data import DataSource, load_data
+from csqtool.errors import DataError, ModelError, SearchInterrupted
+from csqtool.factories import build_model
+from csqtool.files import read_json, write_bytes, write_json
+from csqtool.formats import load_exporter
+from csqtool.integers import planes_of
+from csqtool.nn.activation_variants import load_quantizer
+from csqtool.nn.assemble import quantized_model
+from csqtool.nn.dataflow import place_quantizers, record
+from csqtool.nn.latent import LsqWeight
+from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.weights import detach, quantizable_weights
+from csqtool.quantized_model import twos_complement_bits
+from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
+from csqtool.search.checkpoint import load_weights, save_checkpoint
+from csqtool.search.config import SearchConfig
+from csqtool.search.loop import Phase, batches_of, evaluate
+from csqtool.search.method import Method, load_method
+from csqtool.search.progress import Progress
+from csqtool.search.scheme import LossProbe, close_holes, settle
+
+CALIBRATION_SAMPLES = 1024
+BN_SAMPLES = 8192
+CHECKPOINTS = "checkpoints"
+FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
+# What the numbers in a finalized model's metadata may still grow by, in the packed file, a layer.
+SIZE_SLACK = 24
+
+
+class Session:
+    """The state of a search, and the way through its stages.
+
+    Args:
+        config: the settings.
+        output: the run directory.
+        progress: told about every step.
+
+    Raises:
+        InputError: model, data, weights, patterns or budget cannot be used.
+    """
+
+    def __init__(self, config: SearchConfig, output: Path, progress: Progress) -> None:
+        self.config = config
+        self.output = output
+        self.progress = progress
+        self.method: Method | None = None
+        self.scheme: dict[str, tuple[int, ...]] | None = None
+        self.float_metric: float | None = None
+        self.started = time.monotonic()
+        torch.manual_seed(config.seed)
+        self._near = output / "config.json"
+        self.data = load_data(config.data, task=config.task, near=self._near)
+        if problem := self.data.problem():
+            raise DataError(problem)
+        self.method_class = load_method(config.method)
+        self.model = self._build()
+        if config.weights is not None:
+            load_weights(self.model, Path(config.weights))
+        self.weights = quantizable_weights(self.model, config.exclude)
+        if not self.weights:
+            raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
+        sample, _ = next(batches_of(self.data.test, most=2))
+        self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
+        self.net = QuantizedNet(self.model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
+        self.budget = self._make_budget()
+        self.stages = self._make_stages()
+        self.phase: Phase
+
+    def _build(self) -> nn.Module:
+        model: nn.Module = build_model(self.config.model, dict(self.config.model_args), near=self._near)
+        return model
+
+    def _make_stages(self) -> list[str]:
+        config = self.config
+        stages = ["float"] if config.pretrain_epochs else []
+        if not self.method_class.searches:
+            return [*stages, "train"]
+        settled = config.finetune_epochs or config.repair or config.contiguous
+        return [*stages, "search", "finetune"] if settled else [*stages, "search"]
+
+    def _make_budget(self) -> Budget:
+        elements = {weight.name: weight.elements for weight in self.weights}
+        fixed_bytes = self._fixed_bytes() if self.config.target_size is not None else None
+        return make_budget(self.config, elements, fixed_bytes)
+
+    def _fixed_bytes(self) -> int:
+        """Return what the packed file takes beside its packed integers: pack the weights, rounded to one plane."""
+        latents = {weight.name: LsqWeight(weight.parameter, uniform(1), planes=self.config.planes)
+                   for weight in self.weights}  # fmt: skip
+        integers = {name: latent.integers() for name, latent in latents.items()}
+        # A stand-in for the metrics that finalization records, of their length.
+        metrics = {
+            "name": self.data.task.metric_name,
+            "float": 1 / 3,
+            "finalized": 1 / 3,
+            "samples": len(self.data.test),
+        }
+        model = quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
+        packed = sum((q.size * twos_complement_bits(q) + 7) // 8 for q, _, _ in integers.values())
+        # The smallest encodings never take more than the dense one, whose size is known before the weights are.
+        exporter: Any = load_exporter("csq")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.csq"
+            exporter.export(model, path, encoding="dense")
+            whole = path.stat().st_size
+        tied = sum(4 * weight.elements * len(weight.aliases) for weight in self.weights)
+        return whole - packed - tied + SIZE_SLACK * len(self.weights)
+
+    def info(self) -> dict[str, Any]:
+        """Return what a finalized file records of this search."""
+        config = self.config
+        return {
+            "model": {"factory": config.model, "args": dict(config.model_args)},
+            "data": {"source": config.data, "task": self.data.task.name},
+            "input_shape": list(next(batches_of(self.data.test, most=1))[0].shape[1:]),
+            "method": {
+                "name": config.method,
+                "target_bits": config.target_bits,
+                "target_size": config.target_size,
+                "act_bits": config.act_bits,
+                "epochs": config.epochs,
+                "finetune_epochs": config.finetune_epochs,
+                "seed": config.seed,
+            },
+        }
+
+    # --- stages ------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: str, *, restoring: bool = False) -> None:
+        """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
+        config = self.config
+        if stage == "float":
+            self.phase = Phase(stage, config.pretrain_epochs, QuantizedNet(self.model, []), None, config, self.data)
+            return
+        if stage != "finetune" and self.net.quantizers and not restoring:
+            device = next(self.model.parameters()).device
+            samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
+            self.net.to(device).calibrate(x.to(device) for x, _ in samples)
+        kind, scheme, epochs = self.method_class, self._first_scheme(), config.epochs
+        if stage == "finetune":
+            assert self.scheme is not None
+            kind, scheme = load_method(FINETUNE_METHODS[config.finetune_with]), self.scheme
+            epochs = config.finetune_epochs
+        elif stage == "train":
+            epochs = config.epochs + config.finetune_epochs
+        self.method = kind(self.weights, self.model, config, self.budget, scheme)
+        teacher = self._teacher() if config.distill else None
+        self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, teacher=teacher)
+
+    def _first_scheme(self) -> dict[str, tuple[int, ...]]:
+        """Return the planes to begin with: all that are allowed, the uniform ones of a method, or those of a file."""
+        if self.method_class.searches:
+            return {name: uniform(most) for name, most in self.budget.most.items()}
+        if self.config.scheme is None:
+            return uniform_scheme(self.budget, method=self.config.method)
+        path = Path(self.config.scheme)
+        masks = {entry["name"]: entry["mask"] for entry in read_json(path)}
+        if set(masks) != set(self.budget.elements):
+            differing = sorted(set(masks) ^ set(self.budget.elements))
+            raise ModelError(f"{path} does not match the model's layers: {', '.join(differing)}")
+        return {name: planes_of(mask) for name, mask in masks.items()}
+
+    def _teacher(self) -> nn.Module:
+        """Return the float model that teaches: as trained here, or as the weights file brings it."""
+        teacher = self._build()
+        saved = self.output / "float.safetensors"
+        if saved.is_file():
+            load_weights(teacher, saved)
+        elif self.config.weights is not None:
+            load_weights(teacher, Path(self.config.weights))
+        else:
+            raise ModelError("distill needs a float model that can teach: give --weights or --pretrain-epochs")
+        return teacher
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.float_metric = state["float_metric"]
+        self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
+        self._enter(state["phase"], restoring=True)
+        self.phase.load_state(state)
+
+    def forget_log_behind(self, state: dict[str, Any]) -> None:
+        """Cut lines off the log that were written behind a checkpoint: they will be written again."""
+        log = self.output / "log.jsonl"
+        if log.is_file() and log.stat().st_size > state["log_bytes"]:
+            with open(log, "r+b") as file:
+                file.truncate(state["log_bytes"])
+
+    def harden(self) -> None:
+        """Let the weights be the quantized ones, for evaluation."""
+        assert self.method is not None
+        self.method.set_hard(True)
+        self.net.eval()
+
+    def plain_weights(self) -> bytes:
+        """Return the model with its quantized weights in float, as a safetensors file."""
+        values = {weight.name: getattr(*weight.places[0]) for weight in self.weights}
+        values |= {alias: values[weight.name] for weight in self.weights for alias in weight.aliases}
+        values |= {k: v for k, v in self.model.state_dict().items() if "parametrizations" not in k.split(".")}
+        return _safetensors(values)
+
+    def to_end(self, stop: Callable[[], bool]) -> dict[str, Any]:
+        """Go through the stages that are left and return the summary.
+
+        Raises:
+            SearchInterrupted: `stop` said so; the state is saved.
+            TrainingError: the loss is no number any more.
+        """
+        if not hasattr(self, "phase"):
+            if self.config.weights is not None and self.stages[0] != "float":
+                self._know_float_metric()
+            self._enter(self.stages[0])
+        while True:
+            if not self.phase.run(self.progress, self._after_epoch, stop, self._save):
+                self._save()
+                raise SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.output}")
+            stage = self.phase.name
+            if stage == "float":
+                self._know_float_metric()
+            if stage == self.stages[-1]:
+                return self._finish()
+            if stage == "search":
+                self._settle()
+            self._enter(self.stages[self.stages.index(stage) + 1])
+            self._save()
+
+    def _know_float_metric(self) -> None:
+        started_from = self.output / "start.json"
+        if started_from.is_file():  # finetuning: the weights are quantized ones, the float model came before them
+            self.float_metric = read_json(started_from)["metric_float"]
+            return
+        device = next(self.model.parameters()).device
+        self.float_metric = evaluate(self.model, self.data.test, self.data.task, device)
+        self.progress.line(f"float model: {self.data.task.metric_name} {self.float_metric:.4f}")
+        write_bytes(self.output / "float.safetensors", _safetensors(self.model.state_dict()))
+
+    def _settle(self) -> None:
+        """Put the searched weights, hardened, in place of the gates, and fix the scheme."""
+        assert self.method is not None
+        self.method.finish()
+        self.method.set_hard(True)
+        found = self.method.scheme()
+        with torch.no_grad():
+            values = [getattr(*weight.places[0]).detach().clone() for weight in self.weights]
+        for weight, value in zip(self.weights, values, strict=True):
+            detach(weight, value)
+        self.weights = quantizable_weights(self.model, self.config.exclude)
+        self.progress.line("settling the scheme by measured loss …")
+        probe = LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
+        self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
+        start = self._choose_start(probe)
+        if self.config.repair:
+            self.scheme = settle(self.scheme, self.budget, loss_with=probe)
+        before, after = self.budget.cost(found), self.budget.cost(self.scheme)
+        self.progress.line(
+            f"scheme: {self.budget.describe(after)}, found {self.budget.describe(before)}, "
+            f"budget {self.budget.describe(self.budget.limit)}; going on from the {start} weights"
+        )
+        self._log({"phase": "settle", "start": start, "cost_found": before, "cost": after, "limit": self.budget.limit,
+                   "precision": {name: len(planes) for name, planes in self.scheme.items()}})  # fmt: skip
+
+    def _choose_start(self, probe: LossProbe) -> str:
+        """Keep the searched weights or take the float model's, whichever round to the scheme with less loss.
+
+        A short search finds a scheme before its gates have hardened into good weights; a long one, or one from
+        scratch, leaves weights that fit the scheme.
+        """
+        assert self.scheme is not None
+        saved = self.output / "float.safetensors"
+        if not saved.is_file():
+            return "searched"
+        searched = {name: value.clone() for name, value in self.model.state_dict().items()}
+        loss = probe.of_scheme(self.scheme)
+        load_weights(self.model, saved)
+        if probe.of_scheme(self.scheme) < loss:
+            return "float"
+        self.model.load_state_dict(searched)
+        return "searched"
+
+    @torch.no_grad()
+    def _calibration_loss(self) -> float:
+        """Return the loss on a few training samples, with BatchNorm on the batch: statistics follow the weights."""
+        net, device = self.net, self.phase.device
+        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+        net.eval()
+        for norm in norms:
+            norm.train()
+            norm.momentum = 0.0
+        total = count = 0.0
+        for x, y in batches_of(self.data.train, most=self.config.repair_samples, size=256):
+            if len(x) > 1 or not norms:
+                total += float(self.data.task.loss(net(x.to(device)), y.to(device))) * len(x)
+                count += len(x)
+        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            if tracked is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(tracked)
+        return total / max(count, 1.0)
+
+    # --- records -----------------------------------------------------------------------------------------
+
+    def _after_epoch(self, epoch: int, loss: float) -> None:
+        phase, task, method = self.phase, self.data.task, self.method
+        entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
+        metric = evaluate(phase.net, self.data.test, task, phase.device)
+        if method is None:
+            entry["metric"] = metric
+        else:
+            entry["metric_soft"] = metric
+            method.set_hard(True)
+            entry["metric_hard"] = evaluate(phase.net, self.data.test, task, phase.device) if method.softens else metric
+            method.set_hard(False)
+            precisions = {name: len(planes) for name, planes in method.scheme().items()}
+            entry |= method.status() | {"average_precision": self.budget.average(precisions)}
+            entry["precision"] = precisions
+        self._log(entry)
+        shown = {k: v for k, v in entry.items() if isinstance(v, int | float) and k not in ("epoch", "bits")}
+        words = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        self.progress.line(f"{phase.name} epoch {epoch + 1}/{phase.epochs}  {words}")
+        self._save()
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        with open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def _save(self) -> None:
+        log = self.output / "log.jsonl"
+        state = {**self.phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
+                 "log_bytes": log.stat().st_size if log.is_file() else 0}  # fmt: skip
+        save_checkpoint(self.output / CHECKPOINTS, state)
+
+    def _finish(self) -> dict[str, Any]:
+        """Harden, re-estimate BatchNorm, evaluate, and write scheme and summary."""
+        phase, task, method = self.phase, self.data.task, self.method
+        assert method is not None
+        if self.scheme is None:
+            method.finish()
+        soft = evaluate(phase.net, self.data.test, task, phase.device)
+        method.set_hard(True)
+        hard = final = soft
+        if method.softens:  # otherwise BatchNorm's statistics are those of the hard weights already
+            hard = evaluate(phase.net, self.data.test, task, phase.device)
+            _reestimate_batch_norm(phase, self.data)
+            final = evaluate(phase.net, self.data.test, task, phase.device)
+        scheme: list[dict[str, Any]] = [
+            {
+                "name": name,
+                "precision": mask.count("1"),
+                "mask": mask,
+                "bit_width": twos_complement_bits(q),
+                "elements": q.size,
+            }
+            for name, (q, _, mask) in method.integers().items()
+        ]
+        average = {
+            key: sum(entry[key] * entry["elements"] for entry in scheme) / sum(entry["elements"] for entry in scheme)
+            for key in ("precision", "bit_width")
+        }
+        summary = {
+            "method": self.config.method,
+            "target_bits": self.config.target_bits,
+            "target_size": self.config.target_size,
+            "budget_unit": self.budget.unit,
+            "budget": self.budget.limit,
+            "cost": self.budget.cost({entry["name"]: planes_of(entry["mask"]) for entry in scheme}),
+            "average_precision": average["precision"],
+            "average_bit_width": average["bit_width"],
+            "act_bits": self.config.act_bits,
+            "metric_name": task.metric_name,
+            "metric_float": self.float_metric,
+            "metric_soft": soft,
+            "metric_hard": hard,
+            "metric": final,
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+        self._save()
+        write_json(self.output / "scheme.json", scheme)
+        write_json(self.output / "summary.json", summary)  # last: its presence says that the search is finished
+        return summary
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return content
+
+
+def _sites(model: nn.Module, sample: Tensor) -> Any:
+    try:
+        return record(model, [sample])
+    except Exception as error:
+        raise ModelError(
+            f"the model failed on an input of shape {list(sample.shape)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _reestimate_batch_norm(phase: Phase, data: DataSource) -> None:
+    """Replace BatchNorm's running statistics by those of the hardened network.
+
+    The samples are augmented as in training: the weights were trained to that distribution's statistics.
+    """
+    generator = torch.Generator().manual_seed(phase.config.seed)
+
+    def inputs() -> Iterator[Tensor]:
+        for x, _ in batches_of(data.train, most=BN_SAMPLES, size=max(phase.config.batch_size, 128)):
+            if len(x) > 1:
+                yield data.augment(x, generator) if data.augment else x
+
+    update_bn(inputs(), phase.net, device=phase.device)
+    phase.net.eval()

@@ -1,0 +1,59 @@
+"""All levels for a `.csq` file, read by a decoder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from csqtool.errors import FormatError, ModelError
+from csqtool.finalized_file import from_tensors, serialize
+from csqtool.verify.csq_decoder import decode
+from csqtool.verify.csq_graph import graph_verdict
+from csqtool.verify.csq_half import half_origin, half_problems
+from csqtool.verify.outputs import agreement, compare_task, reference_outputs
+from csqtool.verify.subject import Subject
+from csqtool.verify.weights import csq_problems
+
+
+def verify_csq(subject: Subject) -> None:
+    """Check a `.csq` file.
+
+    Raises:
+        FormatError: it is no `.csq` file.
+    """
+    report = subject.report
+    damaged: list[str] = []
+    tensors, metadata, recorded = decode(subject.content, where=report.file, damaged=damaged)
+    for name in damaged:
+        report.add("integrity", "checksum", False, "the tensor's checksum differs", name)
+    if not damaged:
+        report.add("integrity", "checksums", True, f"{len(tensors)} tensors")
+    graph = graph_verdict(subject.content, recorded, where=report.file)
+    if graph is not None:
+        report.add("integrity", "ONNX graph", *graph)
+    rounded = half_origin(metadata)
+    if rounded is not None:
+        whole = hashlib.sha256(serialize(tensors, metadata)).hexdigest() == recorded
+        report.add("integrity", "rounded model", whole, f"its SHA-256 is {'right' if whole else 'wrong'}")
+    subject.check_origin(rounded or recorded)
+    problems = half_problems if rounded else csq_problems
+    name = "tensors but for float16" if rounded else "all tensors"
+    subject.add_problems("weights", name, problems(tensors, metadata, subject.model), len(tensors))
+    test = subject.test_set()
+    if test is None:
+        return
+    inputs, targets = test
+    try:
+        unpacked = subject.build_net(from_tensors(tensors, metadata, where=report.file))
+    except (FormatError, ModelError) as error:
+        report.add("outputs", "unpacked model", False, str(error))
+        return
+    wanted, found = reference_outputs(subject.net, inputs), reference_outputs(unpacked, inputs)
+    difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
+    holds, detail = difference == 0, f"max difference {difference:g}, must be 0"
+    if rounded:  # the task's metric decides; here only what can never be right fails
+        holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
+    report.add("outputs", "unpacked model in PyTorch", holds, detail,
+               None, max_abs_diff=difference, agreement=agreement(found, wanted))  # fmt: skip
+    compare_task(found, wanted, targets, subject.source.task, report)

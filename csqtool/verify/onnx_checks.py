@@ -1,0 +1,112 @@
+"""All levels for an ONNX file, run in onnxruntime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from torch import Tensor
+
+from csqtool.errors import FormatError
+from csqtool.onnx_file import foreign_operators, parse_onnx
+from csqtool.onnx_session import session
+from csqtool.verify import layers, runtime
+from csqtool.verify.outputs import compare_outputs, compare_task, reference_outputs
+from csqtool.verify.subject import Subject
+from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
+
+LAYER_SAMPLES = 64
+
+
+def verify_onnx(subject: Subject) -> None:
+    """Check an ONNX file.
+
+    Raises:
+        FormatError: it is no ONNX file, or none that csqtool exported.
+    """
+    model, report = subject.model, subject.report
+    proto = parse_onnx(subject.content, where=report.file)
+    names = [i.name for i in proto.graph.input], [o.name for o in proto.graph.output]
+    if names != (["input"], ["output"]):
+        raise FormatError(
+            f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; verify compares files that map one "
+            "'input' to one 'output'"
+        )
+    _check_integrity(proto, subject)
+    subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(proto, model), len(model.layers))
+    if model.activations:
+        problems = onnx_activation_problems(proto, model)
+        subject.add_problems("weights", "activation quantizers", problems, len(model.activations))
+    test = subject.test_set()
+    if test is None:
+        return
+    inputs, targets = test
+    _compare_layers(proto, subject, inputs[:LAYER_SAMPLES])
+    wanted = reference_outputs(subject.net, inputs)
+    task, results = subject.source.task, {}
+    for optimization in runtime.OPTIMIZATIONS:
+        try:
+            outputs = runtime.run_batches(session(subject.content, optimization), {"input": inputs.numpy()})
+        except RuntimeError as error:
+            report.add("outputs", f"onnxruntime, optimizations {optimization}", False, str(error))
+            continue
+        results[optimization] = outputs["output"]
+        compare_outputs(outputs["output"], wanted, task, not model.activations, optimization, report)
+    if "on" in results:
+        compare_task(results["on"], wanted, targets, task, report)
+
+
+def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
+    report = subject.report
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+        report.add("integrity", "onnx.checker", True, "full check")
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        report.add("integrity", "onnx.checker", False, str(error).strip().splitlines()[0])
+    foreign = foreign_operators(proto)
+    report.add("integrity", "standard operators", not foreign, "yes" if not foreign else f"needs {', '.join(foreign)}")
+    recorded = next((p.value for p in proto.metadata_props if p.key == "csqtool.finalized_sha256"), None)
+    subject.check_origin(recorded)
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[:1]
+    dynamic = bool(batch) and not batch[0].HasField("dim_value")
+    report.add("integrity", "dynamic batch", dynamic, "yes" if dynamic else "the batch axis is fixed")
+    broken = [
+        t.name for t in proto.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(t)).all()
+    ]  # fmt: skip
+    report.add("integrity", "finite values", not broken, "yes" if not broken else "not finite", (broken or [None])[0])
+
+
+def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:
+    model, report = subject.model, subject.report
+    cuts = layers.reference_cuts(subject.net, model, inputs)
+    cut_proto, found = layers.cut_graph(proto, cuts)
+    if missing := sorted({cut.name for cut in cuts} - {cut.name for cut in found}):
+        report.add("layers", "places", False, f"not in the graph: {', '.join(missing)}", missing[0])
+    feeds = {cut.value + layers.FORCED: cut.reference for cut in found if cut.value != "output"}
+    feeds["input"] = inputs.numpy()
+    content = cut_proto.SerializeToString()
+    for optimization in runtime.OPTIMIZATIONS:
+        name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
+        try:
+            outputs = runtime.run_batches(session(content, optimization), feeds)
+        except RuntimeError as error:
+            report.add("layers", name, False, str(error))
+            continue
+        worst: dict[str, float] = {}
+        wrong = 0
+        for cut in found:
+            holds, detail, figures = layers.compare_cut(cut, outputs[cut.value])
+            for key, value in figures.items():
+                worst[key] = max(value, worst.get(key, 0.0))
+            if not holds:
+                wrong += 1
+                behind = layers.weights_behind(proto, cut.value, cuts, model)
+                report.add("layers", f"{cut.name}, optimizations {optimization}", False, detail, behind or cut.name)
+        if not wrong:
+            words = {
+                "steps": "steps off at most",
+                "share": "of a layer's values at most",
+                "max_abs_diff": "off in float",
+            }
+            detail = ", ".join(f"{value:.2g} {words[key]}" for key, value in worst.items())
+            report.add("layers", name, True, detail, None, **worst)

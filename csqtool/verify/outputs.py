@@ -1,0 +1,89 @@
+"""The outputs and task levels: what both sides make of the same samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from csqtool.nn.net import QuantizedNet
+from csqtool.task import Task
+from csqtool.verify import runtime
+from csqtool.verify.report import VerifyReport
+
+FLOAT_TOLERANCE = 1e-4
+MIN_AGREEMENT = {"off": 0.995, "on": 0.99}
+MAX_MEAN_SHARE = 0.05  # mean difference against the outputs' own spread, where activations are quantized
+MAX_METRIC_DIFFERENCE = 0.01
+
+
+@torch.no_grad()
+def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
+    """Return the PyTorch network's outputs for all inputs."""
+    parts: list[NDArray[Any]] = [
+        net(inputs[s : s + runtime.BATCH]).numpy() for s in range(0, len(inputs), runtime.BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def agreement(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Return the share of samples with the same label; 0 where shapes differ."""
+    if found.shape != wanted.shape or found.ndim < 2:
+        return 0.0
+    return float((found.argmax(-1) == wanted.argmax(-1)).mean())
+
+
+def compare_outputs(
+    found: NDArray[Any],
+    wanted: NDArray[Any],
+    task: Task,
+    float_activations: bool,
+    optimization: str,
+    report: VerifyReport,
+) -> None:
+    """Add the check of all outputs at one optimization level."""
+    name = f"onnxruntime, optimizations {optimization}"
+    if found.shape != wanted.shape:
+        report.add("outputs", name, False, f"shape {list(found.shape)} instead of {list(wanted.shape)}")
+        return
+    if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
+        report.add("outputs", name, False, "outputs that are not finite")
+        return
+    difference = np.abs(found.astype(np.float64) - wanted)
+    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted))
+    figures = {
+        "max_abs_diff": float(difference.max()),
+        "mean_abs_diff": float(difference.mean()),
+        "cosine": float((found.astype(np.float64) * wanted).sum() / norms) if norms else 0.0,
+    }
+    if task.labels:
+        figures["agreement"] = agreement(found, wanted)
+    if float_activations:
+        holds = figures["max_abs_diff"] <= FLOAT_TOLERANCE and figures.get("agreement", 1.0) == 1.0
+    else:
+        spread = max(float(wanted.std()), 1e-12)
+        holds = figures["mean_abs_diff"] <= MAX_MEAN_SHARE * spread
+        holds &= figures.get("agreement", 1.0) >= MIN_AGREEMENT[optimization]
+    words = [
+        f"max {figures['max_abs_diff']:.2g}",
+        f"mean {figures['mean_abs_diff']:.2g}",
+        f"cosine {figures['cosine']:.6f}",
+    ]
+    if task.labels:
+        words.append(f"agreement {figures['agreement']:.2%}")
+    report.add("outputs", name, holds, ", ".join(words), None, **figures)
+
+
+def compare_task(
+    found: NDArray[Any], wanted: NDArray[Any], targets: torch.Tensor, task: Task, report: VerifyReport
+) -> None:
+    """Add the check of the task's metric on both sides."""
+    if found.shape != wanted.shape:
+        report.add("task", task.metric_name, False, "outputs of another shape")
+        return
+    metric, reference = (task.metric(torch.from_numpy(outputs), targets) for outputs in (found, wanted))
+    holds = abs(metric - reference) <= MAX_METRIC_DIFFERENCE
+    detail = f"{metric:.4f}, PyTorch {reference:.4f}"
+    report.add("task", task.metric_name, holds, detail, None, metric=metric, metric_reference=reference)

@@ -1,0 +1,117 @@
+"""What an ONNX file's weights are, read without the exporter: whatever computes them is evaluated as ONNX says.
+
+A layer's integers are the graph's value of the layer's name: a tensor, or the result of nodes on constants,
+functions of the file included. onnx's reference evaluator computes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """One place where integers become float.
+
+    Attributes:
+        output: the float value.
+        scale: the value they are multiplied by.
+        zero_point: the value that is subtracted before, empty for none.
+        axis: axis of the integers' own shape that the scales lie on, None where they broadcast.
+        problem: why this is no use of a weight.
+    """
+
+    output: str
+    scale: str = ""
+    zero_point: str = ""
+    axis: int | None = None
+    problem: str | None = None
+
+
+class StoredWeights:
+    """The weights of one file."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        self._tensors = {t.name: t for t in proto.graph.initializer}
+        self._makers = {output: node for node in proto.graph.node for output in node.output}
+        self._users: dict[str, list[onnx.NodeProto]] = {}
+        for node in proto.graph.node:
+            for name in node.input:
+                self._users.setdefault(name, []).append(node)
+
+    def integers(self, name: str) -> NDArray[Any]:
+        """Return the value of a constant of the graph.
+
+        Raises:
+            ValueError: it is not in the file, or depends on the model's input; says which.
+        """
+        if name in self._tensors:
+            return np.asarray(onnx.numpy_helper.to_array(self._tensors[name]))
+        if name not in self._makers:
+            raise ValueError("its integers are not in the file")
+        nodes, tensors = self._behind(name)
+        output = onnx.ValueInfoProto(name=name)
+        graph = onnx.helper.make_graph(nodes, "weight", [], [output], tensors)
+        model = onnx.helper.make_model(
+            graph, opset_imports=self._proto.opset_import, functions=self._proto.functions,
+            ir_version=self._proto.ir_version,
+        )  # fmt: skip
+        try:
+            (value,) = ReferenceEvaluator(model).run(None, {})
+        except Exception as error:  # the file's functions may hold anything
+            raise ValueError(f"its integers cannot be computed: {error}") from error
+        return np.asarray(value)
+
+    def _behind(self, name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Return the nodes, in order, and the tensors that a constant is computed from."""
+        queue, nodes, tensors = [name], set(), []
+        seen = set()
+        while queue:
+            current = queue.pop()
+            if current in seen or not current:
+                continue
+            seen.add(current)
+            if current in self._tensors:
+                tensors.append(self._tensors[current])
+            elif current in self._makers:
+                nodes.add(id(self._makers[current]))
+                queue.extend(self._makers[current].input)
+            else:
+                raise ValueError(f"its integers depend on {current}")
+        return [node for node in self._proto.graph.node if id(node) in nodes], tensors
+
+    def uses(self, name: str, permutation: tuple[int, ...] | None = None) -> list[WeightUse]:
+        """Return every place where the integers `name` become float, also behind a Transpose.
+
+        Args:
+            name: the value of the integers.
+            permutation: how the value's axes come from the layer's, if they were exchanged.
+        """
+        found: list[WeightUse] = []
+        for node in self._users.get(name, []):
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type == "DequantizeLinear" and node.input[0] == name:
+                axis = int(attributes.get("axis", 1))
+                zero_point = node.input[2] if len(node.input) > 2 else ""
+                found.append(WeightUse(node.output[0], node.input[1], zero_point,
+                                       axis if permutation is None else permutation[axis]))  # fmt: skip
+            elif node.op_type == "Transpose" and permutation is None:
+                found += self.uses(node.output[0], tuple(attributes["perm"]))
+            elif node.op_type == "Cast" and attributes["to"] == onnx.TensorProto.FLOAT:
+                factors = self._users.get(node.output[0], [])
+                found += [self._product(node.output[0], factor) for factor in factors]
+            else:
+                found.append(WeightUse(node.output[0], problem=f"{node.op_type} reads its integers"))
+        return found
+
+    def _product(self, name: str, node: onnx.NodeProto) -> WeightUse:
+        if node.op_type != "Mul":
+            return WeightUse(node.output[0], problem=f"{node.op_type} reads its integers without their scale")
+        return WeightUse(node.output[0], next(other for other in node.input if other != name))

@@ -1,0 +1,89 @@
+"""What a user may choose about an ONNX file, and what each runtime is known to do with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from csqtool.errors import ConfigError, ExportError, nearest
+from csqtool.quantized_model import QuantizedModel
+
+WEIGHTS = ("auto", "packed", "int8", "int4", "int2")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "generic")
+WEIGHT_FORMS = ("auto", "foldable", "qdq")
+
+# Runtimes seen to unpack weights when a model is loaded; others would do it in every run, or not read the file.
+UNPACKING_RUNTIMES = ("onnxruntime",)
+# Runtimes that turn Cast and Mul of a constant into a float weight when a model is loaded.
+FOLDING_RUNTIMES = ("onnxruntime", "openvino")
+
+NATIVE_BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+# Native types that a runtime refuses, or runs with a slow kernel, and what was seen (docs/onnx.md).
+REFUSED = {
+    ("openvino", "packed"): "OpenVINO does not read model-local functions",
+    ("openvino", "int2"): "OpenVINO does not read int2 tensors",
+    ("tensorrt", "int2"): "TensorRT has no int2 type",
+}
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """Options of the ONNX exporter.
+
+    Attributes:
+        weights: how integer weights are stored; ``auto`` is ``packed`` where the runtime unpacks at load.
+        runtime: the runtime the file is made for.
+        weight_form: how the weights of a model with float activations become float: ``foldable`` is Cast and Mul,
+            which runtimes fold at load; ``qdq`` is DequantizeLinear, which other consumers match on; ``auto`` is
+            ``foldable`` where the runtime folds.
+        strict_integer: refuse a file in which a compute node runs in float.
+        dynamic: axes behind the batch that stay dynamic, such as ``(2, 3)``.
+    """
+
+    weights: str = "auto"
+    runtime: str = "onnxruntime"
+    weight_form: str = "auto"
+    strict_integer: bool = False
+    dynamic: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, known in (("weights", WEIGHTS), ("runtime", RUNTIMES), ("weight_form", WEIGHT_FORMS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"unknown {name.replace('_', '-')} {value!r}; {nearest(str(value), known)}")
+        if not isinstance(self.strict_integer, bool):
+            raise ConfigError(f"strict-integer is true or false, got {self.strict_integer!r}")
+        object.__setattr__(self, "dynamic", tuple(self.dynamic))
+        if not all(isinstance(axis, int) and not isinstance(axis, bool) and axis > 0 for axis in self.dynamic):
+            raise ConfigError(f"dynamic takes axes above 0 (the batch always is dynamic), got {list(self.dynamic)}")
+        if reason := REFUSED.get((self.runtime, self.weights)):
+            raise ConfigError(f"weights {self.weights} for {self.runtime}: {reason}; use auto")
+
+    def check(self, model: QuantizedModel) -> None:
+        """Refuse what the chosen runtime is known not to run.
+
+        Raises:
+            ExportError: names the runtime and the reason.
+        """
+        if self.runtime == "tensorrt" and model.activations:
+            raise ExportError(
+                "tensorrt: activations here are unsigned 8-bit integers, and TensorRT quantizes to signed ones with "
+                "zero point 0 only; export for another runtime, or search with --act-bits float"
+            )
+
+    @property
+    def folds(self) -> bool:
+        """Whether weights of a model with float activations are written for folding."""
+        return self.weight_form == "foldable" or (self.weight_form == "auto" and self.runtime in FOLDING_RUNTIMES)
+
+    def storage(self, bits: int) -> str:
+        """Return how integers of `bits` are stored: ``packed``, or a native type."""
+        if self.weights == "packed" or (self.weights == "auto" and self.runtime in UNPACKING_RUNTIMES):
+            return "packed"
+        if bits > 8:
+            return "int16"
+        if self.weights in ("int4", "int2"):
+            return next(
+                (name for name in ("int2", "int4") if bits <= NATIVE_BITS[name] >= NATIVE_BITS[self.weights]), "int8"
+            )
+        return "int8"

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from csqtool.nn import gate_kernels
+from csqtool.nn.gates import BitGates
+from csqtool.nn.kernels import Kernel
+
+
+def logits(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def by_autograd(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) -> Tensor:
+    """CSQ, eq. 5, as it is written."""
+    digits = torch.sigmoid(beta * m_p) - torch.sigmoid(beta * m_n)
+    return torch.tensordot(coefficients, digits, dims=1)
+
+
+@pytest.mark.parametrize("form", ["by_plane", "fusible"])
+def test_the_gate_kernel_is_equation_5_and_its_gradients(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    m_p, m_n, coefficients, beta = logits(5, 4, 3), logits(5, 4, 3), logits(5), torch.tensor(2.5, dtype=torch.float64)
+    if form == "fusible":
+        for kernel in (gate_kernels._weight_kernel, gate_kernels._gradients_kernel):
+            monkeypatch.setattr(kernel, "_active", kernel._fusible)
+    arguments = (m_p, m_n, coefficients)
+    wanted, found = by_autograd(*arguments, beta), gate_kernels.soft_weight(*arguments, beta)
+    seed = torch.randn_like(wanted)
+    assert torch.allclose(found, wanted)
+    for a, b in zip(
+        torch.autograd.grad(found, arguments, seed), torch.autograd.grad(wanted, arguments, seed), strict=True
+    ):
+        assert torch.allclose(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.compile
+def test_compiled_kernels_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    gates = BitGates(torch.randn(8, 4, 3, 3), range(8), mask_init=0.05)
+    results = []
+    for wanted in ("no", "yes"):
+        assert Kernel.choose(wanted, element_steps=0) == (wanted == "yes")
+        gates.zero_grad()
+        gates().square().sum().backward()
+        results.append([p.grad.clone() for p in gates.parameters() if p.grad is not None])
+    Kernel.choose("no", element_steps=0)
+    assert len(results[0]) == 4
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_without_a_compiler_the_eager_kernels_run_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
+        assert not Kernel.choose("yes", element_steps=0)
+    assert gate_kernels._weight_kernel._active is gate_kernels._weight_by_plane
+
+
+def test_small_runs_are_not_compiled() -> None:
+    assert not Kernel.choose("auto", element_steps=1e6)
+
+
+def test_closed_planes_leave_the_computation_without_changing_weight_or_gradients() -> None:
+    torch.manual_seed(0)
+    gates = BitGates(torch.randn(6, 5), range(8), mask_init=0.05)
+    assert gates.m_b is not None
+    gates.beta.fill_(200.0)
+    gates.m_b.data[:3] = -1.0  # σ(−200) is 0 in float32
+    results = []
+    for leave in (False, True):
+        if leave:
+            gates.leave_closed_planes()
+        gates.zero_grad()
+        weight = gates()
+        weight.sum().backward()
+        results.append([weight.detach(), *(p.grad.clone() for p in gates.parameters() if p.grad is not None)])
+    assert gates.open_planes.tolist() == [3, 8]
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gates_stay_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    gates = BitGates(torch.randn(6, 5), range(8), mask_init=0.05)
+    plain = gates()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(gates(), plain)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from csqtool.nn.latent import DorefaWeight, LatentWeight, LsqWeight, MinMaxWeight
+
+
+@pytest.mark.parametrize("kind", [LsqWeight, MinMaxWeight, DorefaWeight])
+@pytest.mark.parametrize("kept", [(0,), (4, 5, 6), tuple(range(8))])
+def test_integers_times_scale_are_the_weight_bit_for_bit(kind: type[LatentWeight], kept: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    source = kind(torch.randn(7, 5), kept, planes=8)
+    q, scale, mask = source.integers()
+    assert np.array_equal(q.astype(np.float32) * scale, source().detach().numpy())
+    assert mask.count("1") == len(kept)
+    assert np.abs(q.astype(int)).max() <= 2 ** len(kept) - 1
+
+
+def test_lsq_rounds_to_planes_with_holes() -> None:
+    source = LsqWeight(torch.linspace(-9, 9, 100), (0, 3), planes=8)
+    source.scale.data.fill_(1.0)
+    assert set(source.integers()[0].tolist()) == {-9, -8, -7, -1, 0, 1, 7, 8, 9}
+
+
+def test_lsq_gradients_are_those_of_the_paper() -> None:
+    source = LsqWeight(torch.tensor([0.2, -0.9, 5.0, -7.0]), (0, 1), planes=8)  # Q = 3
+    source.scale.data.fill_(0.5)
+    source().backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert source.latent.grad is not None
+    assert source.scale.grad is not None
+    assert source.latent.grad.tolist() == [1.0, 2.0, 0.0, 0.0]  # inside −Q … Q it passes, outside it stops
+    # round(v) − v inside, ±Q outside, times the gradient, over √(N·Q)
+    wanted = (1 * (0 - 0.4) + 2 * (-2 + 1.8) + 3 * 3 + 4 * -3) / (4 * 3) ** 0.5
+    assert float(source.scale.grad) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_step_size_changes_little_in_a_step_whatever_its_gradient() -> None:
+    source = LsqWeight(torch.randn(50), tuple(range(7)), planes=8)
+    before = source.scale.item()
+    source().sum().backward()
+    for wrong, wanted in ((1e3, 1.02 * before), (-1e3, 0.98 * before)):
+        source.scale.data.fill_(wrong)
+        source.hold_step_size()
+        assert source.scale.item() == pytest.approx(wanted)
+
+
+def test_dorefa_has_odd_levels_only() -> None:
+    torch.manual_seed(0)
+    q, _ = DorefaWeight(torch.randn(400), (0, 1), planes=8).quantized()
+    assert set(q.tolist()) == {-3.0, -1.0, 1.0, 3.0}
+
+
+def test_the_min_max_grid_reaches_the_largest_weight() -> None:
+    source = MinMaxWeight(torch.tensor([0.1, -2.0, 1.1]), (0, 1), planes=8)
+    assert source().tolist() == pytest.approx([0.0, -2.0, 4 / 3])

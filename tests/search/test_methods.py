@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DIGITS, QUICK, Built, invoke, ok
+from torch import nn
+
+from csqtool.finalized_file import read_finalized
+from csqtool.nn.weights import quantizable_weights
+from csqtool.search import SearchConfig
+from csqtool.search.bsq import Bsq
+from csqtool.search.budget import make_budget, uniform
+from csqtool.search.csq import Csq
+from csqtool.search.method import installed_methods
+
+SEARCH = ["search", DIGITS, "--data", "digits", *QUICK]
+
+
+def run(output: Path, *more: object) -> dict[str, object]:
+    summary: dict[str, object] = json.loads(ok(*SEARCH, "-o", output, "--json", *more).stdout)
+    return summary
+
+
+@pytest.mark.parametrize("method", sorted(installed_methods()))
+def test_every_method_ends_within_the_budget_in_files_that_verify(method: str, tmp_path: Path) -> None:
+    built = Built(tmp_path, "8", "--method", method)
+    summary = json.loads((built.run / "summary.json").read_text())
+    assert summary["average_precision"] <= 3
+    assert read_finalized(built.model).average_precision == pytest.approx(summary["average_precision"])
+    assert built.verify(built.onnx)[0] == 0
+    assert built.verify(built.csq)[0] == 0
+
+
+@pytest.mark.parametrize("target", [1.0, 2.5])
+def test_the_budget_is_met_as_near_as_one_plane_of_the_smallest_layer(target: float, tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", "--target-bits", target)
+    assert target - 144 / 8032 < float(str(summary["average_precision"])) <= target
+    scheme = json.loads((tmp_path / "run" / "scheme.json").read_text())
+    assert all(entry["precision"] >= 1 for entry in scheme)
+    assert all("01" not in entry["mask"].lstrip("0") for entry in scheme)  # contiguous
+
+
+def test_a_size_budget_is_never_exceeded_by_the_packed_file(tmp_path: Path) -> None:
+    run(tmp_path / "run", "--target-size", "17.0KB")
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
+    ok("pack", tmp_path / "m.safetensors", "-o", tmp_path / "m.csq")
+    assert 16_000 < (tmp_path / "m.csq").stat().st_size <= 17_000
+
+
+def test_pinned_excluded_and_bounded_layers_get_what_was_asked_for(tmp_path: Path) -> None:
+    run(tmp_path / "run", "--target-bits", 3, "--pin", "classifier.*=8", "--exclude", "stem.*", "--min-bits", 2,
+        "--max-bits", 5)  # fmt: skip
+    precision = {e["name"]: e["precision"] for e in json.loads((tmp_path / "run" / "scheme.json").read_text())}
+    assert precision.pop("classifier.weight") == 8
+    assert "stem.0.weight" not in precision
+    assert all(2 <= bits <= 5 for bits in precision.values())
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
+    assert "stem.0.weight" in read_finalized(tmp_path / "m.safetensors").tensors
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--recipe", "paper", "--learning-rate", "0.05"],
+        ["--finetune-with", "csq", "--beta-schedule", "step", "--warmup-epochs", "1"],
+        ["--optimizer", "adamw", "--distill", "0.5", "--amp", "bf16", "--channels-last"],
+        ["--no-contiguous", "--budget-weighting", "layers"],
+    ],
+)
+def test_recipes_and_options_lead_to_a_model_that_finalizes(more: list[str], tmp_path: Path) -> None:
+    summary = run(tmp_path / "run", "--target-bits", 3, *more)
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
+    model = read_finalized(tmp_path / "m.safetensors")
+    assert model.average_precision == pytest.approx(summary["average_precision"])
+    assert model.info["metrics"]["finalized"] == pytest.approx(summary["metric"], abs=0.01)
+
+
+def test_the_paper_recipe_has_the_papers_settings() -> None:
+    config = SearchConfig.make(model="m", data="d", target_bits=3, recipe="paper")
+    assert (config.epochs, config.learning_rate, config.strength, config.beta_max) == (600, 0.1, 0.01, 200)
+    assert (config.weight_decay, config.momentum, config.finetune_epochs) == (5e-4, 0.9, 0)
+    assert SearchConfig.make(model="m", data="d", target_bits=3, recipe="paper", epochs=2).epochs == 2
+
+
+def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Built, tmp_path: Path) -> None:
+    summary = json.loads(ok("finetune", eight_bits.run, "-o", tmp_path / "tuned", "--epochs", 2, "--json").stdout)
+    before = json.loads((eight_bits.run / "summary.json").read_text())
+    assert summary["metric_float"] == before["metric_float"]
+    schemes = [json.loads((r / "scheme.json").read_text()) for r in (eight_bits.run, tmp_path / "tuned")]
+    assert [e["mask"] for e in schemes[0]] == [e["mask"] for e in schemes[1]]
+    ok("finalize", tmp_path / "tuned", "-o", tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("quantizer", ["pact", "dorefa"])
+def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
+    built = Built(tmp_path, "4", "--act-quantizer", quantizer)
+    assert built.verify(built.onnx)[0] == 0
+
+
+def test_dynamic_activations_are_refused_with_the_reason(tmp_path: Path) -> None:
+    run(tmp_path / "run", "--target-bits", 3, "--act-bits", 4, "--act-quantizer", "dynamic")
+    result = invoke("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
+    assert result.exit_code == 2
+    assert "the largest value of each batch, which no deployed model can know" in result.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def gated(target: float, **more: object) -> tuple[nn.Module, Csq]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2))
+    config = SearchConfig.make(model="m", data="d", target_bits=target, **more)
+    weights = quantizable_weights(model)
+    budget = make_budget(config, {w.name: w.elements for w in weights})
+    return model, Csq(weights, model, config, budget, {w.name: uniform(8) for w in weights})
+
+
+def test_the_budget_term_is_constant_in_the_excess_and_presses_by_elements() -> None:
+    _, method = gated(3, strength=1.0)
+    term = method.regularization()
+    assert term is not None
+    term.backward()
+    gradients = {name: gates.m_b.grad for name, gates in method.gates.items() if gates.m_b is not None}
+    for name, share in (("0.weight", 800 / 880), ("2.weight", 80 / 880)):
+        m_b = method.gates[name].m_b
+        assert m_b is not None
+        sigmoid = torch.sigmoid(m_b.detach())
+        # Δ_S = 8 − 3 planes; shares are of mean 1
+        assert torch.allclose(gradients[name], 5 * 2 * share * sigmoid * (1 - sigmoid))
+
+
+def test_the_budget_term_grows_planes_below_the_target() -> None:
+    _, method = gated(7)
+    for gates in method.gates.values():
+        assert gates.m_b is not None
+        gates.m_b.data[:4] = -1.0
+    term = method.regularization()
+    assert term is not None
+    assert term.item() < 0
+
+
+def test_setting_the_same_progress_again_changes_nothing() -> None:
+    model, method = gated(3)
+    method.set_progress(1.0)
+    for gates in method.gates.values():
+        assert gates.m_b is not None
+        gates.m_b.data[0] = -9.0  # closed since, within the epoch
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    method.set_progress(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_layer_loses_its_last_plane() -> None:
+    _, method = gated(1)
+    for gates in method.gates.values():
+        assert gates.m_b is not None
+        gates.m_b.data.fill_(-3.0)
+    method.after_step()
+    assert all(len(planes) == 1 for planes in method.scheme().values())
+
+
+def test_bsq_strips_empty_planes_at_both_ends_and_keeps_interior_ones() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[255.0, 0, 0, 0], [-33.0, 0, 0, 0], [2.0, 0, 0, 0]]))
+    config = SearchConfig.make(model="m", data="d", target_bits=3)
+    weights = quantizable_weights(model)
+    method = Bsq(weights, model, config, make_budget(config, {"0.weight": 12}), {"0.weight": uniform(8)})
+    bits = method._bits["0.weight"]
+    with torch.no_grad():
+        bits.p.zero_()
+        bits.n.zero_()
+        bits.p[1, 2, 0] = 1.2  # 2.4 → 2
+        bits.n[5, 1, 0] = 0.9
+        bits.n[0, 1, 0] = 1.6  # −30.4 → −30: plane 5 empties
+    method.set_progress(0.3)
+    assert method.scheme() == {"0.weight": (1, 2, 3, 4)}
+    q, scale, _ = method.integers()["0.weight"]
+    assert q[:, 0].tolist() == [0, -15, 1]
+    assert np.array_equal(q.astype(np.float32) * scale, model[0].weight.detach().numpy())

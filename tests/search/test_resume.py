@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import DIGITS, QUICK, Built, invoke, ok
+
+from csqtool.errors import FormatError, InputError
+from csqtool.search.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+
+SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "--act-bits", "8", *QUICK]
+
+
+def test_searches_killed_at_any_moment_resume_to_the_same_model_and_log(eight_bits: Built, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # Saving every millisecond, so that kills also fall into saving and into the middle of epochs.
+    settings = [*SEARCH, "--checkpoint-minutes", "0.00002", "-o", run]
+    command = [sys.executable, "-m", "csqtool", *map(str, settings)]
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        start = time.monotonic()
+        while not (run / "checkpoints" / LAST).exists() and time.monotonic() - start < 60:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        command = [sys.executable, "-m", "csqtool", "search", "--resume", str(run)]
+    ok("search", "--resume", run)
+    ok("finalize", run, "-o", tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_bytes() == eight_bits.model.read_bytes()
+    assert (run / "log.jsonl").read_text() == (eight_bits.run / "log.jsonl").read_text()
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_with_a_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    for step in (1, 2):
+        save_checkpoint(tmp_path, {"step": step})
+    assert load_checkpoint(tmp_path, warnings.append) == {"step": 2}
+    assert not warnings
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:200])
+    assert load_checkpoint(tmp_path, warnings.append) == {"step": 1}
+    assert len(warnings) == 1
+    assert LAST in warnings[0]
+    (tmp_path / PREVIOUS).write_bytes(b"")
+    with pytest.raises(FormatError, match="not a readable torch file"):
+        load_checkpoint(tmp_path, warnings.append)
+
+
+def test_a_kill_between_the_renames_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"step": 1})
+    (tmp_path / LAST).replace(tmp_path / PREVIOUS)
+    assert load_checkpoint(tmp_path, lambda _: None) == {"step": 1}
+
+
+def test_a_full_disk_leaves_both_checkpoints_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, {"step": step})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        save_checkpoint(tmp_path, {"step": 3})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_other_settings_on_resume_are_refused_with_the_difference(eight_bits: Built) -> None:
+    result = invoke("search", "--resume", eight_bits.run, "--epochs", 99, "--seed", 0)
+    assert result.exit_code == 2
+    assert "was begun with epochs 2, not 99" in result.stderr
+    assert "seed" not in result.stderr
+
+
+def test_the_settings_it_was_begun_with_may_be_repeated_on_resume(eight_bits: Built) -> None:
+    assert json.loads(ok("search", "--resume", eight_bits.run, "--epochs", 2, "--json").stdout)["metric"] > 0
+
+
+def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "csqtool", *map(str, [*SEARCH, "-o", run])], stderr=subprocess.DEVNULL
+    )
+    try:
+        start = time.monotonic()
+        while not (run / "config.json").exists() and time.monotonic() - start < 60:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGSTOP)
+        result = invoke("search", "--resume", run)
+        assert result.exit_code == 2
+        assert "another process is at work in" in result.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = invoke(*SEARCH, "-o", run, "--learning-rate", "1e30")
+    assert result.exit_code == 2
+    error = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(error) == 1
+    assert "the loss became nan in float epoch 1, batch" in error[0]
+    assert "lower the learning rates" in error[0]
+    assert not (run / "summary.json").exists()
