@@ -47,3 +47,57 @@ def brute_force_stream(values, bits):
     """The specification, word for word, in Python's long integers."""
     number = sum((int(v) % 2**bits) << (i * bits) for i, v in enumerate(values))
     return number.to_bytes(math.ceil(len(values) * bits / 8), "little")
+
+
+def spread(count, low, high, terms=1):
+    """Return `count` integers of low … high that look random, from arithmetic that no library can change."""
+    i = np.arange(count, dtype=np.int64)
+    total = sum((i * i * (7919 + 2 * t) + i * 104729 + t * 31) // 64 % (high - low + 1) for t in range(terms))
+    return total // terms + low
+
+
+def layers_of(*integers):
+    """Return a model with these arrays as layers `w0`, `w1`, ….
+
+    The masks are those of eight planes: wide enough for every value that there can be.
+    """
+    layers = tuple(
+        QuantizedLayer(f"w{i}", np.asarray(q), np.float32(0.5 + i), "11111111") for i, q in enumerate(integers)
+    )
+    return QuantizedModel(layers, (), {})
+
+
+def golden_models():
+    """Return name to (model, encoding) of the golden files of version 2: between them, every encoding and dtype."""
+    widths = [spread(61, -(1 << (b - 1)), (1 << (b - 1)) - 1) for b in range(1, 10)]
+    typed = [q.astype(np.int8 if b < 9 else np.int16).reshape(61, 1) for b, q in enumerate(widths, 1)]
+    raw = {
+        kind: (np.arange(7) * 3 % 5).astype(kind)
+        for kind in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f8", "c8")
+    }
+    halves = np.array([0.0, -0.0, 1.5, -65504, 2**-24, 2**-14, np.inf, -np.inf], np.float32).reshape(2, 4)
+    return {
+        "v2-small": (small_model(), "smallest"),
+        "v2-dense": (layers_of(*typed), "dense"),
+        "v2-ternary": (layers_of(spread(198, -1, 1).astype(np.int8).reshape(3, 66), np.array([1, 0, -1], np.int8)), "smallest"),
+        "v2-codebook": (layers_of(
+            np.array([-100, -3, 0, 5, 90], np.int8)[spread(120, 0, 4)].reshape(2, 60),
+            np.full((4, 4), -7, np.int8),
+            np.array([-255, 255], np.int16)[spread(64, 0, 1)],
+        ), "smallest"),
+        "v2-rans": (layers_of(
+            spread(5000, -7, 7, 3).astype(np.int8).reshape(50, 100), spread(4001, -100, 155, 6).astype(np.int16),
+            (spread(700, 0, 40) == 0).astype(np.int8),
+        ), "smallest"),
+        "v2-raw": (one_layer(np.zeros((2, 3), np.int8), **{**{f"t_{k.replace('?', 'b')}": a for k, a in raw.items()},
+                                          "float": np.array([0.1, -np.pi], np.float32), "half": halves,
+                                          "scalar": np.array(3.25, np.float32)}), "smallest"),
+    }  # fmt: skip
+
+
+def golden_onnx():
+    """Return an ONNX file of bytes that no library chooses, whose weight follows from `conv.weight` of the small model."""
+    weight = small_model().layers[0].q.tobytes()
+    tensor = bytes([0x08, 7, 0x10, 3, 0x42, 1, ord("w"), 0x4A, len(weight)]) + weight  # dims, INT8, name, raw data
+    graph = bytes([0x2A, len(tensor)]) + tensor
+    return bytes([0x08, 13, 0x3A, len(graph)]) + graph  # IR version, graph

@@ -68,15 +68,43 @@ static int dump(const uint8_t *data, size_t size, int print) {
         else if (print) printf("%08lx %s\n", (unsigned long)crc, tensor.name);
         if (status != CSQ_OK && print) break;
     }
-    return status == CSQ_END ? 0 : status;
+    return status == CSQ_END ? 0 : (int)status;
 }
 
 #ifdef CSQ_FUZZ
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+static void put_u32(uint8_t *p, uint32_t v) {
+    unsigned i;
+    for (i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i);
+}
+
+/* Make the checksums of the structure right, or nothing behind them would ever be reached. */
+static void repair(uint8_t *data, size_t size) {
+    size_t at = 88, i;
+    if (size >= 24 && csq__u32(data + 8) == 1) {
+        uint32_t length = csq__u32(data + 12);
+        if (length <= size - 24) put_u32(data + 16, csq_crc32(0, data + 24, length));
+    }
+    if (size < 88 || csq__u32(data + 8) != 2) return;
+    for (i = 0; i < 3; i++) {
+        size_t length = csq__u32(data + 16 + 4 * i);
+        if (at > size || length > size - at) break;
+        put_u32(data + 72 + 4 * i, csq_crc32(0, data + at, length));
+        at += (length + 7) / 8 * 8;
+    }
+    put_u32(data + 84, csq_crc32(0, data, 84));
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    dump(data, size, 0);
+    uint8_t *copy = malloc(size ? size : 1);
+    if (!copy) return 0;
+    if (size) memcpy(copy, data, size);
+    dump(copy, size, 0);
+    repair(copy, size);
+    dump(copy, size, 0);
+    free(copy);
     return 0;
 }
 

@@ -495,7 +495,7 @@ CSQ_API csq_status csq__begin_codebook(csq_decoder *d) {
     unsigned i;
     if (d->length < 3) return CSQ_DAMAGED;
     d->levels = d->stored[0] + 1u;
-    for (d->index_bits = 0; d->levels - 1 >> d->index_bits; d->index_bits++) {}
+    for (d->index_bits = 0; (d->levels - 1) >> d->index_bits; d->index_bits++) {}
     head = 1 + 2 * (size_t)d->levels;
     if (d->length < head || d->length - head != csq__stream_size(d->elements, d->index_bits)) return CSQ_DAMAGED;
     for (i = 0; i < d->levels; i++) {
