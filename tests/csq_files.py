@@ -79,7 +79,9 @@ def golden_models():
     return {
         "v2-small": (small_model(), "smallest"),
         "v2-dense": (layers_of(*typed), "dense"),
-        "v2-ternary": (layers_of(spread(198, -1, 1).astype(np.int8).reshape(3, 66), np.array([1, 0, -1], np.int8)), "smallest"),
+        "v2-ternary": (layers_of(
+            spread(198, -1, 1).astype(np.int8).reshape(3, 66), np.array([1, 0, -1], np.int8),
+        ), "smallest"),
         "v2-codebook": (layers_of(
             np.array([-100, -3, 0, 5, 90], np.int8)[spread(120, 0, 4)].reshape(2, 60),
             np.full((4, 4), -7, np.int8),
@@ -96,7 +98,7 @@ def golden_models():
 
 
 def golden_onnx():
-    """Return an ONNX file of bytes that no library chooses, whose weight follows from `conv.weight` of the small model."""
+    """Return an ONNX file of bytes that no library chooses; its weight is the small model's `conv.weight`."""
     weight = small_model().layers[0].q.tobytes()
     tensor = bytes([0x08, 7, 0x10, 3, 0x42, 1, ord("w"), 0x4A, len(weight)]) + weight  # dims, INT8, name, raw data
     graph = bytes([0x2A, len(tensor)]) + tensor
