@@ -44,7 +44,7 @@ def dump(tmp_path_factory):
 
 def run(dump, *files):
     done = subprocess.run([str(dump), *map(str, files)], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1) and not done.stderr, done.stderr
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
     return done.stdout.splitlines()
 
 

@@ -23,7 +23,7 @@ from exporters.csq.integers import pack_fields, unpacked_blocks
 from exporters.csq.reader import CsqFile
 
 HEAD = struct.Struct("<32sQI")  # SHA-256 and bytes of the ONNX file, number of pieces
-PIECE = struct.Struct("<BBBxI")  # form, bits, flags; literal: its bytes; else: the tensor's number in the table
+PIECE = struct.Struct("<BBBBI")  # form, bits, flags, 0; literal: its bytes; else: the tensor's number in the table
 LITERAL, VALUES, TWOS_COMPLEMENT, OFFSET = range(4)  # forms
 SIGNED, TRANSPOSED = 1, 2  # flags
 MIN_REFERENCE_BYTES = 16  # shorter ones cost more as a reference
@@ -68,7 +68,7 @@ def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
     def literal(end: int) -> None:
         nonlocal count, pieces, literals
         if end > position:
-            pieces += PIECE.pack(LITERAL, 0, 0, end - position)
+            pieces += PIECE.pack(LITERAL, 0, 0, 0, end - position)
             literals += onnx_file[position:end]
             count += 1
 
@@ -79,7 +79,7 @@ def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
             continue
         literal(start)
         flags = SIGNED * (found.signs is not None) | TRANSPOSED * found.transposed
-        pieces += PIECE.pack(found.form, found.bits, flags, numbers[found.tensor])
+        pieces += PIECE.pack(found.form, found.bits, flags, 0, numbers[found.tensor])
         pieces += b"" if found.signs is None else found.signs.tobytes()
         count += 1
         position = start + len(raw)
@@ -161,7 +161,7 @@ def rebuild(file: CsqFile) -> bytes:
             content += piece.bytes(file.tensor(piece.tensor))
         if len(content) > total:
             raise FormatError(f"{where}: the rebuilt ONNX file exceeds {total} bytes")
-    if position != len(recipe) or hashlib.sha256(content).digest() != digest:
+    if position != len(recipe) or len(content) != total or hashlib.sha256(content).digest() != digest:
         raise FormatError(f"{where}: the rebuilt ONNX file is not the one with SHA-256 {digest.hex()}")
     return bytes(content)
 
@@ -175,8 +175,10 @@ def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> tuple[
         what = f"{where}: piece {number}"
         if position + PIECE.size > len(recipe):
             raise FormatError(f"{what}: the recipe ends inside it")
-        form, bits, flags, value = PIECE.unpack_from(recipe, position)
+        form, bits, flags, reserved, value = PIECE.unpack_from(recipe, position)
         position += PIECE.size
+        if reserved:
+            raise FormatError(f"{what}: its reserved byte is {reserved}, expected 0")
         if form == LITERAL and not bits and not flags:
             pieces.append(value)
             continue
