@@ -541,7 +541,7 @@ def test_the_golden_graph_is_rebuilt_bit_for_bit():
 def test_a_changed_recipe_is_rejected_or_gives_the_right_file():
     content = (GOLDEN / "v2-graph.csq").read_bytes()
     recipe = bytearray(CsqFile(content, where="x").graph)
-    unnoticed = []
+    unnoticed, places = [], []
     for bit in range(len(recipe) * 8):
         changed = bytearray(recipe)
         changed[bit // 8] ^= 1 << bit % 8
@@ -554,7 +554,8 @@ def test_a_changed_recipe_is_rejected_or_gives_the_right_file():
             assert graph.rebuild(file) == golden_onnx()
             unnoticed.append(bit // 8)
         except FormatError as error:
-            assert str(error).startswith("x: graph")
+            places.append(str(error)[:8])
+    assert set(places) == {"x: graph"}
     assert len(unnoticed) <= 1  # transposing (7, 1, 1) changes nothing
 
 

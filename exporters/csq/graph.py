@@ -24,7 +24,7 @@ from exporters.csq.reader import CsqFile
 
 HEAD = struct.Struct("<32sQI")  # SHA-256 and bytes of the ONNX file, number of pieces
 PIECE = struct.Struct("<BBBBI")  # form, bits, flags, 0; literal: its bytes; else: the tensor's number in the table
-LITERAL, VALUES, TWOS_COMPLEMENT, OFFSET = range(4)  # forms
+LITERAL, VALUES, TWOS_COMPLEMENT, OFFSET, LANES = range(5)  # forms
 SIGNED, TRANSPOSED = 1, 2  # flags
 MIN_REFERENCE_BYTES = 16  # shorter ones cost more as a reference
 
@@ -55,8 +55,28 @@ class _Reference:
         flat = (tensor.T if self.transposed else tensor).reshape(-1)
         if self.form == VALUES:
             return flat.astype(flat.dtype.newbyteorder("<")).tobytes()
-        offset = 1 << (self.bits - 1) if self.form == OFFSET else 0
-        return pack_fields(flat.astype(np.int16) + np.int16(offset), self.bits)
+        offset = 0 if self.form == TWOS_COMPLEMENT else 1 << (self.bits - 1)
+        fields = flat.astype(np.int16) + np.int16(offset)
+        return _to_lanes(fields, self.bits) if self.form == LANES else pack_fields(fields, self.bits)
+
+
+def _to_lanes(fields: NDArray[np.int16], bits: int) -> bytes:
+    """Return a stream that lies in lanes: eighth j of the fields is field j of all lanes, byte by byte of a lane."""
+    lanes = -(-fields.size // 8)
+    padded = np.zeros(8 * lanes, np.int16)
+    padded[: fields.size] = fields
+    planes = (
+        padded.reshape(8, 1, lanes) >> np.arange(bits, dtype=np.int16).reshape(1, bits, 1) & 1
+    )  # (field, bit, lane)
+    return np.packbits(planes.astype(np.uint8).reshape(8 * bits, lanes), axis=0, bitorder="little").tobytes()
+
+
+def _from_lanes(raw: bytes, count: int, bits: int) -> NDArray[np.int16]:
+    lanes = -(-count // 8)
+    rows = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(bits, lanes), axis=0, bitorder="little")
+    weights = (1 << np.arange(bits, dtype=np.int16)).reshape(1, bits, 1)
+    fields: NDArray[np.int16] = (rows.reshape(8, bits, lanes) * weights).sum(1, dtype=np.int16)
+    return fields.reshape(-1)[:count]
 
 
 def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
@@ -109,6 +129,8 @@ def _reference(raw: bytes, tensors: Mapping[str, NDArray[Any]]) -> _Reference | 
                 fields = np.concatenate([b.copy() for b, _ in unpacked_blocks(raw, tensor.size, bits)])
                 unsigned = fields.astype(np.int16) & ((1 << bits) - 1)
                 forms += [(TWOS_COMPLEMENT, bits, fields), (OFFSET, bits, unsigned - (1 << (bits - 1)))]
+            if len(raw) == bits * -(-tensor.size // 8):
+                forms.append((LANES, bits, _from_lanes(raw, tensor.size, bits) - np.int16(1 << (bits - 1))))
         for form, bits, values in forms:
             for transposed in (False, True)[: 1 + (tensor.ndim > 1)]:
                 shaped = values.reshape(tensor.shape[::-1]).T if transposed else values.reshape(tensor.shape)
@@ -182,7 +204,7 @@ def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> tuple[
         if form == LITERAL and not bits and not flags:
             pieces.append(value)
             continue
-        if form not in (VALUES, TWOS_COMPLEMENT, OFFSET) or flags > SIGNED | TRANSPOSED or value >= len(names):
+        if form not in (VALUES, TWOS_COMPLEMENT, OFFSET, LANES) or flags > SIGNED | TRANSPOSED or value >= len(names):
             raise FormatError(f"{what}: unknown form {form}, flags {flags} or tensor {value}")
         entry = file.entries[names[value]]
         signs = None
