@@ -168,11 +168,14 @@ def test_the_header_compiles_in_other_ways(tmp_path, option):
         build(tmp_path / "dump", option)
 
 
-def test_the_header_compiles_for_a_32_bit_target(tmp_path):
-    source = tmp_path / "use.c"
-    source.write_text('#include "csq.h"\nint main(void) { csq_file f; return csq_open(&f, "", 0) == CSQ_OK; }\n')
-    build(tmp_path / "use.o", "-Os", "-c", "-mcpu=cortex-m4", "-mthumb", "-Wno-unused-function",
-          cc="arm-none-eabi-gcc", source=source)  # fmt: skip
+def test_the_reader_stays_small_and_compiles_for_a_32_bit_target(tmp_path):
+    source = HERE / "c" / "size.c"
+    build(tmp_path / "size.o", "-Os", "-c", source=source)
+    done = subprocess.run([compiler("size"), str(tmp_path / "size.o")], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[6]) < 12_000  # bytes of code
+    build(
+        tmp_path / "arm.o", "-Os", "-c", "-mcpu=cortex-m4", "-mthumb", cc="arm-none-eabi-gcc", source=source
+    )  # fmt: skip
 
 
 def test_the_exported_folder_compiles_and_prints_the_checksum_of_each_tensor(tmp_path):

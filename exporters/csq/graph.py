@@ -65,9 +65,7 @@ def _to_lanes(fields: NDArray[np.int16], bits: int) -> bytes:
     lanes = -(-fields.size // 8)
     padded = np.zeros(8 * lanes, np.int16)
     padded[: fields.size] = fields
-    planes = (
-        padded.reshape(8, 1, lanes) >> np.arange(bits, dtype=np.int16).reshape(1, bits, 1) & 1
-    )  # (field, bit, lane)
+    planes = padded.reshape(8, 1, lanes) >> np.arange(bits, dtype=np.int16).reshape(1, bits, 1) & 1
     return np.packbits(planes.astype(np.uint8).reshape(8 * bits, lanes), axis=0, bitorder="little").tobytes()
 
 
