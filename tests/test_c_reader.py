@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import invoke
-from csq_files import GOLDEN, HERE, golden_models, layers_of, spread
+from csq_files import GOLDEN, HERE, golden_models, layers_of, spread, with_right_checksums
 
 from csqtool.finalized_file import to_bytes
 from csqtool.verify.csq_decoder import decode
@@ -102,18 +102,6 @@ def test_every_flipped_bit_is_an_error(dump, tmp_path):
         assert not any(line.endswith(": ok") for line in run(dump, *paths[start : start + 1000]))
 
 
-def with_right_checksums(content):
-    """Repair the checksums of version 2, where its parts lie inside the file, so that deeper rules are reached."""
-    content = bytearray(content)
-    at = 88
-    for i in range(3):
-        size = int.from_bytes(content[16 + 4 * i : 20 + 4 * i], "little")
-        content[72 + 4 * i : 76 + 4 * i] = zlib.crc32(content[at : at + size]).to_bytes(4, "little")
-        at += -(-size // 8) * 8
-    content[84:88] = zlib.crc32(content[:84]).to_bytes(4, "little")
-    return bytes(content)
-
-
 def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):
     random.seed(7)
     paths = []
@@ -130,8 +118,7 @@ def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):
                     del content[at : at + random.randint(1, 16)]
                 case 3:
                     content[at:at] = content[random.randrange(len(content)) :][: random.randint(1, 16)]
-        if content[8:12] == b"\2\0\0\0" and len(content) > 88:
-            content = with_right_checksums(content)
+        content = with_right_checksums(content)
         paths.append(tmp_path / str(number))
         paths[-1].write_bytes(content)
     verdicts = [line for line in run(dump, *paths) if line.startswith(str(tmp_path))]
