@@ -1,6 +1,9 @@
 """Fuzzes both Python readers of the `.csq` format, guided by coverage; needs `pip install atheris`.
 
-    mkdir -p corpus && python tests/fuzz/csq_readers.py -max_total_time=600 -max_len=8192 corpus tests/golden
+    mkdir -p corpus
+    python tests/fuzz/csq_readers.py -max_total_time=600 -max_len=8192 -rss_limit_mb=8000 corpus tests/golden
+
+(The instrumentation itself takes more and more memory; the readers, run over the same files without it, do not.)
 
 Each input is read as it is, and with repaired checksums, without which nothing behind them would be reached. Any
 exception but `FormatError`, and any tensor on which the readers differ, is a finding.
