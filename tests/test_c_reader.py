@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import invoke
 from csq_files import GOLDEN, HERE, golden_models, layers_of, spread, with_right_checksums
+from test_csq_format import RANS, ROWS, assemble, integers, rans_stream, row
 
 from csqtool.finalized_file import to_bytes
 from csqtool.verify.csq_decoder import decode
@@ -100,6 +101,20 @@ def test_every_flipped_bit_is_an_error(dump, tmp_path):
         paths[-1].write_bytes(changed)
     for start in range(0, len(paths), 1000):
         assert not any(line.endswith(": ok") for line in run(dump, *paths[start : start + 1000]))
+
+
+def test_every_broken_row_and_stream_is_an_error_without_an_access_beyond_the_file(dump, tmp_path):
+    first = row("a", "U8", 0, 8, (1,), b"x")
+    contents = {name: assemble([first, bad]) for name, (bad, _) in ROWS.items()}
+    contents |= {f"entropy: {name}": integers(2, 4, stored, 9) for name, (stored, _) in RANS.items()}
+    contents["many words missing"] = integers(2, 4, rans_stream(), 4000)
+    # Dense fields of odd widths that end with the file: eight at a time are read from whole words.
+    contents |= {f"{bits} bits": integers(bits, 1, bytes(bits * 8), 64) for bits in range(1, 8)}
+    for number, (name, content) in enumerate(contents.items()):
+        path = tmp_path / str(number)
+        path.write_bytes(content)
+        verdict = run(dump, path)[-1]
+        assert verdict.endswith(": ok") == (name not in ROWS and name[1:] == " bits"), name
 
 
 def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):

@@ -44,8 +44,9 @@ def test_the_budget_is_met_as_near_as_one_plane_of_the_smallest_layer(target: fl
     assert all("01" not in entry["mask"].lstrip("0") for entry in scheme)  # contiguous
 
 
-def test_a_size_budget_is_never_exceeded_by_the_packed_file(tmp_path: Path) -> None:
-    run(tmp_path / "run", "--target-size", "9.0KB")
+@pytest.mark.parametrize("act_bits", ["float", "8"])
+def test_a_size_budget_is_never_exceeded_by_the_packed_file(act_bits: str, tmp_path: Path) -> None:
+    run(tmp_path / "run", "--target-size", "9.0KB", "--act-bits", act_bits)
     ok("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
     ok("pack", tmp_path / "m.safetensors", "-o", tmp_path / "m.csq")
     ok("pack", tmp_path / "m.safetensors", "--encoding", "dense", "-o", tmp_path / "dense.csq")
