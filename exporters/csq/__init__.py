@@ -62,6 +62,10 @@ class CsqExporter:
         """Return the finalized file that was packed into `content`; see `unpack`."""
         return unpack(content, where=where)
 
+    def integer_bytes(self, content: bytes, *, where: str) -> int:
+        """Return the bytes that the integers of `content`, a `.csq` file, take in it."""
+        return sum(entry.length for entry in CsqFile(content, where=where).entries.values() if entry.is_quantized)
+
     def carries_onnx(self, content: bytes) -> bool:
         """Tell whether `content`, a `.csq` file, says in its preamble that it carries an ONNX graph."""
         return container.carries_graph(content)
