@@ -38,9 +38,9 @@ def verify_csq(subject: Subject) -> None:
         report.add("integrity", "rounded model", whole, f"its SHA-256 is {'right' if whole else 'wrong'}")
     subject.check_origin(rounded or recorded)
     problems = half_problems if rounded else csq_problems
-    holds = "equal, bit for bit" + ", or rounded to float16" * (rounded is not None)
+    words = "equal, bit for bit" + ", or rounded to float16" * (rounded is not None)
     subject.add_problems(
-        "weights", "all tensors", problems(tensors, metadata, subject.model), len(tensors), holds=holds
+        "weights", "all tensors", problems(tensors, metadata, subject.model), len(tensors), holds=words
     )
     test = subject.test_set()
     if test is None:
