@@ -604,6 +604,8 @@ def by_decoder(content):
 def test_a_coverage_guided_fuzzer_finds_nothing_in_the_python_readers_in_a_short_run(tmp_path):
     pytest.importorskip("atheris", reason="atheris is not installed")
     harness = Path(__file__).parent / "fuzz" / "csq_readers.py"
-    command = [sys.executable, str(harness), "-atheris_runs=1500", "-max_len=4096", "-seed=1", str(GOLDEN)]
+    corpus = tmp_path / "corpus"  # the first folder is where new inputs go
+    corpus.mkdir()
+    command = [sys.executable, str(harness), "-atheris_runs=1500", "-max_len=4096", "-seed=1", str(corpus), str(GOLDEN)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
