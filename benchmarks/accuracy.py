@@ -16,7 +16,7 @@ from typing import Any
 
 from csqtool.finalize import finalize
 from csqtool.finalized_file import read_finalized
-from csqtool.formats import pack
+from csqtool.packing import pack
 from csqtool.search import SearchConfig, resume_search, search
 from csqtool.search.progress import stderr_progress
 

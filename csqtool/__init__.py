@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from csqtool.bench import bench
     from csqtool.finalize import finalize
     from csqtool.finalized_file import read_finalized
-    from csqtool.formats import export, pack, unpack
+    from csqtool.formats import export
     from csqtool.inspecting import inspect
+    from csqtool.packing import pack, unpack
     from csqtool.pipeline import run_pipeline
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.rebuild import rebuilt_net
@@ -42,13 +43,13 @@ _HOMES = {
     "finalize": "csqtool.finalize",
     "finetune": "csqtool.search",
     "inspect": "csqtool.inspecting",
-    "pack": "csqtool.formats",
+    "pack": "csqtool.packing",
     "read_finalized": "csqtool.finalized_file",
     "rebuilt_net": "csqtool.rebuild",
     "resume_search": "csqtool.search",
     "run_pipeline": "csqtool.pipeline",
     "search": "csqtool.search",
-    "unpack": "csqtool.formats",
+    "unpack": "csqtool.packing",
     "verify": "csqtool.verify",
 }
 

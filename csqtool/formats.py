@@ -1,4 +1,4 @@
-"""Deployable formats: the protocol of an exporter, the registry, and the verbs `export`, `pack` and `unpack`."""
+"""Deployable formats: the protocol of an exporter, the registry, and the verb `export`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Exporter(Protocol):
 
         Args:
             model: what to write.
-            path: the file to write or replace.
+            path: the file (or folder) to write or replace.
             build_module: returns the user's `torch.nn.Module`, freshly built, for formats that carry a graph.
 
         Returns:
@@ -79,11 +79,11 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Exported:
-    """A written file.
+    """A written file, or folder of files.
 
     Attributes:
         path: where it is.
-        size_bytes: its size.
+        size_bytes: its size; of a folder, that of its files.
         float32_bytes: the size of the float32 model exported the same way.
         report: what the exporter has to say.
     """
@@ -157,34 +157,31 @@ def export(
     """
     exporter = load_exporter(format, options)
     finalized = read_finalized(source)
+    build_module = module_builder(finalized, model, source)
+    report = exporter.export(finalized, output, build_module=build_module)
+    return exported(exporter, finalized, output, build_module, report)
+
+
+def module_builder(finalized: QuantizedModel, factory: str | None, near: Path) -> Callable[[], Any]:
+    """Return what exporters call to build the user's module; `near` is the finalized file."""
 
     def build_module() -> Any:
         from csqtool.rebuild import rebuilt_module
 
-        return rebuilt_module(finalized, factory=model, near=source)
+        return rebuilt_module(finalized, factory=factory, near=near)
 
-    report = exporter.export(finalized, output, build_module=build_module)
-    if not isinstance(report, ExportReport):
-        report = ExportReport(report)
+    return build_module
+
+
+def exported(
+    exporter: Exporter,
+    finalized: QuantizedModel,
+    output: Path,
+    build_module: Callable[[], Any],
+    report: list[str] | ExportReport,
+) -> Exported:
+    """Return the facts about what an exporter wrote, one file or a folder of files."""
+    files = [output] if output.is_file() else sorted(output.iterdir())
     float32_bytes = exporter.float32_size(finalized, build_module=build_module)
-    return Exported(output, output.stat().st_size, float32_bytes, report)
-
-
-def pack(source: Path, output: Path) -> Exported:
-    """Write a finalized model as one bit-packed ``.csq`` file."""
-    return export(source, output, format="csq")
-
-
-def unpack(source: Path, output: Path) -> QuantizedModel:
-    """Turn a ``.csq`` file back into the finalized model file it was packed from, bit for bit.
-
-    Raises:
-        InputError: `source` is missing, damaged or no ``.csq`` file, or `output` cannot be written.
-    """
-    from csqtool.files import read_bytes, write_bytes
-    from csqtool.finalized_file import parse_finalized
-
-    exporter: Any = load_exporter("csq")
-    finalized: bytes = exporter.unpack(read_bytes(source), where=str(source))
-    write_bytes(output, finalized)
-    return parse_finalized(finalized, where=str(output))
+    report = report if isinstance(report, ExportReport) else ExportReport(report)
+    return Exported(output, sum(file.stat().st_size for file in files), float32_bytes, report)

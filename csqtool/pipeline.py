@@ -168,6 +168,8 @@ def run_pipeline(
 
     pipeline = read_pipeline(path)
     suffixes = {name: load_exporter(name, options).suffix for name, options in pipeline.formats.items()}
+    if folders := [name for name, suffix in suffixes.items() if not suffix]:
+        raise ConfigError(f"{path}: a pipeline verifies one file a format; {folders[0]} is for csqtool export")
     result = PipelineResult(pipeline)
     stages = _Stages(pipeline.output / ".stages.json", result.stages, tell)
     run, finalized = pipeline.output / "run", result.finalized

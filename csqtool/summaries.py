@@ -35,7 +35,7 @@ def compression(model: QuantizedModel, finalized: Path) -> Compression:
     """Measure a finalized model's compression; the real bytes are those of a packed file, written and removed."""
     import tempfile
 
-    from csqtool.formats import pack
+    from csqtool.packing import pack
 
     with tempfile.TemporaryDirectory() as folder:
         packed = pack(finalized, Path(folder) / "model.csq")

@@ -17,6 +17,7 @@ from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
 from csqtool.onnx_session import optimized_operators
+from exporters.csq import CsqFile
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
 
@@ -91,10 +92,8 @@ def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
 
 def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
     content = bytearray(eight_bits.csq.read_bytes())
-    start = 24 + int.from_bytes(content[12:16], "little")
-    header = json.loads(content[24:start])
-    entry = next(t for t in header["tensors"] if t["name"] == "mix.0.weight")
-    content[start + entry["offset"]] ^= 1
+    entry = CsqFile(bytes(content), where="x").entries["mix.0.weight"]
+    content[entry.start + entry.length // 2] ^= 1
     (tmp_path / "changed.csq").write_bytes(content)
     code, report = eight_bits.verify(tmp_path / "changed.csq")
     assert code == 1
@@ -104,7 +103,7 @@ def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits
 
 
 def test_one_changed_scale_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
-    from csqtool.formats import pack
+    from csqtool.packing import pack
 
     changed = tmp_path / "changed.safetensors"
     tensors, metadata = to_tensors(read_finalized(eight_bits.model))

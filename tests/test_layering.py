@@ -14,6 +14,8 @@ ORDER = [
     "csqtool.rebuild",
     "csqtool.formats csqtool.search",
     "csqtool.finalize",
+    "csqtool.float16",
+    "csqtool.packing",
     "exporters csqtool.summaries",
     "csqtool.verify",
     "csqtool.pipeline",

@@ -39,13 +39,41 @@ def finalize(run: Path, output: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model", type=FILE)
+@click.option(
+    "--encoding",
+    type=click.Choice(["smallest", "dense"]),
+    default="smallest",
+    show_default=True,
+    help="The smallest of all encodings a tensor, or two's complement: random access, fastest to decode.",
+)
+@click.option("--with-graph", is_flag=True, help="Carry the ONNX graph along: unpack -o model.onnx then works, too.")
+@click.option("--float16", is_flag=True, help="Round what is left in float32 to float16, if the metric stays.")
+@click.option(
+    "--max-metric-change", type=float, metavar="X", help="How far float16 may move the metric. [default: 0.001]"
+)
+@click.option("--data", help="Measure float16 on this data's test set, not on the recorded one's.")
+@click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
 @output_option
 @json_option
-def pack(model: Path, output: Path, as_json: bool) -> None:
+def pack(
+    model: Path,
+    encoding: str,
+    with_graph: bool,
+    float16: bool,
+    max_metric_change: float | None,
+    data: str | None,
+    factory: str | None,
+    output: Path,
+    as_json: bool,
+) -> None:
     """Write the finalized MODEL as one bit-packed .csq file."""
-    from csqtool.formats import pack as pack_model
+    from csqtool.packing import pack as pack_model
 
-    _print_exported(pack_model(model, output), as_json)
+    done = pack_model(
+        model, output, encoding=encoding, with_graph=with_graph, float16=float16,
+        max_metric_change=max_metric_change, model=factory, data=data,
+    )  # fmt: skip
+    _print_exported(done, as_json)
 
 
 @click.command()
@@ -98,8 +126,8 @@ def _print_exported(done: Exported, as_json: bool) -> None:
 @output_option
 @json_option
 def unpack(file: Path, output: Path, as_json: bool) -> None:
-    """Turn a .csq FILE back into the finalized model, bit for bit."""
-    from csqtool.formats import unpack as unpack_file
+    """Turn a .csq FILE back into the finalized model, or (-o model.onnx) into its ONNX file, bit for bit."""
+    from csqtool.packing import unpack as unpack_file
 
     model = unpack_file(file, output)
     facts = {"file": str(output), "size_bytes": output.stat().st_size, "layers": len(model.layers)}

@@ -46,11 +46,11 @@ def quantized_model(
         batch_norm = placement.batch_norms.get(name)
         if batch_norm is not None and _is_foldable(module.get_submodule(batch_norm)):
             epsilon = float(module.get_submodule(batch_norm).eps)  # type: ignore[arg-type]
-            if _snap(layer, batch_norm, epsilon, tensors, scales.get(layer.input_quantizer or "")):
+            if snap_bias(layer, batch_norm, epsilon, tensors, scales.get(layer.input_quantizer or "")):
                 layer = dataclasses.replace(layer, batch_norm=batch_norm)
                 epsilons[batch_norm] = epsilon
         else:
-            _snap(layer, None, 0.0, tensors, scales.get(layer.input_quantizer or ""))
+            snap_bias(layer, None, 0.0, tensors, scales.get(layer.input_quantizer or ""))
         layers.append(layer)
     return QuantizedModel(
         tuple(layers), activations, tensors, _ties(net, integers), {**info, "batch_norm_epsilon": epsilons}
@@ -67,7 +67,7 @@ def _is_foldable(module: nn.Module) -> bool:
     )
 
 
-def _snap(
+def snap_bias(
     layer: QuantizedLayer,
     batch_norm: str | None,
     epsilon: float,

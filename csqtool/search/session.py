@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -38,8 +40,8 @@ CALIBRATION_SAMPLES = 1024
 BN_SAMPLES = 8192
 CHECKPOINTS = "checkpoints"
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
-# What the numbers in a finalized model's metadata may still grow by, in the packed file, a layer.
-SIZE_SLACK = 24
+# What a layer's numbers in the metadata (compressed) and its padding may still grow by in the packed file.
+SIZE_SLACK = 32
 
 
 class Session:
@@ -112,10 +114,15 @@ class Session:
             "samples": len(self.data.test),
         }
         model = quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
+        # Fresh BatchNorm is ones and zeros, which the packed file stores in half the bytes that trained values take.
+        trained = {n: np.full_like(t, 1 / 3) if t.dtype == np.float32 else t for n, t in model.tensors.items()}
+        model = dataclasses.replace(model, tensors=trained)
         packed = sum((q.size * twos_complement_bits(q) + 7) // 8 for q, _, _ in integers.values())
+        # The smallest encodings never take more than the dense one, whose size is known before the weights are.
+        exporter: Any = load_exporter("csq")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.csq"
-            load_exporter("csq").export(model, path, build_module=self._build)
+            exporter.export(model, path, encoding="dense")
             whole = path.stat().st_size
         tied = sum(4 * weight.elements * len(weight.aliases) for weight in self.weights)
         return whole - packed - tied + SIZE_SLACK * len(self.weights)

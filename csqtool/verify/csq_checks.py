@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from csqtool.errors import FormatError, ModelError
-from csqtool.finalized_file import from_tensors
+from csqtool.finalized_file import from_tensors, serialize
 from csqtool.verify.csq_decoder import decode
+from csqtool.verify.csq_graph import graph_verdict
+from csqtool.verify.csq_half import half_origin, half_problems
 from csqtool.verify.outputs import agreement, compare_task, reference_outputs
 from csqtool.verify.subject import Subject
 from csqtool.verify.weights import csq_problems
@@ -25,8 +29,19 @@ def verify_csq(subject: Subject) -> None:
         report.add("integrity", "checksum", False, "the tensor's checksum differs", name)
     if not damaged:
         report.add("integrity", "checksums", True, f"{len(tensors)} tensors")
-    subject.check_origin(recorded)
-    subject.add_problems("weights", "all tensors", csq_problems(tensors, metadata, subject.model), len(tensors))
+    graph = graph_verdict(subject.content, recorded, where=report.file)
+    if graph is not None:
+        report.add("integrity", "ONNX graph", *graph)
+    rounded = half_origin(metadata)
+    if rounded is not None:
+        whole = hashlib.sha256(serialize(tensors, metadata)).hexdigest() == recorded
+        report.add("integrity", "rounded model", whole, f"its SHA-256 is {'right' if whole else 'wrong'}")
+    subject.check_origin(rounded or recorded)
+    problems = half_problems if rounded else csq_problems
+    words = "equal, bit for bit" + ", or rounded to float16" * (rounded is not None)
+    subject.add_problems(
+        "weights", "all tensors", problems(tensors, metadata, subject.model), len(tensors), holds=words
+    )
     test = subject.test_set()
     if test is None:
         return
@@ -37,8 +52,10 @@ def verify_csq(subject: Subject) -> None:
         report.add("outputs", "unpacked model", False, str(error))
         return
     wanted, found = reference_outputs(subject.net, inputs), reference_outputs(unpacked, inputs)
-    equal = found.shape == wanted.shape and bool(np.array_equal(found, wanted))
     difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
-    report.add("outputs", "unpacked model in PyTorch", equal, f"max difference {difference:g}, must be 0",
+    holds, detail = difference == 0, f"max difference {difference:g}, must be 0"
+    if rounded:  # the task's metric decides; here only what can never be right fails
+        holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
+    report.add("outputs", "unpacked model in PyTorch", holds, detail,
                None, max_abs_diff=difference, agreement=agreement(found, wanted))  # fmt: skip
     compare_task(found, wanted, targets, subject.source.task, report)

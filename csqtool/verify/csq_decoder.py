@@ -1,185 +1,198 @@
 """A second decoder of `.csq` files, for the verifier.
 
 It is written from `docs/csq-format.md` and shares no code with the exporter, so that a mistake in one of
-the two shows as a difference. Where the exporter shifts 64-bit words, this one expands single bits.
+the two shows as a difference.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import string
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
+from csqtool.verify import csq_decoder_v1
+from csqtool.verify.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, BadStream, expand, expected_length
 
-# Limits of the specification, each against a file that asks for more than it holds.
-HEADER_LIMIT_BYTES = 64 * 1024 * 1024  # memory for parsing JSON
+PREAMBLE_BYTES = 88
+COUNT_LIMIT = 65_536  # tensors
+TABLE_LIMIT_BYTES = 32 * 1024 * 1024  # as many tensors with long names
+PART_LIMIT_BYTES = 1024 * 1024 * 1024  # inflated metadata or graph
 AXES_LIMIT = 32  # shapes that an array library can hold
 ELEMENTS_LIMIT = 2**48  # sizes in bits that fit 64-bit integers
+GROWTH_LIMIT = 64  # decoded tensors against the file
 
-PREAMBLE_BYTES = 24
-HEADER_KEYS = ["finalized_sha256", "metadata", "tensors"]
-TENSOR_KEYS = ["bits", "crc32", "dtype", "encoding", "length", "name", "offset", "shape"]
-ELEMENT_TYPES = {
-    "BOOL": "?", "C64": "<c8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
-    "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
-    "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    dtype: int
+    encoding: int
+    bits: int
+    shape: tuple[int, ...]
+    crc32: int
+    length: int
 
 
 def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> tuple[dict[str, NDArray[Any]], str, str]:
     """Return the tensors by name, the metadata (JSON text) and the SHA-256 that the finalized file must have.
 
-    The integers of quantized layers come as int8 or int16, as the header names them. Whether tensors and
+    The integers of quantized layers come as int8 or int16, as the table names them. Whether tensors and
     metadata fit each other and the hash is for the caller to compare.
 
     Args:
         content: a `.csq` file.
         where: the file's name, for messages.
         damaged: if given, names of tensors whose checksum differs are added here instead of raising, so that
-            all of them can be reported.
+            all of them can be reported; those that cannot be decoded any more are left out of the result.
 
     Raises:
-        FormatError: the file breaks a rule of structure (1 to 18 of the specification).
+        FormatError: the file breaks a rule of structure, or a tensor one of its encoding.
     """
-    header_end, header = _read_header(content, where)
-    _require(_has_keys(header, HEADER_KEYS), where, f"header keys must be {', '.join(HEADER_KEYS)}")
-    digest, metadata, listing = (header[key] for key in HEADER_KEYS)
-    _require(
-        isinstance(digest, str) and len(digest) == 64 and not set(digest) - set(string.digits + "abcdef"),
-        where,
-        "finalized_sha256 is not 64 lower-case hex digits",
-    )
-    _require(_is_unicode(metadata), where, "metadata is not a string")
-    _require(isinstance(listing, list), where, "tensors is not a list")
+    _require(content[:8] == bytes.fromhex("89 43 53 51 0d 0a 1a 0a"), where, "not a csq file (wrong magic)")
+    version = _u32(content, 8)
+    if version == 1:
+        return csq_decoder_v1.decode(content, where=where, damaged=damaged)
+    _require(len(content) >= 12, where, f"truncated at byte {len(content)}, in the preamble")
+    _require(version == 2, where, f"csq version {version} is not supported, only 1 and 2")
+    rows, metadata, position = _structure(content, where)
+    places = []
+    for row in rows:
+        what = f"{where}: tensor {row.name!r} at byte {position}"
+        places.append((row, position, what))
+        position = _skip_padding(content, position + row.length, what)
+    _require(position == len(content), where, f"trailing bytes at byte {position}")
+    decoded = sum(math.prod(row.shape) * np.dtype(ELEMENT_TYPES[row.dtype]).itemsize for row in rows)
+    _require(decoded <= GROWTH_LIMIT * len(content), where, f"{decoded} bytes of tensors in {len(content)} bytes")
 
     tensors: dict[str, NDArray[Any]] = {}
-    position = header_end
-    for number, item in enumerate(listing):
-        _check_item(item, f"{where}: tensors[{number}]")
-        name = item["name"]
-        place = f"{where}: tensor {name!r} at byte {position}"
-        _require(name not in tensors, place, "the name stands twice")
-        _require(
-            item["offset"] == position - header_end,
-            place,
-            f"offset is {item['offset']}, the tensors before it end at {position - header_end}",
-        )
-        end = position + item["length"]
-        next_position = (end + 7) // 8 * 8
-        _require(next_position <= len(content), place, f"truncated, the file ends at byte {len(content)}")
-        stored = content[position:end]
-        if zlib.crc32(stored) != item["crc32"]:
-            _require(damaged is not None, place, "damaged, its CRC-32 differs")
-            assert damaged is not None
-            damaged.append(name)
-        _require(not content[end:next_position].strip(b"\0"), place, f"padding at byte {end} is not zero")
-        values = _expand(stored, item, place) if item["encoding"] == "packed" else _view(stored, item, place)
-        tensors[name] = values.reshape(item["shape"])
-        position = next_position
-    _require(position == len(content), where, f"trailing bytes at byte {position}")
-    return tensors, metadata, digest
+    for row, start, what in places:
+        stored = content[start : start + row.length]
+        intact = zlib.crc32(stored) == row.crc32
+        _require(intact or damaged is not None, what, "damaged, its CRC-32 differs")
+        if not intact and damaged is not None:
+            damaged.append(row.name)
+        dtype = np.dtype(ELEMENT_TYPES[row.dtype])
+        try:
+            flat = expand(row.encoding, stored, math.prod(row.shape), row.bits, dtype)
+        except BadStream as error:
+            _require(not intact, what, str(error))
+            continue
+        tensors[row.name] = flat.astype(dtype.newbyteorder("=")).reshape(row.shape)
+    return tensors, metadata, content[40:72].hex()
 
 
-def _read_header(content: bytes, where: str) -> tuple[int, Any]:
-    """Return where the header ends and what it holds."""
-
-    def number(at: int) -> int:
-        return int.from_bytes(content[at : at + 4], "little")
-
-    _require(content[:8] == bytes.fromhex("89 43 53 51 0d 0a 1a 0a"), where, "not a csq file (wrong magic)")
+def _structure(content: bytes, where: str) -> tuple[list[_Row], str, int]:
+    """Return the table, the metadata, and where the data begin."""
     _require(len(content) >= PREAMBLE_BYTES, where, f"truncated at byte {len(content)}, in the preamble")
-    version, length, checksum, reserved = (number(at) for at in (8, 12, 16, 20))
-    _require(version == 1, where, f"csq version {version} is not supported, only 1")
-    _require(length <= HEADER_LIMIT_BYTES, where, f"header of {length} bytes, at most {HEADER_LIMIT_BYTES}")
-    _require(length % 8 == 0, where, f"header length {length} is no multiple of 8")
+    _require(zlib.crc32(content[:84]) == _u32(content, 84), where, "damaged preamble, its CRC-32 differs")
+    count, table_bytes, metadata_bytes, graph_bytes, metadata_size, graph_size, reserved = (
+        _u32(content, at) for at in range(12, 40, 4)
+    )
     _require(reserved == 0, where, f"reserved field is {reserved}, not 0")
-    end = PREAMBLE_BYTES + length
-    _require(end <= len(content), where, f"truncated at byte {len(content)}, the header ends at {end}")
-    text = content[PREAMBLE_BYTES:end]
-    _require(zlib.crc32(text) == checksum, where, "damaged header, its CRC-32 differs")
+    _require(count <= COUNT_LIMIT and table_bytes <= TABLE_LIMIT_BYTES, where, f"{count} tensors or table too large")
+    position = PREAMBLE_BYTES
+    parts = {}
+    for name, size, checksum_at in (
+        ("tensor table", table_bytes, 72),
+        ("metadata", metadata_bytes, 76),
+        ("graph", graph_bytes, 80),
+    ):
+        what = f"{where}: {name} at byte {position}"
+        end = _skip_padding(content, position + size, what)
+        parts[name] = content[position : position + size]
+        _require(zlib.crc32(parts[name]) == _u32(content, checksum_at), what, "damaged, its CRC-32 differs")
+        position = end
+    metadata = _inflated(parts["metadata"], metadata_size, len(content), f"{where}: metadata")
+    if graph_bytes or graph_size:
+        _inflated(parts["graph"], graph_size, len(content), f"{where}: graph")
     try:
-        return end, json.loads(str(text, "utf-8"), object_pairs_hook=lambda pairs: _object(pairs, where))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: header is not JSON in UTF-8: {error}") from error
+        text = str(metadata, "utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: metadata are not UTF-8: {error}") from error
+    return _table(parts["tensor table"], count, where), text, position
 
 
-def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key, value in pairs:
-        _require(key not in document, where, f"header key {key!r} stands twice")
-        document[key] = value
-    return document
+def _inflated(part: bytes, size: int, file_bytes: int, what: str) -> bytes:
+    _require(size <= min(PART_LIMIT_BYTES, 2**20 + 4 * file_bytes), what, f"{size} bytes inflated are too many")
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(part, size + 1)
+    except zlib.error as error:
+        raise FormatError(f"{what}: not a zlib stream: {error}") from error
+    _require(len(plain) == size and stream.eof and not stream.unused_data, what, f"does not inflate to {size} bytes")
+    return plain
 
 
-def _check_item(item: Any, what: str) -> None:
-    """Check all that one tensor's entry says by itself; nothing is allocated before this holds."""
-    _require(_has_keys(item, TENSOR_KEYS), what, f"keys must be {', '.join(TENSOR_KEYS)}")
-    name, shape, bits = item["name"], item["shape"], item["bits"]
-    _require(_is_unicode(name) and name != "__metadata__", what, "name is not a usable string")
-    what = f"{what} {name!r}"
-    for key in ("bits", "crc32", "length", "offset"):
-        _require(_is_natural(item[key]), what, f"{key} is not an integer of 0 to 2^63 − 1")
-    _require(isinstance(shape, list) and all(_is_natural(d) for d in shape), what, "shape is no list of integers")
-    _require(len(shape) <= AXES_LIMIT, what, f"{len(shape)} axes, at most {AXES_LIMIT}")
-    _require(math.prod(max(d, 1) for d in shape) <= ELEMENTS_LIMIT, what, f"more than {ELEMENTS_LIMIT} elements")
-    kind = item["dtype"]
-    _require(isinstance(kind, str) and kind in ELEMENT_TYPES, what, f"unknown dtype {kind!r:.80}")
-    element_bits = np.dtype(ELEMENT_TYPES[kind]).itemsize * 8
-    if item["encoding"] == "packed":
-        _require(kind in ("I8", "I16"), what, f"packed dtype is {kind}, expected I8 or I16")
-        _require(1 <= bits <= min(9, element_bits), what, f"{bits} bits cannot be packed {kind}")
+def _table(table: bytes, count: int, where: str) -> list[_Row]:
+    rows: list[_Row] = []
+    at = 0
+    for number in range(count):
+        what = f"{where}: tensor {number} of the table, at byte {PREAMBLE_BYTES + at}"
+        _require(at + 16 <= len(table), what, "the table ends inside it")
+        dtype, encoding, bits, axes = table[at : at + 4]
+        crc32, length = _u32(table, at + 4), int.from_bytes(table[at + 8 : at + 16], "little")
+        _require(axes <= AXES_LIMIT, what, f"shape of {axes} axes, at most {AXES_LIMIT}")
+        at += 16
+        _require(at + 4 * axes < len(table), what, "the table ends inside it")
+        shape = tuple(_u32(table, at + 4 * i) for i in range(axes))
+        at += 4 * axes
+        name = table[at + 1 : at + 1 + table[at]]
+        _require(len(name) == table[at], what, "the table ends inside its name")
+        at += 1 + len(name)
+        rows.append(_Row(_name(name, what), dtype, encoding, bits, shape, crc32, length))
+        _check_row(rows[-1], what)
+        _require(number == 0 or name > rows[-2].name.encode(), what, "names stand twice or do not ascend")
+    _require(at == len(table), where, f"{len(table) - at} bytes too many in the table")
+    return rows
+
+
+def _name(raw: bytes, what: str) -> str:
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{what}: its name is not UTF-8: {error}") from error
+    _require(raw and raw not in (b".", b"..", b"__metadata__"), what, f"bad name {name!r}")
+    _require(not any(byte < 32 or byte in b"/\\\x7f" for byte in raw), what, f"bad name {name!r}")
+    return name
+
+
+def _check_row(row: _Row, what: str) -> None:
+    """Check all that one row says by itself; nothing is allocated for a tensor before this holds."""
+    what = f"{what} {row.name!r}"
+    _require(row.dtype < len(ELEMENT_TYPES), what, f"unknown dtype {row.dtype}")
+    _require(row.encoding <= 5, what, f"unknown encoding {row.encoding}")
+    _require(all(row.shape), what, f"shape {row.shape} has a dimension of zero")
+    count = math.prod(row.shape)
+    _require(count <= ELEMENTS_LIMIT, what, f"shape {row.shape} has more than {ELEMENTS_LIMIT} elements")
+    element_bits = np.dtype(ELEMENT_TYPES[row.dtype]).itemsize * 8
+    if row.encoding == 0:
+        _require(row.bits == element_bits, what, f"bits is {row.bits}, raw elements have {element_bits}")
+    elif row.encoding == 5:
+        _require(row.dtype == FLOAT32 and row.bits == 16, what, "half tensors are F32 of 16 bits")
     else:
-        _require(item["encoding"] == "raw", what, f"unknown encoding {item['encoding']!r:.80}")
-        _require(bits == element_bits, what, f"bits is {bits}, {kind} has {element_bits}")
-    needed = -(-math.prod(shape) * bits // 8)
-    _require(item["length"] == needed, what, f"length is {item['length']}, its shape and bits need {needed}")
+        _require(row.dtype in INTEGERS, what, "integer encodings are for I8 or I16")
+        most = 2 if row.encoding == 2 else min(9, element_bits)
+        _require(1 <= row.bits <= most, what, f"bits is {row.bits}, at most {most}")
+    length = expected_length(row.encoding, count, row.bits)
+    _require(length in (None, row.length), what, f"length is {row.length}, its shape and bits need {length}")
 
 
-def _expand(stored: bytes, item: dict[str, Any], place: str) -> NDArray[Any]:
-    """Return the integers of a packed stream: the sum of its bits, the highest of each value negative."""
-    k, count = item["bits"], math.prod(item["shape"])
-    tail = int.from_bytes(stored[-1:], "little") >> ((count * k - 1) % 8 + 1)
-    _require(tail == 0, place, "padding bits are not zero")
-    place_values = np.array([1 << b for b in range(k - 1)] + [-(1 << (k - 1))], np.int16)
-    q = np.empty(count, np.int8 if item["dtype"] == "I8" else np.int16)
-    values_at_once = 1 << 16  # a multiple of 8, so that every slice starts on a byte; bounds the bit arrays
-    for first in range(0, count, values_at_once):
-        number = min(values_at_once, count - first)
-        piece = np.frombuffer(stored[first * k // 8 : (first + number) * k // 8 + 1], np.uint8)
-        bits = np.unpackbits(piece, count=number * k, bitorder="little").reshape(number, k)  # (value, bit)
-        q[first : first + number] = bits @ place_values
-    return q
+def _skip_padding(content: bytes, end: int, what: str) -> int:
+    padded = (end + 7) // 8 * 8
+    _require(padded <= len(content), what, f"truncated: ends at byte {padded}, the file at {len(content)}")
+    _require(not content[end:padded].strip(b"\0"), what, f"padding at byte {end} is not zero")
+    return padded
 
 
-def _view(stored: bytes, item: dict[str, Any], place: str) -> NDArray[Any]:
-    """Return the values of a raw tensor, in the machine's own byte order."""
-    if item["dtype"] == "BOOL":
-        _require(not stored.strip(b"\0\1"), place, "a boolean is neither 0 nor 1")
-    values = np.frombuffer(stored, ELEMENT_TYPES[item["dtype"]])
-    return values.astype(values.dtype.newbyteorder("="))
+def _u32(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "little")
 
 
-def _require(condition: bool, what: str, problem: str) -> None:
+def _require(condition: Any, what: str, problem: str) -> None:
     if not condition:
         raise FormatError(f"{what}: {problem}")
-
-
-def _has_keys(document: Any, keys: list[str]) -> bool:
-    return isinstance(document, dict) and sorted(document) == keys
-
-
-def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_unicode(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False

@@ -48,13 +48,15 @@ class Subject:
             detail = f"made from {'this' if recorded == self.finalized_sha256 else 'another'} finalized model"
         self.report.add("integrity", "origin", recorded == self.finalized_sha256, detail)
 
-    def add_problems(self, level: str, name: str, problems: Iterable[Problem], count: int) -> None:
-        """Add one failed check a problem, or one that passed for all `count` places."""
+    def add_problems(
+        self, level: str, name: str, problems: Iterable[Problem], count: int, *, holds: str = "equal, bit for bit"
+    ) -> None:
+        """Add one failed check a problem, or one that passed, in the words `holds`, for all `count` places."""
         found = list(problems)
         for layer, text in found:
             self.report.add(level, name, False, text, layer)
         if not found:
-            self.report.add(level, name, True, f"{count} equal, bit for bit")
+            self.report.add(level, name, True, f"{count} {holds}")
 
     def test_set(self) -> tuple[Tensor, Tensor] | None:
         """Return inputs and targets to compare on, or None behind a failed check."""

@@ -69,7 +69,7 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
             continue
         # A narrow native type holds the same numbers; everything else has the finalized model's own type.
         narrow = found.dtype.name in ("int2", "int4")
-        yield from ((layer.name, text) for text in _differences(
+        yield from ((layer.name, text) for text in array_differences(
             found.astype(expected.q.dtype) if narrow else found, expected.q, "integers"))  # fmt: skip
         uses = stored.uses(layer.name)
         if not uses:
@@ -93,8 +93,8 @@ def _scale_problems(use: WeightUse, arrays: dict[str, NDArray[Any]], expected: E
         return ["the scale is no constant"]
     if expected.scale.ndim and use.axis is None:  # one factor a channel, written so that it broadcasts
         wanted = expected.scale.reshape(-1, *[1] * (expected.q.ndim - 1))
-        return _differences(scale, wanted, "scale")
-    problems = _differences(scale, expected.scale, "scale")
+        return array_differences(scale, wanted, "scale")
+    problems = array_differences(scale, expected.scale, "scale")
     if expected.scale.ndim and use.axis != 0:
         problems.append(f"the scales lie on axis {use.axis}, not on the output channels")
     if use.zero_point and (use.zero_point not in arrays or arrays[use.zero_point].any()):
@@ -115,12 +115,12 @@ def _bias_problems(
     if source is None:
         if name not in arrays:
             return ["the bias is no constant"]
-        return _differences(arrays[name], expected.bias.astype(np.float32), "bias")
+        return array_differences(arrays[name], expected.bias.astype(np.float32), "bias")
     integers, step = arrays[source.input[0]], arrays[source.input[1]]
     if expected.bias_step is None:
         return ["the bias is quantized, although the layer's input is not"]
     wanted = np.rint(expected.bias / expected.bias_step.astype(np.float64))
-    return _differences(integers, wanted.astype(np.int32), "bias") + _differences(
+    return array_differences(integers, wanted.astype(np.int32), "bias") + array_differences(
         step, expected.bias_step, "bias scale"
     )
 
@@ -149,7 +149,7 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
         for node in (chain[0], chain[-1]):
             for position, what in ((1, "scale"), (2, "zero point")):
                 found = arrays.get(node.input[position]) if len(node.input) > position else None
-                problems = [f"no {what}"] if found is None else _differences(found, wanted[position], what)
+                problems = [f"no {what}"] if found is None else array_differences(found, wanted[position], what)
                 yield from ((quantizer.name, f"{node.op_type}: {text}") for text in problems)
         for clip in chain[1:-1]:
             bounds = [arrays.get(name) for name in clip.input[1:3]]
@@ -168,12 +168,12 @@ def csq_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: Quantiz
         elif name not in wanted:
             yield name, "is in the file, but not in the finalized model"
         else:
-            yield from ((name, text) for text in _differences(tensors[name], wanted[name], "values"))
+            yield from ((name, text) for text in array_differences(tensors[name], wanted[name], "values"))
     if metadata != wanted_metadata:
         yield "metadata", "differ from the finalized model's"
 
 
-def _differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[str]:
+def array_differences(found: NDArray[Any], wanted: NDArray[Any], what: str) -> list[str]:
     """Compare two arrays bit for bit: type, shape and every value."""
     if found.dtype != wanted.dtype:
         return [f"{what}: {found.dtype} instead of {wanted.dtype}"]

@@ -1,0 +1,89 @@
+"""Round what is left in float32 to float16: another finalized model, half as large beside its integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.data import load_data
+from csqtool.errors import ExportError
+from csqtool.finalized_file import to_bytes
+from csqtool.nn.assemble import snap_bias
+from csqtool.quantized_model import QuantizedModel
+from csqtool.rebuild import rebuilt_net
+from csqtool.search.loop import evaluate
+
+MAX_METRIC_CHANGE = 0.001
+
+
+def to_float16(
+    model: QuantizedModel,
+    *,
+    near: Path,
+    factory: str | None = None,
+    data: str | None = None,
+    max_metric_change: float = MAX_METRIC_CHANGE,
+) -> QuantizedModel:
+    """Return `model` with every float32 tensor that is no scale rounded to float16, its metric measured anew.
+
+    Tensors with values beyond float16's range stay as they are. Biases of layers with quantized inputs are
+    snapped to the integer grid again, because rounding moves it, and stay float32. The result is a finalized
+    model of its own; `info` records under ``float16`` which model it came from and both metrics.
+
+    Args:
+        model: a finalized model.
+        near: its file; its surroundings are searched for the factory's source and the data.
+        factory: builds the module, instead of the one recorded in the model.
+        data: data source whose test set decides, instead of the recorded one.
+        max_metric_change: how far the metric may move, either way.
+
+    Raises:
+        ExportError: the metric moves further.
+        InputError: the module or the data cannot be built.
+    """
+    recorded = model.info["data"]
+    task = recorded["task"] if recorded["task"] in ("classification", "regression") else None
+    source = load_data(data or recorded["source"], task=task, near=near)
+    if not len(source.test):
+        raise ExportError(f"float16: the test set of {source.name} is empty, so its effect cannot be measured")
+    rounded = dataclasses.replace(model, tensors=_rounded(model))
+    before, after = (
+        evaluate(rebuilt_net(m, factory=factory, near=near), source.test, source.task) for m in (model, rounded)
+    )
+    if not abs(after - before) <= max_metric_change:  # also where one of them is NaN
+        raise ExportError(
+            f"float16 changes the {source.task.metric_name} from {before:.4f} to {after:.4f}, "
+            f"at most {max_metric_change:g} is allowed; pack without --float16"
+        )
+    info: dict[str, Any] = dict(model.info)
+    if "metrics" in info:
+        info["metrics"] = {**info["metrics"], "finalized": after, "samples": len(source.test)}
+    digest = hashlib.sha256(to_bytes(model)).hexdigest()
+    info["float16"] = {"finalized_sha256": digest, "metric_float32": before, "metric": after}
+    return dataclasses.replace(rounded, info=info)
+
+
+def _rounded(model: QuantizedModel) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, tensor in model.tensors.items():
+        tensors[name] = tensor
+        if tensor.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                half = tensor.astype(np.float16).astype(np.float32)
+            if np.array_equal(np.isfinite(half), np.isfinite(tensor)):
+                tensors[name] = half
+    quantizers = {a.name: a for a in model.activations}
+    epsilons = model.info.get("batch_norm_epsilon", {})
+    for layer in model.layers:
+        if layer.input_quantizer is not None:
+            bias = f"{layer.batch_norm}.bias" if layer.batch_norm else layer.name.removesuffix("weight") + "bias"
+            if bias in tensors:
+                tensors[bias] = model.tensors[bias]
+            epsilon = epsilons.get(layer.batch_norm, 0.0)
+            snap_bias(layer, layer.batch_norm, epsilon, tensors, quantizers[layer.input_quantizer])
+    return tensors

@@ -1,0 +1,148 @@
+"""The encodings of `.csq` tensors, decoded a second time: written from the specification, for the verifier.
+
+Nothing here is shared with the exporter. Where the exporter looks values up in tables, this expands single
+bits, divides by three and searches cumulative frequencies.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ELEMENT_TYPES = ["?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8", "<c8"]
+FLOAT32 = 10
+INTEGERS = (2, 4)  # codes of I8 and I16
+VALUES_AT_ONCE = 1 << 16  # a multiple of 8, so that slices of bit streams start on a byte
+
+
+class BadStream(ValueError):
+    """The bytes of a tensor break a rule of its encoding."""
+
+
+def require(condition: Any, problem: str) -> None:
+    """Raise `BadStream` where `condition` is false."""
+    if not condition:
+        raise BadStream(problem)
+
+
+def expected_length(encoding: int, count: int, bits: int) -> int | None:
+    """Return the stored bytes of `count` elements; None where the stream itself tells."""
+    if encoding in (0, 1, 5):
+        return -(-count * bits // 8)
+    return -(-count // 5) if encoding == 2 else None
+
+
+def expand(encoding: int, stored: bytes, count: int, bits: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the elements of a tensor, flat.
+
+    Raises:
+        BadStream: a rule of the encoding is broken.
+    """
+    if encoding == 0:
+        require(dtype != np.bool_ or not stored.strip(b"\0\1"), "a boolean is neither 0 nor 1")
+        return np.frombuffer(stored, dtype)
+    if encoding == 5:
+        with np.errstate(invalid="ignore"):
+            return np.frombuffer(stored, "<f2").astype(dtype)
+    makers = {1: twos_complement, 2: ternary, 3: codebook, 4: rans}
+    for _ in makers[encoding](stored, count, bits):
+        pass  # all of it is checked before memory is taken for it
+    q = np.empty(count, dtype)
+    position = 0
+    for part in makers[encoding](stored, count, bits):
+        q[position : position + len(part)] = part
+        position += len(part)
+    require(position == count, "the stream is too short")
+    return q
+
+
+def fields(stored: bytes, count: int, bits: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bits of `count` values, lowest first: arrays [value, bit]."""
+    used = count * bits % 8
+    require(not used or not stored[-1] >> used, "padding bits are not zero")
+    for first in range(0, count, VALUES_AT_ONCE):
+        number = min(VALUES_AT_ONCE, count - first)
+        piece = np.frombuffer(stored[first * bits // 8 : (first + number) * bits // 8 + 1], np.uint8)
+        yield np.unpackbits(piece, count=number * bits, bitorder="little").reshape(number, bits)
+
+
+def twos_complement(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
+    """Yield the sum of each value's bits, the highest one negative."""
+    places = np.array([1 << b for b in range(bits - 1)] + [-(1 << (bits - 1))], np.int16)
+    for piece in fields(stored, count, bits):
+        yield piece @ places
+
+
+def ternary(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
+    """Yield five digits a byte, the first one the remainder of a division by three."""
+    require(not stored or max(stored) <= 242, "a ternary byte is above 242")
+    for first in range(0, len(stored), VALUES_AT_ONCE):
+        rest = np.frombuffer(stored[first : first + VALUES_AT_ONCE], np.uint8)
+        digits = np.empty((len(rest), 5), np.int8)
+        for place in range(5):
+            rest, digits[:, place] = np.divmod(rest, 3)
+        flat = digits.reshape(-1)
+        wanted = count - first * 5
+        require(not flat[wanted:].any(), "padding digits are not zero")
+        require(bits == 2 or flat[:wanted].max() <= 1, "a value does not fit one bit")
+        yield flat[:wanted] - np.int8(1)
+
+
+def codebook(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
+    """Yield the levels that the indices name."""
+    require(len(stored) >= 3, "the codebook is cut short")
+    size = stored[0] + 1
+    index_bits = (size - 1).bit_length()
+    end = 1 + 2 * size
+    require(len(stored) == end + -(-count * index_bits // 8), f"length does not fit {size} levels")
+    levels = [int.from_bytes(stored[i : i + 2], "little", signed=True) for i in range(1, end, 2)]
+    require(all(a < b for a, b in itertools.pairwise(levels)), "the levels do not ascend")
+    require(-(2 ** (bits - 1)) <= levels[0] and levels[-1] < 2 ** (bits - 1), f"the levels do not fit {bits} bits")
+    values = np.array(levels, np.int16)
+    if not index_bits:
+        for first in range(0, count, VALUES_AT_ONCE):
+            yield np.repeat(values, min(VALUES_AT_ONCE, count - first))
+        return
+    for piece in fields(stored[end:], count, index_bits):
+        index = piece @ (1 << np.arange(index_bits))
+        require(index.max() < size, f"an index is beyond the {size} levels")
+        yield values[index]
+
+
+def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
+    """Yield one round after the other: one value of each lane."""
+    require(len(stored) >= 5, "the frequency table is cut short")
+    lowest = int.from_bytes(stored[0:2], "little", signed=True)
+    size = int.from_bytes(stored[2:4], "little")
+    require(2 <= size <= 512, f"{size} symbols in the frequency table")
+    require(stored[4] <= 10, f"2^{stored[4]} lanes")
+    lanes = 1 << stored[4]
+    require(-(2 ** (bits - 1)) <= lowest and lowest + size <= 2 ** (bits - 1), f"the values do not fit {bits} bits")
+    table_end = 5 + -(-12 * size // 8)
+    state_end = table_end + 4 * lanes
+    require(state_end <= len(stored), "the frequency table or the states are cut short")
+    frequency = np.concatenate([p @ (1 << np.arange(12)) for p in fields(stored[5:table_end], size, 12)])
+    cumulative = np.concatenate([[0], np.cumsum(frequency)])
+    require(cumulative[-1] == 4096, f"the frequencies sum to {cumulative[-1]}, not 4096")
+    require(frequency[0] and frequency[-1], "the frequency table begins or ends with zero")
+    require((len(stored) - state_end) % 2 == 0, "the words end in half a word")
+    states = np.frombuffer(stored[table_end:state_end], "<u4").astype(np.uint64)
+    require(states.min() >= 65536, "a state is below 2^16")
+    words = np.frombuffer(stored[state_end:], "<u2")
+    position = 0
+    for first in range(0, count, lanes):
+        now = states[: count - first]
+        slot = (now % 4096).astype(np.int64)
+        symbol = np.searchsorted(cumulative, slot, side="right") - 1
+        now = frequency[symbol].astype(np.uint64) * (now // 4096) + (slot - cumulative[symbol]).astype(np.uint64)
+        for lane in np.flatnonzero(now < 65536):
+            require(position < len(words), "the words end too early")
+            now[lane] = now[lane] * np.uint64(65536) + words[position]
+            position += 1
+        states[: len(now)] = now
+        yield symbol + lowest
+    require(position == len(words) and (states == 65536).all(), "words are left over, or the final states are wrong")

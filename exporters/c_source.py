@@ -1,0 +1,106 @@
+"""C source: a packed model as an array, the C99 reader of the `.csq` format and a program that uses both."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from csqtool.errors import InputError
+from csqtool.files import write_bytes
+from csqtool.quantized_model import QuantizedModel
+from exporters.csq import CsqExporter, pack
+
+_BYTES_A_LINE = 20
+_MODEL_H = b"""/* The packed model, a .csq file in memory. */
+
+#ifndef CSQ_MODEL_H
+#define CSQ_MODEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+extern const uint8_t csq_model[];
+extern const size_t csq_model_size;
+
+#endif
+"""
+
+
+class CExporter:
+    """Writes a folder: the reader `csq.h`, the packed model `model.c` and `model.h`, and the program `example.c`."""
+
+    name = "c"
+    suffix = ""
+    description = "a folder of C99: the packed model as an array, its reader (one header) and an example"
+
+    def export(self, model: QuantizedModel, path: Path, *, build_module: Any = None) -> list[str]:
+        """Write the folder `path`; see `write_folder` for what an interruption leaves.
+
+        Returns:
+            How to compile the example.
+
+        Raises:
+            ExportError: the model holds something that the `.csq` format cannot carry.
+        """
+        content = pack(model)
+        source = importlib.resources.files("exporters.csq") / "c"
+        files = {name: (source / name).read_bytes() for name in ("csq.h", "example.c")}
+        # The array comes last: every version of it fits the header and the reader, which reads all versions.
+        files |= {"model.h": _MODEL_H, "model.c": model_source(content)}
+        write_folder(path, files)
+        return [
+            f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"
+        ]
+
+    def float32_size(self, model: QuantizedModel, *, build_module: Any = None) -> int:
+        """Return the bytes of the float32 model as C source, written the same way."""
+        size = CsqExporter().float32_size(model)
+        return len(model_source(bytes(_BYTES_A_LINE))) + size * len("0x00,")
+
+
+def model_source(content: bytes) -> bytes:
+    """Return C source that defines `content` as an array."""
+    lines = (
+        ",".join(f"0x{byte:02x}" for byte in content[start : start + _BYTES_A_LINE])
+        for start in range(0, len(content), _BYTES_A_LINE)
+    )
+    body = ",\n".join(lines)
+    return (
+        f'#include "model.h"\n\nconst size_t csq_model_size = {len(content)}u;\n'
+        f"const uint8_t csq_model[{len(content)}] = {{\n{body}\n}};\n"
+    ).encode()
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """Write a folder of files.
+
+    A new folder appears complete, by one rename. In a folder that exists the files are replaced one by one, in
+    the order given, each of them atomically; an interruption leaves the old last file or the new one.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir() and any(path.iterdir()):
+        for name, content in files.items():
+            write_bytes(path / name, content)
+        return
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        for name, content in files.items():
+            write_bytes(temporary / name, content)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""The encodings of a tensor: the writer takes the one with the fewest bytes, the reader decodes in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.errors import ExportError
+from exporters.csq import rans
+from exporters.csq.entry import DTYPES, Encoding, Entry, stored_bytes
+from exporters.csq.integers import pack_fields, pack_integers, unpack_integers, unpacked_blocks
+from exporters.csq.rans import StreamError
+
+MAX_LEVELS = 256  # one byte holds their number; beyond it a codebook saves nothing
+_DIGITS = 5  # ternary digits a byte: 3^5 = 243
+_PLACES = 3 ** np.arange(_DIGITS)
+_BLOCK_BYTES = 1 << 16
+
+
+def encode_integers(q: NDArray[Any], bits: int, *, smallest: bool) -> tuple[Encoding, bytes]:
+    """Return how to store `q` and its bytes.
+
+    Args:
+        q: integers in C order, at least one, that fit `bits` bits.
+        bits: two's-complement width.
+        smallest: take the encoding with the fewest bytes, not always the dense one.
+    """
+    flat = q.reshape(-1)
+    dense = Encoding.DENSE, pack_integers(flat, bits)
+    if not smallest:
+        return dense
+    lowest = int(flat.min())
+    counts = np.bincount(flat.astype(np.int64) - lowest)
+    # The first of equal sizes wins: in the order of decoding speed.
+    candidates = [dense]
+    if lowest >= -1 and lowest + len(counts) <= 2:
+        candidates.append((Encoding.TERNARY, _pack_ternary(flat)))
+    if (levels := np.flatnonzero(counts)).size <= MAX_LEVELS:
+        candidates.append((Encoding.CODEBOOK, _pack_codebook(flat, levels + lowest)))
+    if levels.size >= 2:
+        candidates.append((Encoding.RANS, rans.encode(flat, rans.fitted(lowest, counts))))
+    return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
+def encode_others(array: NDArray[Any], name: str) -> tuple[Encoding, bytes]:
+    """Return how to store a tensor that is not quantized, and its bytes: float32 as float16 where that is exact.
+
+    Raises:
+        ExportError: a boolean is neither 0 nor 1 in memory.
+    """
+    stored = array.astype(array.dtype.newbyteorder("<")).tobytes()  # C order
+    if array.dtype == np.bool_ and stored.translate(None, b"\0\1"):
+        raise ExportError(f"csq: {name}: a boolean is neither 0 nor 1 in memory")
+    if array.dtype.newbyteorder("=") == np.float32:
+        with np.errstate(over="ignore", invalid="ignore"):
+            half = array.astype("<f2")
+            if half.astype("<f4").tobytes() == stored:
+                return Encoding.HALF, half.tobytes()
+    return Encoding.RAW, stored
+
+
+def blocks(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    """Yield the elements of a tensor in order, in flat blocks that the next one may overwrite.
+
+    Raises:
+        StreamError: the bytes break a rule of their encoding.
+    """
+    if entry.encoding is Encoding.RANS:
+        return rans.decode(stored, entry.elements, entry.bits)
+    decoders = {
+        Encoding.RAW: _raw,
+        Encoding.HALF: _half,
+        Encoding.DENSE: _dense,
+        Encoding.TERNARY: _ternary,
+        Encoding.CODEBOOK: _codebook,
+    }
+    return decoders[entry.encoding](entry, stored)
+
+
+def decode(entry: Entry, stored: memoryview) -> NDArray[Any]:
+    """Return a tensor, in the machine's byte order; memory for it is taken once, here.
+
+    Raises:
+        StreamError: the bytes break a rule of their encoding.
+    """
+    if entry.encoding is Encoding.DENSE:
+        _check_padding(stored, entry.elements * entry.bits)
+        return unpack_integers(stored, entry.elements, entry.bits, entry.native).reshape(entry.shape)
+    flat = np.empty(entry.elements, entry.native)
+    position = 0
+    for block in blocks(entry, stored):
+        flat[position : position + block.size] = block
+        position += block.size
+    return flat.reshape(entry.shape)
+
+
+def _raw(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    values = np.frombuffer(stored, DTYPES[entry.dtype])
+    for start in range(0, values.size, _BLOCK_BYTES):
+        block = values[start : start + _BLOCK_BYTES]
+        if entry.dtype == "BOOL" and (block.view(np.uint8) > 1).any():
+            raise StreamError("a boolean is neither 0 nor 1")
+        yield block
+
+
+def _half(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    values = np.frombuffer(stored, "<f2")
+    for start in range(0, values.size, _BLOCK_BYTES):
+        with np.errstate(invalid="ignore"):
+            yield values[start : start + _BLOCK_BYTES].astype(np.float32)
+
+
+def _dense(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    _check_padding(stored, entry.elements * entry.bits)
+    for block, _ in unpacked_blocks(stored, entry.elements, entry.bits):
+        yield block
+
+
+def _check_padding(stored: memoryview, bits: int) -> None:
+    if bits % 8 and stored[-1] >> bits % 8:
+        raise StreamError("the padding bits of its last byte are not zero")
+
+
+def _pack_ternary(flat: NDArray[Any]) -> bytes:
+    """Return five digits v + 1 a byte, the first in the lowest place; missing ones are 0."""
+    digits = np.zeros(-(-flat.size // _DIGITS) * _DIGITS, np.uint8)
+    digits[: flat.size] = flat + 1
+    return (digits.reshape(-1, _DIGITS) @ _PLACES).astype(np.uint8).tobytes()  # (byte, digit) · (digit)
+
+
+def _ternary(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    table = (np.arange(3**_DIGITS)[:, None] // _PLACES % 3 - 1).astype(np.int8)  # (byte, digit)
+    lowest = -(1 << (entry.bits - 1))
+    source = np.frombuffer(stored, np.uint8)
+    if (source >= 3**_DIGITS).any():
+        raise StreamError(f"a ternary byte is above {3**_DIGITS - 1}")
+    if entry.elements % _DIGITS and source[-1] >= 3 ** (entry.elements % _DIGITS):
+        raise StreamError("the padding digits of its last byte are not zero")
+    for start in range(0, source.size, _BLOCK_BYTES):
+        block = table[source[start : start + _BLOCK_BYTES]].reshape(-1)[: entry.elements - start * _DIGITS]
+        if entry.bits == 1 and block.max() > 0:
+            raise StreamError(f"a value does not fit {lowest} … 0")
+        yield block
+
+
+def _pack_codebook(flat: NDArray[Any], levels: NDArray[np.int64]) -> bytes:
+    """Return the levels, in ascending order, and the index of each value's level."""
+    index = np.zeros(int(levels[-1] - levels[0]) + 1, np.int16)
+    index[levels - levels[0]] = np.arange(levels.size)
+    bits = (levels.size - 1).bit_length()
+    fields = pack_fields(index[flat.astype(np.int64) - levels[0]], bits) if bits else b""
+    return bytes([levels.size - 1]) + levels.astype("<i2").tobytes() + fields
+
+
+def _codebook(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    count = stored[0] + 1 if len(stored) else 1
+    bits = (count - 1).bit_length()
+    begin = 1 + 2 * count
+    if len(stored) != begin + stored_bytes(entry.elements, bits):
+        raise StreamError(f"length is {len(stored)}, {count} levels take {begin + stored_bytes(entry.elements, bits)}")
+    levels = np.frombuffer(stored, "<i2", count, 1).astype(np.int16)
+    half = 1 << (entry.bits - 1)
+    if (np.diff(levels.astype(np.int32)) <= 0).any() or levels[0] < -half or levels[-1] >= half:
+        raise StreamError(f"the levels do not ascend within {-half} … {half - 1}")
+    if not bits:
+        for start in range(0, entry.elements, _BLOCK_BYTES):
+            yield np.full(min(_BLOCK_BYTES, entry.elements - start), levels[0])
+        return
+    _check_padding(stored, entry.elements * bits)
+    for block, _ in unpacked_blocks(stored[begin:], entry.elements, bits, signed=False):
+        index = block.view(np.uint8)  # up to 8 bits
+        if index.max() >= count:
+            raise StreamError(f"an index is {index.max()}, there are {count} levels")
+        yield levels[index]

@@ -1,0 +1,19 @@
+/* Uses every function of csq.h but iteration: `gcc -std=c99 -Os -c` of it and `size` give the reader's code size. */
+
+#include "csq.h"
+
+int use(const void *p, size_t n, int8_t *a, int16_t *b, float *f, uint32_t *crc);
+static csq_decoder d;
+
+int use(const void *p, size_t n, int8_t *a, int16_t *b, float *f, uint32_t *crc) {
+    csq_file file; csq_tensor t; csq_status s = csq_open(&file, p, n);
+    if (s == CSQ_OK) s = csq_find(&file, &t, "x");
+    if (s == CSQ_OK) s = csq_check(&t);
+    if (s == CSQ_OK) s = csq_begin(&d, &t);
+    if (s == CSQ_OK) s = csq_seek(&d, 3);
+    if (s == CSQ_OK) s = csq_read_i8(&d, a, 9);
+    if (s == CSQ_OK) s = csq_read_i16(&d, b, 9);
+    if (s == CSQ_OK) s = csq_read_float(&d, 2.0f, f, 9);
+    if (s == CSQ_OK) s = csq_checksum(&t, &d, crc);
+    return (int)s;
+}
