@@ -77,7 +77,7 @@ def quantized_model(finished: FinishedSearch) -> QuantizedModel:
     config = finished.config
     info = {
         "model": {"factory": config.model, "args": dict(config.model_args)},
-        "data": {"source": config.data, "task": finished.data.task.name},
+        "data": {"source": config.data, **finished.data.facts()},
         "input_shape": finished.summary["input_shape"],
         "method": {
             "name": config.method,

@@ -155,10 +155,9 @@ class Phase:
         return 0.0
 
     def _step(self, chosen: Tensor, epoch: int, batch: int, annealing: float) -> float:
-        inputs, targets = take(self.data.train, chosen.tolist())
-        if self.data.augment is not None:
-            seed = hash_seed(self.config.seed, self.name, epoch, batch)
-            inputs = self.data.augment(inputs, torch.Generator().manual_seed(seed))
+        inputs, targets = self.data.training_batch(
+            chosen.tolist(), hash_seed(self.config.seed, self.name, epoch, batch)
+        )
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * annealing
         self._optimizer.zero_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from csqtool.data import DataSource, load_data
+from csqtool.data import DataSource, check_fit, load_data
 from csqtool.errors import DataError, InputError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
@@ -154,6 +154,7 @@ class _Run:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
         sample, _ = next(batches_of(self.data.test, most=2))
         self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
+        check_fit(self.model, self.data)
         if config.pretrain_epochs:
             self.phase = self._float_phase()
         else:
