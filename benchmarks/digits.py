@@ -34,7 +34,7 @@ def held_out() -> DataSource:
     tested, kept = order[:HELD_OUT], order[HELD_OUT:]
 
     def dataset(inputs: np.ndarray, targets: np.ndarray) -> ArrayDataset:
-        return ArrayDataset(inputs, targets, mean=float(train.mean), std=float(train.std))
+        return ArrayDataset(inputs, targets, mean=train.preprocessing.mean, std=train.preprocessing.std)
 
     inputs, targets = train.inputs.numpy(), train.targets.numpy()
     return dataclasses.replace(

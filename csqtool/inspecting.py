@@ -12,7 +12,7 @@ from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
 from csqtool.onnx_file import parse_onnx
 from csqtool.quantized_model import QuantizedModel
-from csqtool.summaries import layer_table, metric_text
+from csqtool.summaries import layer_table, metric_text, preprocessing_text
 from csqtool.text import size, table
 
 
@@ -66,6 +66,11 @@ def _model_text(model: QuantizedModel) -> str:
     lines = [
         f"model      {info['model']['factory']}  input {info['input_shape']}",
         f"data       {info['data']['source']} ({info['data']['task']})",
+        *(
+            [f"input      {preprocessing_text(info['data']['preprocessing'])}"]
+            if "preprocessing" in info["data"]
+            else []
+        ),
         f"method     {method['name']}, target {method['target_bits']:g} bits, activations "
         f"{'float' if method['act_bits'] is None else str(method['act_bits']) + ' bits'}, seed {method['seed']}",
     ]

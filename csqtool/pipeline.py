@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from csqtool import __version__
+from csqtool.data.sources import FILE_SOURCES, split_options
 from csqtool.errors import ConfigError, nearest
 from csqtool.files import read_bytes, sha256, write_json
 from csqtool.search.config import SearchConfig
@@ -23,7 +24,6 @@ TABLES = {
     "data": ("source", "task"),
     "export": ("formats",),
 }
-FILE_SOURCES = ("npz", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -293,12 +293,15 @@ def _fingerprint_of_code(pipeline: Pipeline) -> dict[str, str]:
         if path.suffix == ".py" and path.is_file():
             for source in sorted(path.parent.glob("*.py")):
                 found[source.name] = sha256(source)
-    kind, _, rest = config.data.partition(":")
+    kind, _, rest = split_options(config.data)[0].partition(":")
     data = Path(rest) if kind in FILE_SOURCES else None
     if data is not None and data.is_file():
         found["data"] = sha256(data)
     elif data is not None and data.is_dir():
-        listing = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(data.rglob("*")) if p.is_file()]
+        listing = [
+            (p.relative_to(data).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
+            for p in sorted(data.rglob("*")) if p.is_file()
+        ]  # fmt: skip
         found["data"] = _digest(listing)
     if config.weights is not None:
         found["weights"] = sha256(Path(config.weights))

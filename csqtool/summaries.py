@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from csqtool.quantized_model import QuantizedModel
 from csqtool.text import size, table
@@ -79,3 +81,10 @@ def metric_text(model: QuantizedModel) -> str:
 def model_text(model: QuantizedModel, finalized: Path) -> str:
     """Return the layer table, the three compressions and the metrics of a finalized model."""
     return "\n\n".join([layer_table(model), compression_text(model, finalized), metric_text(model)])
+
+
+def preprocessing_text(document: Mapping[str, Any]) -> str:
+    """Return a recorded preprocessing (`csqtool.data.Preprocessing` as JSON) in one line."""
+    mean, std = (" ".join(f"{v:.6g}" for v in document[key]) for key in ("mean", "std"))
+    plain = all(v == 0 for v in document["mean"]) and all(v == 1 for v in document["std"])
+    return str(document["steps"]) if plain else f"{document['steps']}, then (x − mean) / std: mean {mean}, std {std}"

@@ -1,22 +1,23 @@
-"""What a model is trained for: a loss, and a metric of which more is better."""
+"""What a model is trained for: a loss to minimise, and a metric of which more is better."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from csqtool.errors import ConfigError, nearest
+from csqtool.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Task(Protocol):
-    """Loss and metric of a task; a data factory may return one of its own.
+    """How outputs are judged; a data factory may return a task of its own, any object with these five members.
 
     Attributes:
         name: a word for reports.
-        metric_name: what the metric is called; more is better, whatever it is.
-        labels: the outputs are scores of classes, so that label agreement means something.
+        metric_name: what the metric is called.
+        labels: outputs are scores of classes [N, classes] and targets are class numbers [N], so that two networks
+            can be asked whether they choose the same label.
     """
 
     name: str
@@ -24,16 +25,19 @@ class Task(Protocol):
     labels: bool
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar."""
+        """Return the mean loss of a batch, a scalar that training makes smaller."""
         ...
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return the metric over all outputs and targets of a data set."""
+        """Return the metric over a whole data set: more is better, so an error is returned with its sign changed."""
         ...
 
 
 class Classification:
-    """Cross-entropy and accuracy; outputs [N, classes], targets int64 [N]."""
+    """Cross-entropy and accuracy; outputs [N, classes], targets int64 [N].
+
+    Both raise `DataError` for targets of another shape and for labels that the model has no class for.
+    """
 
     name = "classification"
     metric_name = "accuracy"
@@ -43,15 +47,21 @@ class Classification:
         """Return the cross-entropy."""
         from torch.nn.functional import cross_entropy
 
+        _check_labels(outputs, targets)
         return cross_entropy(outputs, targets)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the share of right labels."""
+        _check_labels(outputs, targets)
         return float((outputs.argmax(-1) == targets).double().mean())
 
 
 class Regression:
-    """Mean squared error and the coefficient of determination R²; outputs and targets of the same shape."""
+    """Mean squared error and the coefficient of determination R²; outputs and targets of the same shape [N, …].
+
+    R² is 1 for perfect outputs and 0 for a model that always answers the mean. Both raise `DataError` for outputs
+    of another shape than the targets: broadcasting would compare what does not belong together.
+    """
 
     name = "regression"
     metric_name = "r2"
@@ -61,16 +71,42 @@ class Regression:
         """Return the mean squared error."""
         from torch.nn.functional import mse_loss
 
+        _check_same_shape(outputs, targets)
         return mse_loss(outputs, targets)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return 1 − Σ(y − ŷ)² / Σ(y − ȳ)²."""
+        """Return 1 − Σ(y − ŷ)² / Σ(y − ȳ)², ȳ the mean of each output over the samples."""
+        _check_same_shape(outputs, targets)
         residual = (targets - outputs).double().square().sum()
         spread = (targets.double() - targets.double().mean(0)).square().sum()
+        if not spread > 0:
+            raise DataError(f"R² has no meaning: the {len(targets)} targets are all the same")
         return float(1 - residual / spread)
 
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "regression": Regression}
+def _check_labels(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
+        raise DataError(
+            f"classification needs outputs [N, classes] and labels [N], got outputs {list(outputs.shape)} "
+            f"and targets {list(targets.shape)}"
+        )
+    if targets.is_floating_point():
+        raise DataError("classification needs whole numbers as labels; for real targets choose the regression task")
+    classes = outputs.shape[1]
+    if targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= classes):
+        wrong = int(targets[(targets < 0) | (targets >= classes)][0])
+        raise DataError(f"label {wrong} is out of range: the model has {classes} classes, 0 … {classes - 1}")
+
+
+def _check_same_shape(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise DataError(
+            f"regression needs outputs of the targets' shape, got outputs {list(outputs.shape)} "
+            f"and targets {list(targets.shape)}"
+        )
+
+
+TASKS: dict[str, type[Classification | Regression]] = {task.name: task for task in (Classification, Regression)}
 
 
 def task_by_name(name: str) -> Task:

@@ -47,6 +47,65 @@ def test_a_shared_checkpoint_loads_unchanged() -> None:
     load_weights(build(f"{RESNETS}:resnet20"), Path(os.environ["CSQTOOL_RESNET20"]))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sample_models").glob("*/pipeline.toml")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "sample_models").glob("*/*.toml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_every_sample_has_a_pipeline_that_reads(path: Path) -> None:
     assert read_pipeline(path).formats
+
+
+SHAPES = {
+    "resnet_imagenet/model.py:resnet18": ((3, 224, 224), 11_689_512, 21),
+    "resnet_imagenet/model.py:resnet50": ((3, 224, 224), 25_557_032, 54),
+    "mobilenet_v2/model.py:mobilenet_v2": ((3, 224, 224), 3_504_872, 53),
+    "vgg_cifar/model.py:vgg19_bn": ((3, 32, 32), 20_035_018, 17),
+}
+
+
+@pytest.mark.parametrize("spec", SHAPES)
+def test_well_known_networks_have_their_parameter_counts_and_layers(spec: str) -> None:
+    shape, parameters, layers = SHAPES[spec]
+    with torch.device("meta"):
+        model = build(f"{ROOT}/sample_models/{spec}").eval()
+        assert model(torch.empty(2, *shape)).shape[0] == 2
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(quantizable_weights(model)) == layers
+
+
+@pytest.mark.parametrize(
+    ("spec", "keys"),
+    [
+        (
+            "resnet_imagenet/model.py:resnet50",
+            {
+                "conv1.weight": (64, 3, 7, 7),
+                "bn1.running_var": (64,),
+                "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+                "layer1.0.downsample.1.num_batches_tracked": (),
+                "layer2.0.conv2.weight": (128, 128, 3, 3),
+                "layer4.2.bn3.bias": (2048,),
+                "fc.weight": (1000, 2048),
+            },
+        ),
+        (
+            "resnet_imagenet/model.py:resnet18",
+            {"layer2.0.downsample.0.weight": (128, 64, 1, 1), "layer4.1.conv2.weight": (512, 512, 3, 3)},
+        ),
+        (
+            "mobilenet_v2/model.py:mobilenet_v2",
+            {
+                "features.0.0.weight": (32, 3, 3, 3),
+                "features.1.conv.0.0.weight": (32, 1, 3, 3),
+                "features.1.conv.1.weight": (16, 32, 1, 1),
+                "features.2.conv.1.0.weight": (96, 1, 3, 3),
+                "features.17.conv.3.running_mean": (320,),
+                "features.18.1.weight": (1280,),
+                "classifier.1.weight": (1000, 1280),
+            },
+        ),
+    ],
+)
+def test_state_dicts_have_the_names_that_shared_checkpoints_use(spec: str, keys: dict[str, tuple[int, ...]]) -> None:
+    with torch.device("meta"):
+        state = build(f"{ROOT}/sample_models/{spec}").state_dict()
+    assert {name: tuple(state[name].shape) for name in keys} == keys

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csqtool.data.preprocessing import Preprocessing, as_tuple
 from csqtool.errors import DataError
 from csqtool.task import Task
 
@@ -25,13 +26,35 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> tuple[Any, Any]: ...
 
 
+@runtime_checkable
+class BatchDataset(Protocol):
+    """A data set that makes whole batches faster than item by item."""
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return inputs float32 [B, …] and targets [B, …]."""
+        ...
+
+
+@runtime_checkable
+class SelfAugmenting(Protocol):
+    """A training set that augments while it reads, as image files do: crops are cut before images are resized."""
+
+    def augmented_batch(self, indices: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return an augmented batch; all randomness comes from `generator`."""
+        ...
+
+
 class ArrayDataset:
     """Inputs and targets as arrays: batches are slices, without a Python loop over samples.
 
     Args:
         inputs: [N, …]; integers are taken as they are and normalised to float32.
         targets: [N] or [N, …].
-        mean, std: subtracted from and divided into the inputs, broadcast over [N, …].
+        mean, std: subtracted from and divided into the inputs; one number, or one a channel (axis 1).
+        stored: what the inputs are, for the finalized model's record.
+
+    Raises:
+        DataError: counts differ, or mean and std do not fit the inputs.
     """
 
     def __init__(
@@ -41,14 +64,19 @@ class ArrayDataset:
         *,
         mean: Sequence[float] | float = 0.0,
         std: Sequence[float] | float = 1.0,
+        stored: str = "values as stored",
     ) -> None:
         if len(inputs) != len(targets):
             raise DataError(f"{len(inputs)} inputs but {len(targets)} targets")
-        self.inputs = torch.from_numpy(np.ascontiguousarray(inputs))
-        self.targets = torch.from_numpy(np.ascontiguousarray(targets))
-        trailing = (1,) * (inputs.ndim - 2)
-        self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, *trailing)
-        self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, *trailing)
+        self.preprocessing = Preprocessing(stored, as_tuple(mean), as_tuple(std))
+        channels = len(self.preprocessing.mean)
+        if channels > 1 and (inputs.ndim < 2 or inputs.shape[1] != channels):
+            raise DataError(
+                f"{channels} means and stds for inputs of shape {list(inputs.shape)}: one a channel (axis 1)"
+            )
+        self.inputs, self.targets = (
+            torch.from_numpy(np.require(array, requirements="CW")) for array in (inputs, targets)
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -60,7 +88,7 @@ class ArrayDataset:
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return inputs float32 [B, …] and targets [B, …]."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return (self.inputs[chosen].float() - self.mean) / self.std, self.targets[chosen]
+        return self.preprocessing.normalise(self.inputs[chosen]), self.targets[chosen]
 
 
 @dataclass(frozen=True)
@@ -85,12 +113,38 @@ class DataSource:
                 return f"the {part} set of {self.name} holds inputs that are not finite"
         return None
 
+    def training_batch(self, indices: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+        """Return inputs [B, …] and targets of a training batch, augmented: a function of indices and `seed` alone."""
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(self.train, SelfAugmenting):
+            inputs, targets = self.train.augmented_batch(indices, generator)
+        else:
+            inputs, targets = take(self.train, indices)
+        return (self.augment(inputs, generator) if self.augment else inputs), targets
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a finalized model records of its data: the task, and the preprocessing where it is known."""
+        preprocessing = getattr(self.test, "preprocessing", None)
+        known = {"preprocessing": preprocessing.to_json()} if isinstance(preprocessing, Preprocessing) else {}
+        return {"task": self.task.name, **known}
+
 
 def take(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the batch of `dataset` at `indices`: inputs [B, …] and targets [B, …]."""
-    if isinstance(dataset, ArrayDataset):
+    """Return the batch of `dataset` at `indices`: inputs [B, …] and targets [B, …]; real numbers as float32.
+
+    Raises:
+        DataError: samples do not fit into one batch.
+    """
+    if isinstance(dataset, BatchDataset):
         return dataset.batch(indices)
     from torch.utils.data import default_collate
 
-    inputs, targets = default_collate([dataset[int(i)] for i in indices])
-    return inputs, targets
+    try:
+        inputs, targets = default_collate([dataset[int(i)] for i in indices])
+        return _single(inputs), _single(targets)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"samples {list(indices)[:3]} … do not make a batch of (input, target): {error}") from error
+
+
+def _single(values: Tensor) -> Tensor:
+    return values.float() if values.is_floating_point() else values

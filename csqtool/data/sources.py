@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,43 +13,90 @@ from numpy.typing import NDArray
 
 from csqtool.data.arrays import ArrayDataset, DataSource
 from csqtool.data.augment import ShiftAndFlip
+from csqtool.data.cifar import CIFAR10, CIFAR100, how_to_get
+from csqtool.data.image_folder import LAYOUT, load_image_folder
 from csqtool.errors import ConfigError, DataError, InputError, nearest
 from csqtool.factories import call_factory, find_source, split_spec
 from csqtool.task import Task, task_by_name
+
+CLASSIFICATION = "classification"
 
 
 def load_data(spec: str, *, task: str | None = None, near: Path | None = None) -> DataSource:
     """Return the data that `spec` names.
 
     Args:
-        spec: ``digits``, ``cifar10:DIR``, ``npz:FILE``, or a factory ``file.py:name`` / ``module:name`` that
-            returns (train, test) or (train, test, task).
+        spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``imagefolder:DIR``, ``npz:FILE``, or a factory
+            ``file.py:name`` / ``module:name`` that returns (train, test), (train, test, task) or a `DataSource`.
+            Options stand behind a question mark: ``imagefolder:DIR?size=96&resize=112``.
         task: ``classification`` or ``regression``, for ``npz`` files and factories that name none.
         near: a file in whose folders relative paths are looked up when the working folder lacks them.
 
     Raises:
-        ConfigError: there is no such source.
+        ConfigError: there is no such source or option, or the source has another task.
         DataError: the data are missing or not what their name says.
     """
     kind, _, rest = spec.partition(":")
     if spec == "digits":
         source = _digits()
-    elif kind in _FILE_SOURCES and rest:
-        source = _FILE_SOURCES[kind](_existing(rest, near), task)
-    elif ":" in spec and (spec.rpartition(":")[0].endswith(".py") or kind not in _FILE_SOURCES):
+    elif kind in FILE_SOURCES and rest:
+        source = _from_file(FILE_SOURCES[kind], spec, task, near)
+    elif ":" in spec and (spec.rpartition(":")[0].endswith(".py") or kind not in FILE_SOURCES):
         source = _from_factory(spec, task, near)
     else:
-        known = ["digits", *(f"{name}:PATH" for name in _FILE_SOURCES), "file.py:factory"]
+        known = ["digits", *(f"{name}:PATH" for name in FILE_SOURCES), "file.py:factory"]
         raise ConfigError(f"unknown data {spec!r}; {nearest(spec, known)}")
+    if task is not None and task_by_name(task).name != source.task.name:
+        raise ConfigError(f"{spec} is data for {source.task.name}, not for {task}")
     return source
 
 
-def _existing(path: str, near: Path | None) -> Path:
-    folders = [Path()] + (list(near.resolve().parents) if near else [])
-    for folder in folders:
+def split_options(spec: str) -> tuple[str, dict[str, str]]:
+    """Split ``KIND:PATH?name=value&name=value`` into what stands before the question mark and the options.
+
+    Raises:
+        ConfigError: an option has no value.
+    """
+    plain, _, text = spec.partition("?")
+    options = {}
+    for pair in text.split("&") if text else ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise ConfigError(f"{spec!r}: options are written ?name=value&name=value, got {pair!r}")
+        options[name] = value
+    return plain, options
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A source that reads files of one kind.
+
+    Attributes:
+        load: called with the path, the task that was asked for and the options as keyword arguments.
+        hint: what should be at the path, for the message when nothing is.
+        options: what may stand behind the question mark; all are whole numbers.
+    """
+
+    load: Callable[..., DataSource]
+    hint: str
+    options: tuple[str, ...] = ()
+
+
+def _from_file(kind: FileSource, spec: str, task: str | None, near: Path | None) -> DataSource:
+    plain, given = split_options(spec)
+    options = {}
+    for name, value in given.items():
+        if name not in kind.options:
+            known = nearest(name, kind.options) if kind.options else "there are none for these data"
+            raise ConfigError(f"{spec}: unknown option {name!r}; {known}")
+        if not value.isdecimal():
+            raise ConfigError(f"{spec}: {name} must be a whole number, got {value!r}")
+        options[name] = int(value)
+    path = plain.partition(":")[2]
+    for folder in [Path(), *(near.resolve().parents if near else [])]:
         if (folder / path).exists():
-            return folder / path
-    raise DataError(f"no such file or folder: {path}")
+            return kind.load(folder / path, task, **options)
+    raise DataError(f"no such file or folder: {path}; {kind.hint}")
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -66,24 +113,26 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _digits() -> DataSource:
-    # Pixels are 0 … 16.
     with resources.as_file(resources.files("csqtool.data") / "digits.npz") as path:
         arrays = read_arrays(path)
-    source = _from_arrays("digits", arrays, task_by_name("classification"), mean=4.884, std=6.017)
-    return replace(source, augment=ShiftAndFlip(1, flip=False))
+    arrays |= {"mean": np.asarray(4.884), "std": np.asarray(6.017)}
+    source = _from_arrays("digits", arrays, task_by_name(CLASSIFICATION), stored="grey pixels 0 … 16")
+    assert isinstance(source.train, ArrayDataset)
+    return replace(source, augment=ShiftAndFlip(1, flip=False, fill=source.train.preprocessing.of_zero()))
 
 
 def _npz(path: Path, task: str | None) -> DataSource:
     arrays = read_arrays(path)
     if missing := {"x_train", "y_train", "x_test", "y_test"} - set(arrays):
-        raise DataError(f"{path} lacks {', '.join(sorted(missing))}; an .npz needs x_train, y_train, x_test, y_test")
-    return _from_arrays(f"npz:{path}", arrays, task_by_name(task or "classification"))
+        raise DataError(f"{path} lacks {', '.join(sorted(missing))}; {NPZ}")
+    return _from_arrays(f"npz:{path}", arrays, task_by_name(task or CLASSIFICATION))
 
 
 def _from_arrays(
-    name: str, arrays: dict[str, NDArray[Any]], task: Task, *, mean: float = 0.0, std: float = 1.0
+    name: str, arrays: Mapping[str, NDArray[Any]], task: Task, *, stored: str = "values as stored"
 ) -> DataSource:
     target = np.int64 if task.labels else np.float32
+    normalisation = {key: arrays[key].tolist() for key in ("mean", "std") if key in arrays}
     parts = {}
     for part in ("train", "test"):
         inputs, targets = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -91,45 +140,24 @@ def _from_arrays(
             raise DataError(f"{name}: x_{part} must be numbers of shape [N, …], got {inputs.dtype}{list(inputs.shape)}")
         if task.labels and (targets.ndim != 1 or targets.dtype.kind not in "iu"):
             raise DataError(f"{name}: y_{part} must be integer labels [N], got {targets.dtype}{list(targets.shape)}")
-        parts[part] = ArrayDataset(inputs, targets.astype(target), mean=mean, std=std)
+        if targets.dtype.kind not in "fiub":
+            raise DataError(f"{name}: y_{part} must be numbers, got {targets.dtype}")
+        try:
+            parts[part] = ArrayDataset(inputs, targets.astype(target), **normalisation, stored=stored)
+        except (DataError, ValueError, TypeError) as error:
+            raise DataError(f"{name}: the {part} part: {error}") from error
     return DataSource(name, parts["train"], parts["test"], task)
 
 
-CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32
-
-
-def _cifar10(folder: Path, _task: str | None) -> DataSource:
-    """CIFAR-10 in its canonical binary layout, ``data_batch_1.bin`` … and ``test_batch.bin``."""
-    if (folder / "cifar-10-batches-bin").is_dir():
-        folder = folder / "cifar-10-batches-bin"
-
-    def read(names: list[str]) -> ArrayDataset:
-        records = []
-        for name in names:
-            try:
-                raw = np.fromfile(folder / name, np.uint8)
-            except OSError as error:
-                raise DataError(f"cannot read {folder / name}: {error.strerror or error}") from error
-            if raw.size == 0 or raw.size % CIFAR_RECORD_BYTES:
-                raise DataError(f"{folder / name}: {raw.size} bytes are not records of {CIFAR_RECORD_BYTES} bytes")
-            records.append(raw.reshape(-1, CIFAR_RECORD_BYTES))
-        rows = np.concatenate(records)
-        if int(rows[:, 0].max()) > 9:
-            raise DataError(f"{folder}: a label above 9, so this is not CIFAR-10")
-        images = rows[:, 1:].reshape(-1, 3, 32, 32)  # (N, channel, row, column)
-        return ArrayDataset(
-            images,
-            rows[:, 0].astype(np.int64),
-            mean=[255 * 0.485, 255 * 0.456, 255 * 0.406],
-            std=[255 * 0.229, 255 * 0.224, 255 * 0.225],
-        )
-
-    train = read([f"data_batch_{i}.bin" for i in range(1, 6)])
-    return DataSource(f"cifar10:{folder}", train, read(["test_batch.bin"]), task_by_name("classification"),
-                      augment=ShiftAndFlip(4, flip=True))  # fmt: skip
-
-
-_FILE_SOURCES: dict[str, Callable[[Path, str | None], DataSource]] = {"cifar10": _cifar10, "npz": _npz}
+NPZ = "an .npz needs x_train, y_train, x_test, y_test, and may have mean and std"
+FILE_SOURCES = {
+    "cifar10": FileSource(lambda path, _: CIFAR10.load(path), how_to_get(CIFAR10)),
+    "cifar100": FileSource(lambda path, _: CIFAR100.load(path), how_to_get(CIFAR100)),
+    "imagefolder": FileSource(
+        lambda path, _, **sizes: load_image_folder(path, **sizes), f"put {LAYOUT} there", ("size", "resize")
+    ),
+    "npz": FileSource(_npz, NPZ),
+}
 
 
 def _from_factory(spec: str, task: str | None, near: Path | None) -> DataSource:
@@ -144,5 +172,5 @@ def _from_factory(spec: str, task: str | None, near: Path | None) -> DataSource:
         return result
     if not isinstance(result, tuple) or len(result) not in (2, 3) or not all(hasattr(p, "__len__") for p in result[:2]):
         raise DataError(f"the data factory {spec} must return (train, test) or (train, test, task)")
-    given = result[2] if len(result) == 3 else task_by_name(task or "classification")
+    given = result[2] if len(result) == 3 else task_by_name(task or CLASSIFICATION)
     return DataSource(spec, result[0], result[1], task_by_name(given) if isinstance(given, str) else given)

@@ -162,10 +162,8 @@ class Phase:
         return rising * 0.5 * (1 + math.cos(math.pi * epochs_done / self.epochs))
 
     def _step(self, chosen: Tensor, epoch: int, batch: int) -> float:
-        inputs, targets = take(self.data.train, chosen.tolist())
-        if self.data.augment is not None:
-            seed = hash_seed(self.config.seed, self.name, epoch, batch)
-            inputs = self.data.augment(inputs, torch.Generator().manual_seed(seed))
+        seed = hash_seed(self.config.seed, self.name, epoch, batch)
+        inputs, targets = self.data.training_batch(chosen.tolist(), seed)
         mine, weight = self.processes.share(chosen)
         inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
         if self.processes.count > 1:  # dropout and the like differ between processes, and do not stand in checkpoints

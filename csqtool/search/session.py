@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from csqtool.data import DataSource, load_data
+from csqtool.data import DataSource, check_fit, load_data
 from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
@@ -31,7 +31,7 @@ from csqtool.quantized_model import twos_complement_bits
 from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
 from csqtool.search.checkpoint import load_weights, save_checkpoint
 from csqtool.search.config import SearchConfig
-from csqtool.search.loop import Phase, batches_of, evaluate, start_processes
+from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, start_processes
 from csqtool.search.method import Method, load_method
 from csqtool.search.progress import Progress, Silent
 from csqtool.search.scheme import LossProbe, close_holes, settle
@@ -79,6 +79,7 @@ class Session:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
         sample, _ = next(batches_of(self.data.test, most=2))
         self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
+        check_fit(self.model, self.data)
         self.net = QuantizedNet(self.model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
         self.budget = self._make_budget()
         self.stages = self._make_stages()
@@ -132,7 +133,7 @@ class Session:
         config = self.config
         return {
             "model": {"factory": config.model, "args": dict(config.model_args)},
-            "data": {"source": config.data, "task": self.data.task.name},
+            "data": {"source": config.data, **self.data.facts()},
             "input_shape": list(next(batches_of(self.data.test, most=1))[0].shape[1:]),
             "method": {
                 "name": config.method,
@@ -432,12 +433,13 @@ def _reestimate_batch_norm(phase: Phase, data: DataSource) -> None:
 
     The samples are augmented as in training: the weights were trained to that distribution's statistics.
     """
-    generator = torch.Generator().manual_seed(phase.config.seed)
+    samples, size = min(len(data.train), BN_SAMPLES), max(phase.config.batch_size, 128)
 
     def inputs() -> Iterator[Tensor]:
-        for x, _ in batches_of(data.train, most=BN_SAMPLES, size=max(phase.config.batch_size, 128)):
-            if len(x) > 1:
-                yield data.augment(x, generator) if data.augment else x
+        for start in range(0, samples, size):
+            chosen = range(start, min(start + size, samples))
+            if len(chosen) > 1:
+                yield data.training_batch(chosen, hash_seed(phase.config.seed, "batch norm", start))[0]
 
     update_bn(inputs(), phase.net, device=phase.device)
     phase.net.eval()

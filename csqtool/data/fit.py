@@ -1,0 +1,54 @@
+"""Whether a model and its data belong together, asked before hours of training instead of within them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from csqtool.data.arrays import Dataset, DataSource, take
+from csqtool.errors import DataError
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, source: DataSource) -> None:
+    """Run `model` on two samples and compare shapes, targets and labels.
+
+    Labels are looked at in every sample of a data set that tells them without reading its inputs (`targets`).
+
+    Raises:
+        DataError: training and test inputs differ in shape, targets do not fit the outputs, or a label has no class.
+    """
+    (train_inputs, _), (inputs, targets) = (
+        take(part, range(min(2, len(part)))) for part in (source.train, source.test)
+    )
+    if train_inputs.shape[1:] != inputs.shape[1:]:
+        raise DataError(
+            f"{source.name}: training inputs have shape {list(train_inputs.shape[1:])}, "
+            f"test inputs {list(inputs.shape[1:])}; both go into one model"
+        )
+    was_training = model.training
+    model.eval()
+    device = next((p.device for p in model.parameters()), inputs.device)
+    outputs = model(inputs.to(device))
+    model.train(was_training)
+    try:
+        source.task.loss(outputs, targets.to(device))
+    except DataError as error:
+        raise DataError(f"{source.name}: {error}") from error
+    if source.task.labels:
+        for part, dataset in (("training", source.train), ("test", source.test)):
+            _check_labels(source.name, part, dataset, outputs.shape[-1])
+
+
+def _check_labels(name: str, part: str, dataset: Dataset, classes: int) -> None:
+    labels = getattr(dataset, "targets", None)
+    if isinstance(labels, list):
+        labels = torch.tensor(labels)
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        return
+    wrong = torch.nonzero((labels < 0) | (labels >= classes)).flatten()
+    if len(wrong):
+        raise DataError(
+            f"{name}: {part} sample {int(wrong[0])} has label {int(labels[wrong[0]])}, "
+            f"the model's {classes} classes are 0 … {classes - 1}"
+        )
