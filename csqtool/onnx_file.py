@@ -14,7 +14,7 @@ def parse_onnx(content: bytes, *, where: str) -> onnx.ModelProto:
     """Return the model in an ONNX file.
 
     Raises:
-        FormatError: it is no ONNX file.
+        FormatError: it is no ONNX file, or one that keeps tensors in files beside it.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -26,6 +26,12 @@ def parse_onnx(content: bytes, *, where: str) -> onnx.ModelProto:
         raise FormatError(f"{where} is not an ONNX file: {error}") from error
     if not proto.graph.node or not proto.opset_import:
         raise FormatError(f"{where} is not an ONNX file: it holds no graph")
+    outside = [t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise FormatError(
+            f"{where} keeps {len(outside)} tensors, {outside[0]!r} first, in files beside it; save it as one file "
+            "(onnx.save without external data): what is checked must be what is shipped"
+        )
     return proto
 
 

@@ -17,7 +17,7 @@ def session(
 
     Args:
         content: the ONNX file, or its path.
-        optimization: ``off``, or ``on``: everything that is on by default.
+        optimization: ``off``, ``basic``, ``extended``, or ``on``: everything, which is the default.
         optimized_path: where to write the optimized graph.
         threads: threads of one operator, 0 for onnxruntime's own choice.
 
@@ -30,7 +30,8 @@ def session(
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "on" else level.ORT_DISABLE_ALL
+    levels = {"off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED}
+    options.graph_optimization_level = levels.get(optimization, level.ORT_ENABLE_ALL)
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
     try:

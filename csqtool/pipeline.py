@@ -102,6 +102,9 @@ def read_pipeline(path: Path) -> Pipeline:
     settings |= {"weights": _beside(model["weights"], folder)} if "weights" in model else {}
     verify = dict(_table(document, "verify", where))
     samples = verify.pop("samples", None)
+    for key in ("latency_against", "baseline"):
+        if isinstance(verify.get(key), str):
+            verify[key] = _beside(verify[key], folder)
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise ConfigError(f"{where}: [verify] samples must be a number of at least 1, got {samples!r}")
     exports = _table(document, "export", where)

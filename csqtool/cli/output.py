@@ -36,6 +36,17 @@ def verdict(passed: bool) -> str:
     return styled("PASS", "green") if passed else styled("FAIL", "red")
 
 
+def layers_text(report: dict[str, Any]) -> str:
+    """Return what a verification found of each layer, as a table."""
+    if not report["layers"]:
+        return "no layers were compared: they are in ONNX files with test data"
+    rows = [
+        (item["name"], item["optimizations"], "ok" if item["passed"] else "FAIL", item["detail"])
+        for item in report["layers"]
+    ]
+    return table(("layer, teacher-forced", "optimizations", "", "difference"), rows)
+
+
 def report_text(report: dict[str, Any]) -> str:
     """Return a verification's JSON document as text: a table, failures with their layer, the verdict."""
     rows = [

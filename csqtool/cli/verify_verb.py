@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from csqtool.cli.output import print_json, report_text
+from csqtool.cli.output import layers_text, print_json, report_text, tell
 
 FILE = click.Path(path_type=Path)
+
+
+def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each gate; their names are those of `csqtool.verify.Gates`."""
+    share = click.FloatRange(0, 1)
+    for option in reversed([
+        click.option("--max-abs-diff", type=float, help="Largest difference of any output, optimizations off."),
+        click.option("--max-rel-diff", type=float, help="The same over the largest output."),
+        click.option("--min-agreement", type=float, help="Least share of equal labels, 0 to 1."),
+        click.option("--min-metric", type=float, help="Least metric of the file."),
+        click.option("--max-metric-drop", type=float, help="How far the metric may lie below the float model's."),
+        click.option("--max-size", metavar="SIZE", help="Largest file size: bytes, or such as 60KB."),
+        click.option("--max-bit-width", type=float, help="Largest average bit width of the weights."),
+        click.option("--min-integer-share", type=share, help="Least share of nodes on integer kernels."),
+        click.option("--max-latency-ratio", type=float, help="Largest latency over that of --latency-against."),
+        click.option("--latency-against", metavar="FILE", help="An ONNX file to compare latencies with."),
+        click.option("--baseline", metavar="REPORT", help="A report (--json) of an earlier verification."),
+        click.option("--max-regression", type=float,
+                     help="How much worse than the baseline: metric points; share of size and bit width."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -17,41 +42,60 @@ FILE = click.Path(path_type=Path)
 @click.option("--data", help="Compare on this data's test set, not on the recorded one's.")
 @click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
 @click.option("--samples", type=int, help="Compare this many test samples. [default: all]")
-@click.option("--max-abs-diff", type=float, help="Largest difference of any output, optimizations off.")
-@click.option("--min-agreement", type=float, help="Least share of equal labels, 0 to 1.")
-@click.option("--min-metric", type=float, help="Least metric of the file.")
-@click.option("--max-metric-drop", type=float, help="How far the metric may lie below the float model's.")
-@click.option("--max-size", metavar="SIZE", help="Largest file size: bytes, or such as 60KB.")
+@click.option("--layers", is_flag=True, help="Also print every layer's difference.")
+@_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
-@click.pass_context
+@click.option("--junit", type=FILE, help="Write the report as JUnit XML.")
+@click.option("--markdown", type=FILE, help="Write the report as Markdown.")
 def verify(
-    ctx: click.Context,
     file: Path,
     against: Path,
     data: str | None,
     factory: str | None,
     samples: int | None,
-    max_abs_diff: float | None,
-    min_agreement: float | None,
-    min_metric: float | None,
-    max_metric_drop: float | None,
-    max_size: str | None,
+    layers: bool,
     json_path: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
+    max_size: str | None,
+    **limits: Any,
 ) -> None:
-    """Compare FILE (.onnx or .csq) with the finalized model; exit 1 if a check or gate fails."""
-    from csqtool.files import write_json
+    """Compare FILE (.onnx or .csq) with the finalized model; exit 1 if a check or gate fails.
+
+    In GitHub Actions, failures are also written as annotations and the report into the job's summary.
+    """
+    from csqtool.files import write_bytes, write_json
     from csqtool.text import parse_size
-    from csqtool.verify import Gates
+    from csqtool.verify import Gates, documents
     from csqtool.verify import verify as verify_file
 
-    size_limit = None if max_size is None else parse_size(max_size)
-    gates = Gates(max_abs_diff, min_agreement, min_metric, max_metric_drop, size_limit)
-    report = verify_file(file, against, data=data, model=factory, gates=gates, samples=samples).to_json()
+    gates = Gates(max_size=None if max_size is None else parse_size(max_size), **limits)
+    report = verify_file(file, against, data=data, model=factory, gates=gates, samples=samples, tell=tell).to_json()
+    if junit is not None:
+        write_bytes(junit, documents.junit(report))
+    if markdown is not None:
+        write_bytes(markdown, documents.markdown(report).encode())
     if json_path is not None and str(json_path) != "-":
         write_json(json_path, report)
     if json_path is not None and str(json_path) == "-":
         print_json(report)
     else:
         click.echo(report_text(report))
-    ctx.exit(0 if report["passed"] else 1)
+        if layers:
+            click.echo("\n" + layers_text(report))
+    _tell_github(report)
+    click.get_current_context().exit(0 if report["passed"] else 1)
+
+
+def _tell_github(report: dict[str, Any]) -> None:
+    """Write annotations and the step summary, where GitHub Actions asks for them."""
+    from csqtool.verify import documents
+
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    for line in documents.github_commands(report):
+        tell(line)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(documents.markdown(report) + "\n")

@@ -75,7 +75,7 @@ class ArrayDataset:
                 f"{channels} means and stds for inputs of shape {list(inputs.shape)}: one a channel (axis 1)"
             )
         self.inputs, self.targets = (
-            torch.from_numpy(np.require(array, requirements="CW")) for array in (inputs, targets)
+            torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in (inputs, targets)
         )
 
     def __len__(self) -> int:

@@ -10,7 +10,8 @@ from csqtool.errors import FormatError
 from csqtool.onnx_file import foreign_operators, parse_onnx
 from csqtool.onnx_session import session
 from csqtool.verify import layers, runtime
-from csqtool.verify.outputs import compare_outputs, compare_task, reference_outputs
+from csqtool.verify.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
+from csqtool.verify.report import LayerFinding
 from csqtool.verify.subject import Subject
 from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
 
@@ -31,6 +32,7 @@ def verify_onnx(subject: Subject) -> None:
             f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; verify compares files that map one "
             "'input' to one 'output'"
         )
+    subject.tell(f"{report.file}: integrity and weights …")
     _check_integrity(proto, subject)
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(proto, model), len(model.layers))
     if model.activations:
@@ -40,10 +42,12 @@ def verify_onnx(subject: Subject) -> None:
     if test is None:
         return
     inputs, targets = test
+    subject.tell(f"layers on {min(LAYER_SAMPLES, len(inputs))} samples …")
     _compare_layers(proto, subject, inputs[:LAYER_SAMPLES])
     wanted = reference_outputs(subject.net, inputs)
     task, results = subject.source.task, {}
     for optimization in runtime.OPTIMIZATIONS:
+        subject.tell(f"outputs on {len(inputs)} samples, optimizations {optimization} …")
         try:
             outputs = runtime.run_batches(session(subject.content, optimization), {"input": inputs.numpy()})
         except RuntimeError as error:
@@ -51,6 +55,7 @@ def verify_onnx(subject: Subject) -> None:
             continue
         results[optimization] = outputs["output"]
         compare_outputs(outputs["output"], wanted, task, not model.activations, optimization, report)
+    compare_levels(results, task, report)
     if "on" in results:
         compare_task(results["on"], wanted, targets, task, report)
 
@@ -96,11 +101,12 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
         wrong = 0
         for cut in found:
             holds, detail, figures = layers.compare_cut(cut, outputs[cut.value])
+            report.layers.append(LayerFinding(cut.name, optimization, holds, detail, figures))
             for key, value in figures.items():
                 worst[key] = max(value, worst.get(key, 0.0))
             if not holds:
                 wrong += 1
-                behind = layers.weights_behind(proto, cut.value, cuts, model)
+                behind = layers.weights_behind(proto, cut.value, found, model)
                 report.add("layers", f"{cut.name}, optimizations {optimization}", False, detail, behind or cut.name)
         if not wrong:
             words = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from csqtool.verify import runtime
 from csqtool.verify.report import VerifyReport
 
 FLOAT_TOLERANCE = 1e-4
-MIN_AGREEMENT = {"off": 0.995, "on": 0.99}
+MIN_AGREEMENT = {"off": 0.995, "basic": 0.99, "extended": 0.99, "on": 0.99}
 MAX_MEAN_SHARE = 0.05  # mean difference against the outputs' own spread, where activations are quantized
 MAX_METRIC_DIFFERENCE = 0.01
 
@@ -56,6 +57,7 @@ def compare_outputs(
     figures = {
         "max_abs_diff": float(difference.max()),
         "mean_abs_diff": float(difference.mean()),
+        "max_rel_diff": float(difference.max()) / max(float(np.abs(wanted).max()), 1e-12),
         "cosine": float((found.astype(np.float64) * wanted).sum() / norms) if norms else 0.0,
     }
     if task.labels:
@@ -74,6 +76,26 @@ def compare_outputs(
     if task.labels:
         words.append(f"agreement {figures['agreement']:.2%}")
     report.add("outputs", name, holds, ", ".join(words), None, **figures)
+
+
+def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyReport) -> None:
+    """Add the check that onnxruntime's optimization levels agree with one another.
+
+    Each level is also compared with PyTorch; two that err in opposite directions show here.
+    """
+    pairs = list(combinations(results, 2))
+    if not pairs or any(results[a].shape != results[b].shape for a, b in pairs):
+        return  # failed above
+    differences = {(a, b): float(np.abs(results[a].astype(np.float64) - results[b]).max()) for a, b in pairs}
+    worst = max(differences, key=differences.__getitem__)
+    figures = {"max_abs_diff_of_levels": differences[worst]}
+    words = f"at most {differences[worst]:.2g} apart ({worst[0]}, {worst[1]})"
+    holds = np.isfinite(differences[worst])
+    if task.labels:
+        figures["agreement"] = min(agreement(results[a], results[b]) for a, b in pairs)
+        words += f", agreement {figures['agreement']:.2%}"
+        holds &= figures["agreement"] >= min(MIN_AGREEMENT.values())
+    report.add("outputs", "optimization levels against each other", bool(holds), words, None, **figures)
 
 
 def compare_task(

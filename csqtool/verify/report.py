@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+SCHEMA_VERSION = 1  # docs/verify-report.schema.json
 LEVELS = ("integrity", "weights", "layers", "outputs", "task", "gates")
 
 
@@ -29,6 +30,25 @@ class Check:
     figures: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LayerFinding:
+    """How one layer's output, made from PyTorch's own input to it, compares with PyTorch's.
+
+    Attributes:
+        name: the layer.
+        optimizations: onnxruntime's level, one of `csqtool.verify.runtime.OPTIMIZATIONS`.
+        passed: the difference is within the rounding that its arithmetic allows.
+        detail: the difference, and what is allowed.
+        figures: the numbers behind it.
+    """
+
+    name: str
+    optimizations: str
+    passed: bool
+    detail: str
+    figures: dict[str, float]
+
+
 @dataclass
 class VerifyReport:
     """All verdicts on one file."""
@@ -36,7 +56,9 @@ class VerifyReport:
     file: str
     against: str
     size_bytes: int
+    average_bit_width: float
     checks: list[Check] = field(default_factory=list)
+    layers: list[LayerFinding] = field(default_factory=list)
     samples: int = 0
 
     @property
@@ -61,14 +83,17 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document; figures that are not finite become null."""
-        checks = [asdict(check) for check in self.checks]
-        for check in checks:
-            check["figures"] = {k: v if abs(v) < float("inf") else None for k, v in check["figures"].items()}
+        checks, layers = ([asdict(item) for item in items] for items in (self.checks, self.layers))
+        for item in (*checks, *layers):
+            item["figures"] = {k: v if abs(v) < float("inf") else None for k, v in item["figures"].items()}
         return {
+            "schema_version": SCHEMA_VERSION,
             "file": self.file,
             "against": self.against,
             "passed": self.passed,
             "size_bytes": self.size_bytes,
             "samples": self.samples,
+            "average_bit_width": self.average_bit_width,
             "checks": checks,
+            "layers": layers,
         }

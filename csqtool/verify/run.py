@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from csqtool.data import DataSource, load_data
@@ -26,6 +27,7 @@ def verify(
     model: str | None = None,
     gates: Gates | None = None,
     samples: int | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
 
@@ -36,6 +38,7 @@ def verify(
         model: factory of the PyTorch module, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.
+        tell: told what is being checked, a line each.
 
     Returns:
         The report; `passed` says whether every check holds.
@@ -45,7 +48,7 @@ def verify(
     """
     content, reference = read_bytes(file), read_bytes(against)
     finalized = parse_finalized(reference, where=str(against))
-    report = VerifyReport(str(file), str(against), len(content))
+    report = VerifyReport(str(file), str(against), len(content), finalized.average_bit_width)
     if samples is not None and samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
     subject = Subject(
@@ -57,9 +60,10 @@ def verify(
         source=_data(finalized, data, against),
         samples=samples,
         report=report,
+        tell=tell,
     )
     (verify_csq if file.suffix == ".csq" else verify_onnx)(subject)
-    (gates or Gates()).check(report, finalized)
+    (gates or Gates()).check(report, finalized, content)
     return report
 
 

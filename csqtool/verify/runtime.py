@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-OPTIMIZATIONS = ("off", "on")
+OPTIMIZATIONS = ("off", "basic", "extended", "on")  # on: the default, everything
 BATCH = 250
 
 

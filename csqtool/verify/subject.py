@@ -29,6 +29,7 @@ class Subject:
         source: data and task.
         samples: compare this many test samples, None all.
         report: where verdicts go.
+        tell: told what is being checked, a line each.
     """
 
     content: bytes
@@ -39,6 +40,7 @@ class Subject:
     source: DataSource
     samples: int | None
     report: VerifyReport
+    tell: Callable[[str], None]
 
     def check_origin(self, recorded: str | None) -> None:
         """Check that the file says it was made from this finalized model."""

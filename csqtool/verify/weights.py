@@ -80,6 +80,8 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
                 continue
             yield from ((layer.name, text) for text in _scale_problems(use, arrays, expected))
             users = [n for n in graph.node if use.output in n.input]
+            if not users:
+                yield layer.name, "nothing computes with its integers"
             if len(uses) + len(users) > 2:
                 continue  # a parameter used several times: which bias goes with which is the model's own code
             for user in users:
