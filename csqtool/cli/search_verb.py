@@ -63,6 +63,7 @@ _training = _settings(
     _setting("channels_last", bool, "Keep images in channels-last memory. [default: no]"),
     _setting("compile", click.Choice(["auto", "yes", "no"]), "Fused gate and activation kernels. [default: auto]"),
     _setting("checkpoint_minutes", float, "Also save within an epoch, this often. [default: 10]"),
+    _setting("tensorboard", bool, "Also write TensorBoard events into the run directory. [default: no]"),
 )  # fmt: skip
 
 

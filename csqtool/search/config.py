@@ -100,6 +100,7 @@ class SearchConfig:
         channels_last: keep images in channels-last memory.
         compile: fused kernels for gates and activation quantizers: ``auto`` where it pays, ``yes``, ``no``.
         checkpoint_minutes: also save within an epoch, this often.
+        tensorboard: also write the log as TensorBoard events.
     """
 
     model: str
@@ -152,6 +153,7 @@ class SearchConfig:
     channels_last: bool = False
     compile: str = "auto"
     checkpoint_minutes: float = 10.0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", tuple(self.exclude))

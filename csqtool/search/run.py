@@ -23,7 +23,7 @@ from csqtool.search.progress import Progress, Silent
 from csqtool.search.session import CHECKPOINTS, FINETUNE_METHODS, Session
 
 RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
-             "start-scheme.json", "start.safetensors", "checkpoints", "plots")  # fmt: skip
+             "start-scheme.json", "start.safetensors", "checkpoints", "plots", "tensorboard")  # fmt: skip
 SAME_SIGNAL_SECONDS = 2.0
 
 

@@ -35,6 +35,7 @@ from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, start_pr
 from csqtool.search.method import Method, load_method
 from csqtool.search.progress import Progress, Silent
 from csqtool.search.scheme import LossProbe, close_holes, settle
+from csqtool.search.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
 BN_SAMPLES = 8192
@@ -64,6 +65,9 @@ class Session:
         self.method: Method | None = None
         self.scheme: dict[str, tuple[int, ...]] | None = None
         self.float_metric: float | None = None
+        self._events: Events | None = None
+        if config.tensorboard:
+            check_available()
         self.started = time.monotonic()
         torch.manual_seed(config.seed)
         self._near = output / "config.json"
@@ -351,6 +355,14 @@ class Session:
             return
         with open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
+        if self.config.tensorboard:
+            self._write_events(entry)
+
+    def _write_events(self, entry: dict[str, Any]) -> None:
+        if self._events is None:
+            lines = (self.output / "log.jsonl").read_text(encoding="utf-8").count("\n")
+            self._events = Events(self.output / "tensorboard", first_step=lines - 1)
+        self._events.add(entry)
 
     def _save(self) -> None:
         if not self.processes.first:
