@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from csqtool.bench import bench
+    from csqtool.diffing import diff
     from csqtool.finalize import finalize
     from csqtool.finalized_file import read_finalized
     from csqtool.formats import export
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.rebuild import rebuilt_net
     from csqtool.search import SearchConfig, finetune, resume_search, search
+    from csqtool.starting import init
     from csqtool.verify import Gates, VerifyReport, verify
 
 __version__ = "0.1.0"
@@ -39,9 +41,11 @@ _HOMES = {
     "SearchConfig": "csqtool.search",
     "VerifyReport": "csqtool.verify",
     "bench": "csqtool.bench",
+    "diff": "csqtool.diffing",
     "export": "csqtool.formats",
     "finalize": "csqtool.finalize",
     "finetune": "csqtool.search",
+    "init": "csqtool.starting",
     "inspect": "csqtool.inspecting",
     "pack": "csqtool.packing",
     "read_finalized": "csqtool.finalized_file",
@@ -62,9 +66,11 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "bench",
+    "diff",
     "export",
     "finalize",
     "finetune",
+    "init",
     "inspect",
     "pack",
     "read_finalized",

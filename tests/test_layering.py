@@ -19,7 +19,7 @@ ORDER = [
     "exporters csqtool.summaries",
     "csqtool.verify",
     "csqtool.pipeline",
-    "csqtool.inspecting",
+    "csqtool.inspecting csqtool.diffing csqtool.starting",
     "csqtool.cli csqtool.__main__",
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

@@ -27,6 +27,8 @@ _VERBS = {
     "verify": "csqtool.cli.verify_verb:verify",
     "run": "csqtool.cli.run_verb:run",
     "bench": "csqtool.cli.bench_verb:bench",
+    "diff": "csqtool.cli.diff_verb:diff",
+    "init": "csqtool.cli.init_verb:init",
     "inspect": "csqtool.cli.model_verbs:inspect",
     "plot": "csqtool.cli.plot_verb:plot",
     "methods": "csqtool.cli.model_verbs:methods",

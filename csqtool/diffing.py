@@ -1,0 +1,134 @@
+"""What changed between two finalized models, or between two reports of `verify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from csqtool.errors import FormatError
+from csqtool.files import read_bytes
+from csqtool.finalized_file import parse_finalized
+from csqtool.quantized_model import QuantizedModel
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs.
+
+    Attributes:
+        where: a layer, an activation quantizer, a tensor, a check; ``model`` or ``file`` for the whole.
+        what: which property of it.
+        before, after: its values; None where it is not there.
+    """
+
+    where: str
+    what: str
+    before: Any
+    after: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the change as a JSON document."""
+        return asdict(self)
+
+
+def diff(a: Path, b: Path) -> list[Change]:
+    """Return what changed from `a` to `b`; empty if nothing that counts did.
+
+    Args:
+        a: a finalized model (``.safetensors``), or a report of ``verify --json``.
+        b: another of its kind.
+
+    Raises:
+        InputError: a file is missing or of neither kind.
+        FormatError: they are of different kinds.
+    """
+    kinds = [_read(path) for path in (a, b)]
+    before, after = kinds
+    if isinstance(before, QuantizedModel) and isinstance(after, QuantizedModel):
+        return _models(before, after)
+    if isinstance(before, dict) and isinstance(after, dict):
+        return _reports(before, after)
+    words = ["a finalized model" if isinstance(kind, QuantizedModel) else "a report" for kind in kinds]
+    raise FormatError(f"{a} is {words[0]}, {b} is {words[1]}: compare two of a kind")
+
+
+def _read(path: Path) -> QuantizedModel | dict[str, Any]:
+    content = read_bytes(path)
+    if content[:1] != b"{":
+        return parse_finalized(content, where=str(path))
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict) or not {"checks", "size_bytes", "passed"} <= document.keys():
+        raise FormatError(f"{path} is neither a finalized model nor a report of csqtool verify --json")
+    return document
+
+
+def _models(a: QuantizedModel, b: QuantizedModel) -> list[Change]:
+    changes: list[Change] = []
+
+    def note(where: str, what: str, before: Any, after: Any) -> None:
+        if before != after:
+            changes.append(Change(where, what, before, after))
+
+    layers = [{layer.name: layer for layer in model.layers} for model in (a, b)]
+    for name in dict.fromkeys([*layers[0], *layers[1]]):
+        one, other = (part.get(name) for part in layers)
+        if one is None or other is None:
+            note(name, "layer", one and "there", other and "there")
+            continue
+        for what in ("shape", "precision", "mask", "bit_width"):
+            note(name, what, *(_plain(getattr(layer, what)) for layer in (one, other)))
+        note(name, "scale", float(one.scale), float(other.scale))
+        if one.shape == other.shape and not np.array_equal(one.q, other.q):
+            distance = np.abs(one.q.astype(np.int32) - other.q)
+            changed, largest = int((distance > 0).sum()), int(distance.max())
+            changes.append(Change(name, "integers", None, f"{changed} of {one.elements} changed, by {largest} at most"))
+    quantizers = [{q.name: q for q in model.activations} for model in (a, b)]
+    for name in dict.fromkeys([*quantizers[0], *quantizers[1]]):
+        first, second = (part.get(name) for part in quantizers)
+        for what in ("bits", "zero_point", "scale"):
+            note(name, what, *(None if q is None else _plain(getattr(q, what)) for q in (first, second)))
+    for name in sorted(a.tensors.keys() | b.tensors.keys()):
+        values = [model.tensors.get(name) for model in (a, b)]
+        if values[0] is None or values[1] is None:
+            note(name, "tensor", *(None if v is None else "there" for v in values))
+        elif values[0].shape != values[1].shape or values[0].tobytes() != values[1].tobytes():
+            changes.append(Change(name, "tensor", None, "other values"))
+    for what in ("average_precision", "average_bit_width"):
+        note("model", what, *(round(getattr(model, what), 6) for model in (a, b)))
+    note("model", "packed integer bytes", *(sum(x.packed_bytes for x in model.layers) for model in (a, b)))
+    metrics = [model.info.get("metrics") or {} for model in (a, b)]
+    note("model", str(metrics[1].get("name", "metric")), *(m.get("finalized") for m in metrics))
+    return changes
+
+
+def _reports(a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
+    changes = [
+        Change("file", what, a.get(what), b.get(what))
+        for what in ("passed", "size_bytes", "average_bit_width", "samples") if a.get(what) != b.get(what)
+    ]  # fmt: skip
+    checks = [{(c["level"], c["name"], c["layer"]): c for c in report["checks"]} for report in (a, b)]
+    for key in dict.fromkeys([*checks[0], *checks[1]]):
+        one, other = (part.get(key) for part in checks)
+        where = ": ".join(str(part) for part in key if part)
+        verdicts = [None if c is None else "ok" if c["passed"] else "FAIL" for c in (one, other)]
+        if verdicts[0] != verdicts[1]:
+            changes.append(Change(where, "verdict", *verdicts))
+        figures = [{} if c is None else c["figures"] for c in (one, other)]
+        changes += [
+            Change(where, what, figures[0][what], figures[1][what])
+            for what in figures[0].keys() & figures[1].keys() if figures[0][what] != figures[1][what]
+        ]  # fmt: skip
+    return changes
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return float(value) if isinstance(value, np.floating) else value
