@@ -42,6 +42,14 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--data", help="Compare on this data's test set, not on the recorded one's.")
 @click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
 @click.option("--samples", type=int, help="Compare this many test samples. [default: all]")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=["onnxruntime"],
+    show_default=True,
+    help="What runs an ONNX file: onnxruntime, reference (onnx's evaluator, 32 samples). Repeatable.",
+)
 @click.option("--layers", is_flag=True, help="Also print every layer's difference.")
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
@@ -54,6 +62,7 @@ def verify(
     data: str | None,
     factory: str | None,
     samples: int | None,
+    backends: tuple[str, ...],
     layers: bool,
     json_path: Path | None,
     junit: Path | None,
@@ -71,7 +80,9 @@ def verify(
     from csqtool.verify import verify as verify_file
 
     gates = Gates(max_size=None if max_size is None else parse_size(max_size), **limits)
-    report = verify_file(file, against, data=data, model=factory, gates=gates, samples=samples, tell=tell).to_json()
+    report = verify_file(
+        file, against, data=data, model=factory, gates=gates, samples=samples, backends=backends, tell=tell
+    ).to_json()
     if junit is not None:
         write_bytes(junit, documents.junit(report))
     if markdown is not None:

@@ -41,11 +41,11 @@ def compare_outputs(
     wanted: NDArray[Any],
     task: Task,
     float_activations: bool,
+    name: str,
     optimization: str,
     report: VerifyReport,
 ) -> None:
     """Add the check of all outputs at one optimization level."""
-    name = f"onnxruntime, optimizations {optimization}"
     if found.shape != wanted.shape:
         report.add("outputs", name, False, f"shape {list(found.shape)} instead of {list(wanted.shape)}")
         return

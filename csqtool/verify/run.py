@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csqtool.data import DataSource, load_data
@@ -12,6 +12,7 @@ from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
 from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_net
+from csqtool.verify.backends import load_backends
 from csqtool.verify.csq_checks import verify_csq
 from csqtool.verify.gates import Gates
 from csqtool.verify.onnx_checks import verify_onnx
@@ -27,6 +28,7 @@ def verify(
     model: str | None = None,
     gates: Gates | None = None,
     samples: int | None = None,
+    backends: Sequence[str] = ("onnxruntime",),
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -38,6 +40,7 @@ def verify(
         model: factory of the PyTorch module, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.
+        backends: what runs ONNX files: ``onnxruntime``, ``reference``, or another package's.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -61,6 +64,7 @@ def verify(
         samples=samples,
         report=report,
         tell=tell,
+        backends=load_backends(backends),
     )
     (verify_csq if file.suffix == ".csq" else verify_onnx)(subject)
     (gates or Gates()).check(report, finalized, content)

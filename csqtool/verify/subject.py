@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from csqtool.data import DataSource
 from csqtool.data.arrays import take
 from csqtool.nn.net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
+from csqtool.verify.backends import Backend
 from csqtool.verify.report import VerifyReport
 from csqtool.verify.weights import Problem
 
@@ -30,6 +31,7 @@ class Subject:
         samples: compare this many test samples, None all.
         report: where verdicts go.
         tell: told what is being checked, a line each.
+        backends: what runs ONNX files.
     """
 
     content: bytes
@@ -41,6 +43,7 @@ class Subject:
     samples: int | None
     report: VerifyReport
     tell: Callable[[str], None]
+    backends: Sequence[Backend]
 
     def check_origin(self, recorded: str | None) -> None:
         """Check that the file says it was made from this finalized model."""

@@ -168,3 +168,18 @@ def test_the_github_action_s_script_gates_on_the_verdict(eight_bits: Built, brok
         assert done.returncode == wanted
         assert json.loads((tmp_path / "csqtool-report.json").read_text())["passed"] is (wanted == 0)
         assert (tmp_path / "csqtool-junit.xml").is_file()
+
+
+def test_the_reference_evaluator_agrees_and_sees_a_broken_file(eight_bits: Built, broken: Path) -> None:
+    both = ["--backend", "onnxruntime", "--backend", "reference"]
+    code, found = eight_bits.verify(eight_bits.onnx, *both)
+    assert code == 0
+    assert any(c["name"] == "reference" and c["passed"] for c in found["checks"])  # type: ignore[attr-defined]
+    code, found = eight_bits.verify(broken, *both)
+    assert any(c["name"] == "reference" and not c["passed"] for c in found["checks"])  # type: ignore[attr-defined]
+
+
+def test_a_backend_that_is_not_there_is_no_pass(eight_bits: Built) -> None:
+    result = invoke("verify", eight_bits.onnx, "--against", eight_bits.model, "--backend", "onnxruntim")
+    assert result.exit_code == 2
+    assert "did you mean 'onnxruntime'" in result.stderr or "onnxruntime" in result.stderr
