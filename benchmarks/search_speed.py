@@ -36,7 +36,7 @@ from csqtool.task import task_by_name
 ROOT = Path(__file__).parent.parent
 MODELS = {
     "resnet20": f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20",
-    "vgg19_bn": f"{ROOT}/sample_models/vgg19_bn/model.py:vgg19_bn",
+    "vgg19_bn": f"{ROOT}/sample_models/vgg_cifar/model.py:vgg19_bn",
 }
 BATCH = 128
 METHODS = ("csq", "csq-uniform", "lsq", "ste-uniform", "bsq")
