@@ -103,7 +103,10 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
         if place.value.endswith("_clipped") and place.value not in made:  # not every quantizer needs a clip
             place = replace(place, value=f"{place.name}_q")  # noqa: PLW2901
         if place.value not in made:
-            continue
+            value = _linear_output(graph, place.name)
+            if value is None:
+                continue
+            place = replace(place, value=value)  # noqa: PLW2901
         found.append(place)
         if place.value in outputs:
             continue
@@ -116,6 +119,17 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
         graph.input.append(onnx.helper.make_tensor_value_info(place.value + FORCED, element, shape))
         graph.output.append(onnx.helper.make_tensor_value_info(place.value, element, shape))
     return cut, found
+
+
+def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
+    """Return the output of a linear layer on more than two axes: of a MatMul, or of the Add of its bias behind it."""
+    products = [node for node in graph.node if node.op_type == "MatMul" and f"{layer}.weight_dq" in node.input]
+    if len(products) != 1:
+        return None
+    product: str = products[0].output[0]
+    sums = [node.output[0] for node in graph.node
+            if node.op_type == "Add" and {product, f"{layer}.bias"} == set(node.input)]  # fmt: skip
+    return sums[0] if sums else product
 
 
 def compare_cut(cut: Cut, found: NDArray[Any]) -> tuple[bool, str, dict[str, float]]:
