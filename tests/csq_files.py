@@ -57,6 +57,13 @@ def spread(count, low, high, terms=1):
     return total // terms + low
 
 
+def pruned(q, rows, columns):
+    """Return `q` with these indices of the first and second axis all zero."""
+    q = q.copy()
+    q[rows], q[:, columns] = 0, 0
+    return q
+
+
 def layers_of(*integers):
     """Return a model with these arrays as layers `w0`, `w1`, ….
 
@@ -92,6 +99,15 @@ def golden_models():
             spread(5000, -7, 7, 3).astype(np.int8).reshape(50, 100), spread(4001, -100, 155, 6).astype(np.int16),
             (spread(700, 0, 40) == 0).astype(np.int8),
         ), "smallest"),
+        "v2-pruned": (layers_of(*(
+            pruned(spread(6 * 11 * 9, low, high, terms).astype(kind).reshape(6, 11, 3, 3), rows, columns)
+            for kind, low, high, terms, rows, columns in (
+                (np.int8, -1, 1, 1, [1, 2], [0, 8, 10]),  # ternary
+                (np.int8, -7, 7, 5, [3], [4]),  # entropy-coded
+                (np.int16, -255, 255, 1, [], [0, 1, 2, 3]),  # dense
+                (np.int16, 200, 200, 1, [0, 5], []),  # one level
+            )
+        )), "smallest"),
         "v2-raw": (one_layer(np.zeros((2, 3), np.int8), **{**{f"t_{k.replace('?', 'b')}": a for k, a in raw.items()},
                                           "float": np.array([0.1, -np.pi], np.float32), "half": halves,
                                           "scalar": np.array(3.25, np.float32)}), "smallest"),

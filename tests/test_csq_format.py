@@ -22,6 +22,7 @@ from csq_files import (
     golden_onnx,
     layers_of,
     one_layer,
+    pruned,
     small_model,
     with_right_checksums,
 )
@@ -164,6 +165,8 @@ def quantized(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     q = rng.choice(np.array(levels, np.int16), shape) if draw(st.booleans()) else rng.integers(low, high + 1, shape)
     q = np.asarray(q).astype(np.int8 if bits <= 8 and draw(st.booleans()) else np.int16)
+    if q.ndim >= 2:
+        q = pruned(q, draw(st.lists(st.integers(0, q.shape[0] - 1))), draw(st.lists(st.integers(0, q.shape[1] - 1))))
     return np.asfortranarray(q) if draw(st.booleans()) else q
 
 
@@ -191,6 +194,28 @@ def test_entropy_coded_streams_of_any_length_and_skew_come_back(bits, count, wid
     content = integers(bits, 4, rans_encode(q, fitted(int(q.min()), counts)), count, "I16")
     assert (CsqFile(content, where="x").tensor("w") == q).all()
     assert (decode(content, where="x")[0]["w"] == q).all()
+
+
+@READERS
+def test_the_specifications_example_of_a_pruned_tensor_is_read(read):
+    content = assemble([row("w", "I8", 6, 4, (2, 3), bytes.fromhex("010205d5"))])
+    found = CsqFile(content, where="x").tensor("w") if read is checked else read(content, where="x")[0]["w"]
+    assert found.tolist() == [[0, 0, 0], [5, 0, -3]]
+
+
+@pytest.mark.parametrize("large", [(70_000, 9), (3, 70_000), (3, 5, 70_000)])
+def test_pruned_tensors_of_several_blocks_come_back_from_both_readers(large):
+    q = pruned(np.random.default_rng(0).normal(0, 2, large).round().astype(np.int8), [1, large[0] - 1], [0, 4])
+    content = pack(one_layer(q))
+    assert CsqFile(content, where="x").entries["w"].encoding is Encoding.PRUNED
+    assert (CsqFile(content, where="x").tensor("w") == q).all()
+    assert (decode(content, where="x")[0]["w"] == q).all()
+
+
+def test_channels_of_zeros_cost_next_to_nothing():
+    q = np.random.default_rng(0).normal(0, 2, (64, 64, 3, 3)).round().astype(np.int8)
+    half = len(pack(one_layer(q[:32, :32])))
+    assert len(pack(one_layer(pruned(q, range(32, 64), range(32, 64))))) < half + 100
 
 
 @settings(deadline=None)
@@ -309,7 +334,7 @@ ROWS = {
     "2^64 elements": (row("w", "U8", 0, 8, (2**31, 2**31, 4), b""), "elements"),
     "2^1024 elements": (row("w", "U8", 0, 8, (2**32 - 1,) * 32, b""), "elements"),
     "an unknown dtype": (row("w", "U8", 0, 8, (1,), b"x") | {"dtype": 13}, "dtype 13"),
-    "an unknown encoding": (row("w", "I8", 6, 8, (1,), b"x"), "encoding 6"),
+    "an unknown encoding": (row("w", "I8", 7, 8, (1,), b"x"), "encoding 7"),
     "raw of another width": (row("w", "F32", 0, 16, (1,), b"xx"), "bits"),
     "half of float64": (row("w", "F64", 5, 16, (1,), b"xx"), "half|F32"),
     "half of 32 bits": (row("w", "F32", 5, 32, (1,), b"xxxx"), "half|F32|16"),
@@ -335,6 +360,20 @@ ROWS = {
     "levels that descend": (row("w", "I8", 3, 3, (1,), b"\1\1\0\0\0\0"), "levels"),
     "a level twice": (row("w", "I8", 3, 3, (1,), b"\1\1\0\1\0\0"), "levels"),
     "a level beyond the bits": (row("w", "I8", 3, 2, (1,), b"\0\2\0"), "levels"),
+    "pruned with one axis": (row("w", "I8", 6, 3, (2,), b"\1\1\1"), "two axes"),
+    "pruned without bytes": (row("w", "I8", 6, 3, (1, 1), b""), "short"),
+    "pruned channels cut short": (row("w", "I8", 6, 3, (9, 1), b"\1\1\0"), "short"),
+    "pruned, pruned again": (row("w", "I8", 6, 3, (1, 1), b"\6\1\1\1"), "encoding 6"),
+    "pruned, raw": (row("w", "I8", 6, 3, (1, 1), b"\0\1\1\1"), "encoding 0"),
+    "pruned padding of rows": (row("w", "I8", 6, 3, (1, 2), b"\1\3\1\1"), "padding"),
+    "pruned padding of columns": (row("w", "I8", 6, 3, (2, 1), b"\1\1\3\1"), "padding"),
+    "pruned to nothing": (row("w", "I8", 6, 3, (2, 2), b"\1\0\1"), "no channel"),
+    "pruned dense too short": (row("w", "I8", 6, 8, (2, 2), b"\1\3\2\1"), "length"),
+    "pruned dense too long": (row("w", "I8", 6, 8, (2, 2), b"\1\1\2\1\1"), "length"),
+    "pruned ternary too long": (row("w", "I8", 6, 2, (2, 2), b"\2\1\2\1\1"), "length"),
+    "pruned ternary of 3 bits": (row("w", "I8", 6, 3, (2, 2), b"\2\1\2\1"), "bits"),
+    "pruned stream padding": (row("w", "I8", 6, 3, (2, 2), b"\1\1\2\x45"), "padding"),
+    "pruned entropy coder cut short": (row("w", "I8", 6, 3, (2, 2), b"\4\1\2\1"), "short"),
     "an index beyond the levels": (row("w", "I8", 3, 3, (1,), b"\2\0\0\1\0\2\0\3"), "index"),
     "codebook padding": (row("w", "I8", 3, 3, (1,), b"\1\0\0\1\0\x02"), "padding"),
 }

@@ -78,7 +78,7 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
             damaged.append(row.name)
         dtype = np.dtype(ELEMENT_TYPES[row.dtype])
         try:
-            flat = expand(row.encoding, stored, math.prod(row.shape), row.bits, dtype)
+            flat = expand(row.encoding, stored, row.shape, row.bits, dtype)
         except BadStream as error:
             _require(not intact, what, str(error))
             continue
@@ -165,7 +165,7 @@ def _check_row(row: _Row, what: str) -> None:
     """Check all that one row says by itself; nothing is allocated for a tensor before this holds."""
     what = f"{what} {row.name!r}"
     _require(row.dtype < len(ELEMENT_TYPES), what, f"unknown dtype {row.dtype}")
-    _require(row.encoding <= 5, what, f"unknown encoding {row.encoding}")
+    _require(row.encoding <= 6, what, f"unknown encoding {row.encoding}")
     _require(all(row.shape), what, f"shape {row.shape} has a dimension of zero")
     count = math.prod(row.shape)
     _require(count <= ELEMENTS_LIMIT, what, f"shape {row.shape} has more than {ELEMENTS_LIMIT} elements")
@@ -178,6 +178,7 @@ def _check_row(row: _Row, what: str) -> None:
         _require(row.dtype in INTEGERS, what, "integer encodings are for I8 or I16")
         most = 2 if row.encoding == 2 else min(9, element_bits)
         _require(1 <= row.bits <= most, what, f"bits is {row.bits}, at most {most}")
+        _require(row.encoding != 6 or len(row.shape) >= 2, what, f"pruned tensor of shape {row.shape}, needs two axes")
     length = expected_length(row.encoding, count, row.bits)
     _require(length in (None, row.length), what, f"length is {row.length}, its shape and bits need {length}")
 

@@ -7,7 +7,8 @@ bits, divides by three and searches cumulative frequencies.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def expected_length(encoding: int, count: int, bits: int) -> int | None:
     return -(-count // 5) if encoding == 2 else None
 
 
-def expand(encoding: int, stored: bytes, count: int, bits: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def expand(encoding: int, stored: bytes, shape: tuple[int, ...], bits: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the elements of a tensor, flat.
 
     Raises:
@@ -48,12 +49,16 @@ def expand(encoding: int, stored: bytes, count: int, bits: int, dtype: np.dtype[
     if encoding == 5:
         with np.errstate(invalid="ignore"):
             return np.frombuffer(stored, "<f2").astype(dtype)
-    makers = {1: twos_complement, 2: ternary, 3: codebook, 4: rans}
-    for _ in makers[encoding](stored, count, bits):
+    count = math.prod(shape)
+
+    def parts() -> Iterator[NDArray[Any]]:
+        return pruned(stored, shape, bits) if encoding == 6 else MAKERS[encoding](stored, count, bits)
+
+    for _ in parts():
         pass  # all of it is checked before memory is taken for it
     q = np.empty(count, dtype)
     position = 0
-    for part in makers[encoding](stored, count, bits):
+    for part in parts():
         q[position : position + len(part)] = part
         position += len(part)
     require(position == count, "the stream is too short")
@@ -146,3 +151,48 @@ def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
         states[: len(now)] = now
         yield symbol + lowest
     require(position == len(words) and (states == 65536).all(), "words are left over, or the final states are wrong")
+
+
+MAKERS: dict[int, Callable[[bytes, int, int], Iterator[NDArray[Any]]]] = {
+    1: twos_complement,
+    2: ternary,
+    3: codebook,
+    4: rans,
+}
+
+
+def pruned(stored: bytes, shape: tuple[int, ...], bits: int) -> Iterator[NDArray[Any]]:
+    """Yield the elements in order, zeros where the index of one of the first two axes is not stored."""
+    row_end = 1 + -(-shape[0] // 8)
+    end = row_end + -(-shape[1] // 8)
+    require(len(stored) >= end, "the list of stored channels is cut short")
+    require(1 <= stored[0] <= 4, f"stored channels of encoding {stored[0]}")
+    rows = np.frombuffer(stored[1:row_end], np.uint8)
+    columns = np.frombuffer(stored[row_end:end], np.uint8)
+    for octets, size in ((rows, shape[0]), (columns, shape[1])):
+        require(size % 8 == 0 or octets[-1] < 2 ** (size % 8), "padding bits are not zero")
+    depth = math.prod(shape[2:])
+    count = depth * math.prod(int(np.bitwise_count(octets).sum(dtype=np.int64)) for octets in (rows, columns))
+    require(count, "no channel is stored")
+    require(stored[0] != 2 or bits <= 2, f"bits is {bits}, ternary has at most 2")
+    length = expected_length(stored[0], count, bits)
+    require(length in (None, len(stored) - end), f"length of the stored channels is not {length}")
+    pieces = MAKERS[stored[0]](stored[end:], count, bits)
+    ready: list[NDArray[Any]] = []
+    total = math.prod(shape)
+    for first in range(0, total, VALUES_AT_ONCE):
+        row, inside = np.divmod(np.arange(first, min(first + VALUES_AT_ONCE, total)), shape[1] * depth)
+        column = inside // depth
+        stored_here = rows[row // 8] // 2 ** (row % 8) % 2 + columns[column // 8] // 2 ** (column % 8) % 2 == 2
+        wanted = int(stored_here.sum())
+        have = len(ready[0]) if ready else 0
+        while have < wanted:
+            ready.append(next(pieces))
+            have += len(ready[-1])
+        source = np.concatenate([np.empty(0, np.int16), *ready])
+        values = np.zeros(len(row), np.int16)
+        values[stored_here] = source[:wanted]
+        ready = [source[wanted:]]
+        yield values
+    for _ in pieces:  # the rules on its end
+        pass

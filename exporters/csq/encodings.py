@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from csqtool.errors import ExportError
 from exporters.csq import rans
-from exporters.csq.entry import DTYPES, Encoding, Entry, stored_bytes
+from exporters.csq.entry import DTYPES, Encoding, Entry, encoding_problem, stored_bytes
 from exporters.csq.integers import pack_fields, pack_integers, unpack_integers, unpacked_blocks
 from exporters.csq.rans import StreamError
 
@@ -42,6 +43,8 @@ def encode_integers(q: NDArray[Any], bits: int, *, smallest: bool) -> tuple[Enco
         candidates.append((Encoding.CODEBOOK, _pack_codebook(flat, levels + lowest)))
     if levels.size >= 2:
         candidates.append((Encoding.RANS, rans.encode(flat, rans.fitted(lowest, counts))))
+    if q.ndim >= 2 and (pruned := _pack_pruned(q, bits)) is not None:
+        candidates.append((Encoding.PRUNED, pruned))
     return min(candidates, key=lambda candidate: len(candidate[1]))
 
 
@@ -76,6 +79,7 @@ def blocks(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
         Encoding.DENSE: _dense,
         Encoding.TERNARY: _ternary,
         Encoding.CODEBOOK: _codebook,
+        Encoding.PRUNED: _pruned,
     }
     return decoders[entry.encoding](entry, stored)
 
@@ -175,3 +179,56 @@ def _codebook(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
         if index.max() >= count:
             raise StreamError(f"an index is {index.max()}, there are {count} levels")
         yield levels[index]
+
+
+def _pack_pruned(q: NDArray[Any], bits: int) -> bytes | None:
+    """Return which channels of the first two axes are stored, and these; None where none is all zero, or all are."""
+    used = q.reshape(*q.shape[:2], -1).any(-1)  # (first axis, second axis)
+    rows, columns = used.any(1), used.any(0)
+    if (rows.all() and columns.all()) or not rows.any():
+        return None
+    encoding, stored = encode_integers(q[rows][:, columns].reshape(-1), bits, smallest=True)
+    return (
+        bytes([encoding])
+        + b"".join(np.packbits(kept, bitorder="little").tobytes() for kept in (rows, columns))
+        + stored
+    )
+
+
+def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
+    size, columns = entry.shape[0], entry.shape[1]
+    begin = 1 + stored_bytes(size, 1) + stored_bytes(columns, 1)
+    if len(stored) < begin:
+        raise StreamError("the list of stored channels is cut short")
+    if stored[0] not in (Encoding.DENSE, Encoding.TERNARY, Encoding.CODEBOOK, Encoding.RANS):
+        raise StreamError(f"stored channels have encoding {stored[0]}, expected 1 to 4")
+    row_bits, column_bits = stored[1 : 1 + stored_bytes(size, 1)], stored[1 + stored_bytes(size, 1) : begin]
+    _check_padding(row_bits, size)
+    _check_padding(column_bits, columns)
+    depth = entry.elements // (size * columns)  # elements of one channel pair
+    kept = _ones(row_bits) * _ones(column_bits) * depth
+    if not kept:
+        raise StreamError("no channel is stored")
+    inner = replace(entry, shape=(kept,), encoding=Encoding(stored[0]), length=len(stored) - begin)
+    if (problem := encoding_problem(inner)) is not None:
+        raise StreamError(f"stored channels: {problem}")
+    source = blocks(inner, stored[begin:])
+    rest = np.empty(0, np.int16)  # decoded and not handed on
+    row_octets, column_octets = np.frombuffer(row_bits, np.uint8), np.frombuffer(column_bits, np.uint8)
+    for start in range(0, entry.elements, _BLOCK_BYTES):
+        pair = np.arange(start, min(start + _BLOCK_BYTES, entry.elements)) // depth
+        row, column = np.divmod(pair, columns)
+        here = (row_octets[row >> 3] >> (row & 7) & column_octets[column >> 3] >> (column & 7) & 1).astype(np.bool_)
+        wanted = int(np.count_nonzero(here))
+        while rest.size < wanted:
+            rest = np.concatenate([rest, next(source)])
+        out = np.zeros(pair.size, np.int16)
+        out[here] = rest[:wanted]
+        rest = rest[wanted:]
+        yield out
+    for _ in source:  # what is checked behind the last element
+        pass
+
+
+def _ones(octets: memoryview) -> int:
+    return int(np.bitwise_count(np.frombuffer(octets, np.uint8)).sum(dtype=np.int64))

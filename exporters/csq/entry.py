@@ -48,6 +48,7 @@ class Encoding(IntEnum):
     CODEBOOK = 3
     RANS = 4
     HALF = 5
+    PRUNED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,8 @@ def encoding_problem(entry: Entry) -> str | None:
         highest = 2 if entry.encoding is Encoding.TERNARY else min(width, MAX_BIT_WIDTH)
         if not 1 <= entry.bits <= highest:
             return f"bits is {entry.bits}, {kind} {entry.dtype} has 1 to {highest}"
+        if entry.encoding is Encoding.PRUNED and len(entry.shape) < 2:
+            return f"pruned tensors have two axes or more, got shape {list(entry.shape)}"
     elif entry.encoding is Encoding.HALF:
         if entry.dtype != "F32" or entry.bits != 16:
             return f"half tensors are F32 of 16 bits, got {entry.dtype} of {entry.bits}"
@@ -140,8 +143,9 @@ def encoding_problem(entry: Entry) -> str | None:
         return f"bits is {entry.bits}, raw {entry.dtype} has {width}"
     expected = {
         Encoding.TERNARY: (entry.elements + 4) // 5,
-        Encoding.CODEBOOK: None,  # these two say their sizes themselves
+        Encoding.CODEBOOK: None,  # these say their sizes themselves
         Encoding.RANS: None,
+        Encoding.PRUNED: None,
     }.get(entry.encoding, stored_bytes(entry.elements, entry.bits))
     if expected is not None and entry.length != expected:
         return f"length is {entry.length}, shape {list(entry.shape)} takes {expected} bytes"

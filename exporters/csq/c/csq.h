@@ -58,7 +58,7 @@ typedef enum {
     CSQ_C64
 } csq_dtype;
 
-typedef enum { CSQ_RAW, CSQ_DENSE, CSQ_TERNARY, CSQ_CODEBOOK, CSQ_RANS, CSQ_HALF } csq_encoding;
+typedef enum { CSQ_RAW, CSQ_DENSE, CSQ_TERNARY, CSQ_CODEBOOK, CSQ_RANS, CSQ_HALF, CSQ_PRUNED } csq_encoding;
 
 typedef struct {
     const uint8_t *data;
@@ -94,6 +94,9 @@ typedef struct {
     csq_encoding encoding;
     unsigned bits;
     uint64_t elements, position;
+    const uint8_t *rows, *columns; /* pruned: bits of the indices that are stored; NULL for others */
+    uint64_t shape[2], depth;      /* pruned: the first two axes, and the elements behind an index of both */
+    uint64_t kept, taken;          /* elements that are stored, and how many of them are read */
     const uint8_t *stored;
     size_t length;
     unsigned levels, index_bits; /* codebook */
@@ -211,7 +214,8 @@ CSQ_API csq_status csq__check_encoding(const csq_tensor *t) {
         if (t->bits < 1 || t->bits > widest) return CSQ_DAMAGED;
     }
     if (t->encoding == CSQ_TERNARY) return t->length == (t->elements + 4) / 5 ? CSQ_OK : CSQ_DAMAGED;
-    if (t->encoding == CSQ_CODEBOOK || t->encoding == CSQ_RANS) return CSQ_OK; /* the stream tells */
+    if (t->encoding == CSQ_PRUNED) return t->rank < 2 ? CSQ_DAMAGED : CSQ_OK; /* this stream tells, */
+    if (t->encoding == CSQ_CODEBOOK || t->encoding == CSQ_RANS) return CSQ_OK; /* and these */
     return t->length == csq__stream_size(t->elements, t->bits) ? CSQ_OK : CSQ_DAMAGED;
 }
 
@@ -222,7 +226,7 @@ CSQ_API csq_status csq__row(const csq_file *file, csq_tensor *t, size_t row, siz
     uint64_t length;
     csq_status status;
     if (left < 16) return CSQ_DAMAGED;
-    if (p[0] > CSQ_C64 || p[1] > CSQ_HALF || p[3] > CSQ_MAX_RANK) return CSQ_DAMAGED;
+    if (p[0] > CSQ_C64 || p[1] > CSQ_PRUNED || p[3] > CSQ_MAX_RANK) return CSQ_DAMAGED;
     t->dtype = (csq_dtype)p[0];
     t->encoding = (csq_encoding)p[1];
     t->bits = p[2];
@@ -497,7 +501,7 @@ CSQ_API csq_status csq__begin_codebook(csq_decoder *d) {
     d->levels = d->stored[0] + 1u;
     for (d->index_bits = 0; (d->levels - 1) >> d->index_bits; d->index_bits++) {}
     head = 1 + 2 * (size_t)d->levels;
-    if (d->length < head || d->length - head != csq__stream_size(d->elements, d->index_bits)) return CSQ_DAMAGED;
+    if (d->length < head || d->length - head != csq__stream_size(d->kept, d->index_bits)) return CSQ_DAMAGED;
     for (i = 0; i < d->levels; i++) {
         int32_t level = csq__i16(d->stored + 1 + 2 * i);
         if (level <= before || level >= half) return CSQ_DAMAGED;
@@ -536,6 +540,42 @@ CSQ_API csq_status csq__begin_rans(csq_decoder *d) {
     return CSQ_OK;
 }
 
+/* Read what a pruned tensor stores; its elements follow in an encoding of their own. */
+CSQ_API csq_status csq__begin_pruned(csq_decoder *d, const csq_tensor *tensor) {
+    size_t sizes[2], begin, i;
+    unsigned axis;
+    d->kept = 1;
+    for (axis = 0, begin = 1; axis < 2; axis++) {
+        uint64_t size = csq__stream_size(tensor->shape[axis], 1), ones = 0;
+        const uint8_t *octets = d->stored + begin;
+        if (begin > d->length || size > d->length - begin) return CSQ_DAMAGED;
+        sizes[axis] = (size_t)size;
+        if (tensor->shape[axis] % 8 && octets[sizes[axis] - 1] >> tensor->shape[axis] % 8) return CSQ_DAMAGED;
+        for (i = 0; i < sizes[axis]; i++) {
+            unsigned octet = octets[i];
+            for (; octet; octet &= octet - 1) ones++;
+        }
+        d->shape[axis] = tensor->shape[axis];
+        d->kept *= ones;
+        begin += sizes[axis];
+    }
+    d->rows = d->stored + 1;
+    d->columns = d->rows + sizes[0];
+    d->depth = d->elements / d->shape[0] / d->shape[1];
+    d->kept *= d->depth;
+    d->encoding = (csq_encoding)d->stored[0];
+    d->stored += begin;
+    d->length -= begin;
+    if (d->kept == 0) return CSQ_DAMAGED;
+    switch (d->encoding) {
+    case CSQ_DENSE: return d->length == csq__stream_size(d->kept, d->bits) ? CSQ_OK : CSQ_DAMAGED;
+    case CSQ_TERNARY: return d->bits <= 2 && d->length == (d->kept + 4) / 5 ? CSQ_OK : CSQ_DAMAGED;
+    case CSQ_CODEBOOK:
+    case CSQ_RANS: return CSQ_OK;
+    default: return CSQ_DAMAGED;
+    }
+}
+
 /* Get ready to read a tensor from its first element. The tensor itself is not needed any more afterwards. */
 CSQ_API csq_status csq_begin(csq_decoder *d, const csq_tensor *tensor) {
     unsigned used, bits;
@@ -546,25 +586,30 @@ CSQ_API csq_status csq_begin(csq_decoder *d, const csq_tensor *tensor) {
     d->position = 0;
     d->stored = tensor->stored;
     d->length = tensor->length;
+    d->rows = d->columns = NULL;
+    d->kept = d->elements;
+    d->taken = 0;
     d->status = CSQ_OK;
+    if (d->encoding == CSQ_PRUNED) d->status = csq__begin_pruned(d, tensor);
+    if (d->status != CSQ_OK) return d->status;
     if (d->encoding == CSQ_CODEBOOK) d->status = csq__begin_codebook(d);
     if (d->encoding == CSQ_RANS) d->status = csq__begin_rans(d);
-    if (d->status != CSQ_OK || d->elements == 0) return d->status;
+    if (d->status != CSQ_OK || d->kept == 0) return d->status;
     bits = d->encoding == CSQ_DENSE ? d->bits : d->encoding == CSQ_CODEBOOK ? d->index_bits : 0;
-    used = (unsigned)(d->elements * bits % 8);
+    used = (unsigned)(d->kept * bits % 8);
     if (used && d->stored[d->length - 1] >> used) d->status = CSQ_DAMAGED;
     if (d->encoding == CSQ_TERNARY) {
         static const uint8_t limit[5] = {243, 3, 9, 27, 81};
-        if (d->stored[d->length - 1] >= limit[d->elements % 5]) d->status = CSQ_DAMAGED;
+        if (d->stored[d->length - 1] >= limit[d->kept % 5]) d->status = CSQ_DAMAGED;
     }
     return d->status;
 }
 
-/* Move to an element; CSQ_TYPE for entropy-coded tensors, which are read from their beginning only. */
+/* Move to an element; CSQ_TYPE for entropy-coded and pruned tensors, which are read from their beginning only. */
 CSQ_API csq_status csq_seek(csq_decoder *d, uint64_t element) {
-    if (d->encoding == CSQ_RANS && element != d->position) return CSQ_TYPE;
+    if ((d->encoding == CSQ_RANS || d->rows) && element != d->position) return CSQ_TYPE;
     if (element > d->elements) return CSQ_END;
-    d->position = element;
+    d->position = d->taken = element;
     return d->status;
 }
 
@@ -585,8 +630,8 @@ CSQ_API void csq__spread(uint64_t word, unsigned bits, uint8_t *out) {
 CSQ_API void csq__dense_i8(csq_decoder *d, int8_t *out, size_t count) {
     unsigned bits = d->bits, sign = 1u << (bits - 1);
     while (count) {
-        if (d->position % 8 == 0 && count >= 8) {
-            size_t byte = (size_t)(d->position / 8 * bits);
+        if (d->taken % 8 == 0 && count >= 8) {
+            size_t byte = (size_t)(d->taken / 8 * bits);
             size_t groups = count / 8, readable = d->length - byte < 8 ? 0 : (d->length - byte - 8) / bits + 1;
             const uint8_t *p = d->stored + byte;
             if (groups > readable) groups = readable;
@@ -595,11 +640,11 @@ CSQ_API void csq__dense_i8(csq_decoder *d, int8_t *out, size_t count) {
                 for (i = 0; i < groups; i++) csq__spread(csq__u64(p + i * bits), bits, (uint8_t *)out + 8 * i);
                 out += 8 * groups;
                 count -= 8 * groups;
-                d->position += 8 * groups;
+                d->taken += 8 * groups;
                 continue;
             }
         }
-        *out++ = (int8_t)((int)(csq__field(d->stored, d->position++, bits) ^ sign) - (int)sign);
+        *out++ = (int8_t)((int)(csq__field(d->stored, d->taken++, bits) ^ sign) - (int)sign);
         count--;
     }
 }
@@ -627,8 +672,8 @@ CSQ_API void csq__rans(csq_decoder *d, int16_t *out, size_t count) {
     }
     d->lane = lane;
     d->word = (size_t)(word - d->stored);
-    d->position += count;
-    if (d->position == d->elements) { /* it has to end where encoding began */
+    d->taken += count;
+    if (d->taken == d->kept) { /* it has to end where encoding began */
         if (word != end) d->status = CSQ_DAMAGED;
         for (i = 0; i < lanes; i++)
             if (d->state[i] != 65536) d->status = CSQ_DAMAGED;
@@ -641,23 +686,23 @@ CSQ_API void csq__integers(csq_decoder *d, int16_t *out, size_t count) {
     const uint8_t *p = d->stored;
     size_t i;
     if (d->encoding == CSQ_RANS) { csq__rans(d, out, count); return; }
-    for (i = 0; i < count; i++, d->position++) {
+    for (i = 0; i < count; i++, d->taken++) {
         uint32_t value;
-        size_t at = (size_t)d->position; /* of a raw element: the file holds them all */
+        size_t at = (size_t)d->taken; /* of a raw element: the file holds them all */
         switch (d->encoding) {
         case CSQ_TERNARY:
-            value = p[d->position / 5];
+            value = p[d->taken / 5];
             if (value > 242) d->status = CSQ_DAMAGED;
-            out[i] = (int16_t)((int)(value / powers[d->position % 5] % 3) - 1);
+            out[i] = (int16_t)((int)(value / powers[d->taken % 5] % 3) - 1);
             if (d->bits == 1 && out[i] > 0) d->status = CSQ_DAMAGED;
             break;
         case CSQ_CODEBOOK:
-            value = d->index_bits ? csq__field(p + 1 + 2 * d->levels, d->position, d->index_bits) : 0;
+            value = d->index_bits ? csq__field(p + 1 + 2 * d->levels, d->taken, d->index_bits) : 0;
             if (value >= d->levels) { d->status = CSQ_DAMAGED; value = 0; }
             out[i] = (int16_t)csq__i16(p + 1 + 2 * value);
             break;
         case CSQ_DENSE:
-            value = csq__field(p, d->position, d->bits);
+            value = csq__field(p, d->taken, d->bits);
             out[i] = (int16_t)((int32_t)(value ^ 1u << (d->bits - 1)) - ((int32_t)1 << (d->bits - 1)));
             break;
         default:
@@ -668,6 +713,26 @@ CSQ_API void csq__integers(csq_decoder *d, int16_t *out, size_t count) {
                 out[i] = p[at];
             }
         }
+    }
+}
+
+/* Integers of any tensor, `count` of which have been checked; those that are not stored are 0. */
+CSQ_API void csq__next(csq_decoder *d, int16_t *out, size_t count) {
+    uint64_t position = d->position;
+    d->position += count;
+    if (!d->rows) {
+        csq__integers(d, out, count);
+        return;
+    }
+    while (count && d->status == CSQ_OK) {
+        uint64_t pair = position / d->depth, row = pair / d->shape[1], column = pair % d->shape[1];
+        uint64_t left = d->depth - position % d->depth;
+        size_t n = count < left ? count : (size_t)left;
+        if (d->rows[row / 8] >> row % 8 & d->columns[column / 8] >> column % 8 & 1) csq__integers(d, out, n);
+        else memset(out, 0, n * sizeof *out);
+        out += n;
+        count -= n;
+        position += n;
     }
 }
 
@@ -683,10 +748,11 @@ CSQ_API csq_status csq_read_i16(csq_decoder *d, int16_t *out, size_t count) {
     int8_t block[256];
     csq_status status = csq__ready(d, count, 1u << CSQ_BOOL | 1u << CSQ_U8 | 1u << CSQ_I8 | 1u << CSQ_I16);
     if (status != CSQ_OK) return status;
-    if (d->encoding != CSQ_DENSE || d->bits > 8) {
-        csq__integers(d, out, count);
+    if (d->encoding != CSQ_DENSE || d->bits > 8 || d->rows) {
+        csq__next(d, out, count);
         return d->status;
     }
+    d->position += count;
     while (count) {
         size_t n = count < sizeof block ? count : sizeof block, i;
         csq__dense_i8(d, block, n);
@@ -702,14 +768,15 @@ CSQ_API csq_status csq_read_i8(csq_decoder *d, int8_t *out, size_t count) {
     csq_status status = csq__ready(d, count, 1u << CSQ_BOOL | 1u << CSQ_I8 | 1u << CSQ_I16);
     if (status != CSQ_OK) return status;
     if (d->dtype == CSQ_I16 && d->bits > 8) return CSQ_TYPE;
-    if (d->encoding == CSQ_DENSE) {
+    if (d->encoding == CSQ_DENSE && !d->rows) {
         csq__dense_i8(d, out, count);
+        d->position += count;
         return CSQ_OK;
     }
     while (count && d->status == CSQ_OK) {
         size_t n = count < 256 ? count : 256, i;
         memset(block, 0, sizeof block);
-        csq__integers(d, block, n);
+        csq__next(d, block, n);
         for (i = 0; i < n; i++) *out++ = (int8_t)block[i];
         count -= n;
     }
@@ -749,7 +816,7 @@ CSQ_API csq_status csq_read_float(csq_decoder *d, float scale, float *out, size_
                 else value = (float)v;
                 out[i] = scale == 1.0f ? value : value * scale;
             }
-            d->position += n;
+            d->position = d->taken += n;
         } else {
             memset(block, 0, sizeof block);
             status = csq_read_i16(d, block, n);
