@@ -183,7 +183,7 @@ def _codebook(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
 
 def _pack_pruned(q: NDArray[Any], bits: int) -> bytes | None:
     """Return which channels of the first two axes are stored, and these; None where none is all zero, or all are."""
-    used = q.reshape(*q.shape[:2], -1).any(-1)  # (first axis, second axis)
+    used = np.any(q.reshape(*q.shape[:2], -1), axis=-1)  # (first axis, second axis)
     rows, columns = used.any(1), used.any(0)
     if (rows.all() and columns.all()) or not rows.any():
         return None

@@ -127,15 +127,9 @@ def shape_problem(shape: Sequence[int]) -> str | None:
 def encoding_problem(entry: Entry) -> str | None:
     """Return why dtype, encoding, bits and length do not fit each other, if they do not."""
     width = DTYPES[entry.dtype].itemsize * 8
-    kind = entry.encoding.name.lower()
     if entry.is_quantized:
-        if entry.dtype not in ("I8", "I16"):
-            return f"{kind} tensors are I8 or I16, got {entry.dtype}"
-        highest = 2 if entry.encoding is Encoding.TERNARY else min(width, MAX_BIT_WIDTH)
-        if not 1 <= entry.bits <= highest:
-            return f"bits is {entry.bits}, {kind} {entry.dtype} has 1 to {highest}"
-        if entry.encoding is Encoding.PRUNED and len(entry.shape) < 2:
-            return f"pruned tensors have two axes or more, got shape {list(entry.shape)}"
+        if (problem := _integer_problem(entry, width)) is not None:
+            return problem
     elif entry.encoding is Encoding.HALF:
         if entry.dtype != "F32" or entry.bits != 16:
             return f"half tensors are F32 of 16 bits, got {entry.dtype} of {entry.bits}"
@@ -149,4 +143,16 @@ def encoding_problem(entry: Entry) -> str | None:
     }.get(entry.encoding, stored_bytes(entry.elements, entry.bits))
     if expected is not None and entry.length != expected:
         return f"length is {entry.length}, shape {list(entry.shape)} takes {expected} bytes"
+    return None
+
+
+def _integer_problem(entry: Entry, width: int) -> str | None:
+    kind = entry.encoding.name.lower()
+    if entry.dtype not in ("I8", "I16"):
+        return f"{kind} tensors are I8 or I16, got {entry.dtype}"
+    highest = 2 if entry.encoding is Encoding.TERNARY else min(width, MAX_BIT_WIDTH)
+    if not 1 <= entry.bits <= highest:
+        return f"bits is {entry.bits}, {kind} {entry.dtype} has 1 to {highest}"
+    if entry.encoding is Encoding.PRUNED and len(entry.shape) < 2:
+        return f"pruned tensors have two axes or more, got shape {list(entry.shape)}"
     return None
