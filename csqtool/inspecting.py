@@ -104,7 +104,8 @@ def _csq(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
     exporter: Any = load_exporter("csq")
     model = parse_finalized(exporter.unpack(content, where=str(path)), where=str(path))
-    payload = exporter.integer_bytes(content, where=str(path))
+    stored = exporter.tensor_bytes(content, where=str(path))
+    payload = sum(stored[layer.name] for layer in model.layers)
     head = f"{path}: packed model (.csq), {size(len(content))}, of it {size(payload)} packed integers\n\n"
     facts = {"kind": "packed model", "size_bytes": len(content), "packed_integer_bytes": payload}
     return head + _model_text(model), {**facts, **_model_facts(model)}

@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
+CPU = "CPUExecutionProvider"
+
 
 def session(
-    content: bytes | Path, optimization: str = "on", *, optimized_path: str | None = None, threads: int = 0
+    content: bytes | Path,
+    optimization: str = "on",
+    *,
+    optimized_path: str | None = None,
+    threads: int = 0,
+    provider: str = CPU,
+    profile: Path | None = None,
 ) -> Any:
-    """Return an onnxruntime session on the CPU.
+    """Return an onnxruntime session.
 
     Args:
         content: the ONNX file, or its path.
         optimization: ``off``, ``basic``, ``extended``, or ``on``: everything, which is the default.
         optimized_path: where to write the optimized graph.
         threads: threads of one operator, 0 for onnxruntime's own choice.
+        provider: the execution provider; what it cannot run stays on the CPU.
+        profile: where to begin the name of a profile, which ``end_profiling`` writes.
 
     Raises:
         RuntimeError: onnxruntime cannot load the file; the message is its own.
@@ -34,9 +44,12 @@ def session(
     options.graph_optimization_level = levels.get(optimization, level.ORT_ENABLE_ALL)
     if optimized_path is not None:
         options.optimized_model_filepath = optimized_path
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
         source = str(content) if isinstance(content, Path) else content
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=list(dict.fromkeys([provider, CPU])))
     except Exception as error:  # onnxruntime has a class an error kind, all directly below Exception
         raise RuntimeError(str(error).strip().splitlines()[0]) from error
 

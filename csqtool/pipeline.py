@@ -37,6 +37,7 @@ class Pipeline:
         formats: formats to export, each with its options ([export.NAME]).
         gates: limits for `verify`.
         samples: test samples to verify on, None all.
+        backends: what verifies ONNX files.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Pipeline:
     formats: Mapping[str, Mapping[str, Any]]
     gates: Gates
     samples: int | None = None
+    backends: tuple[str, ...] = ("onnxruntime",)
 
 
 @dataclass
@@ -101,12 +103,14 @@ def read_pipeline(path: Path) -> Pipeline:
     settings |= {"task": data["task"]} if "task" in data else {}
     settings |= {"weights": _beside(model["weights"], folder)} if "weights" in model else {}
     verify = dict(_table(document, "verify", where))
-    samples = verify.pop("samples", None)
+    samples, backends = verify.pop("samples", None), verify.pop("backends", ["onnxruntime"])
     for key in ("latency_against", "baseline"):
         if isinstance(verify.get(key), str):
             verify[key] = _beside(verify[key], folder)
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise ConfigError(f"{where}: [verify] samples must be a number of at least 1, got {samples!r}")
+    if not isinstance(backends, list) or not backends or not all(isinstance(b, str) for b in backends):
+        raise ConfigError(f'{where}: [verify] backends must be a list of names, such as ["onnxruntime", "reference"]')
     exports = _table(document, "export", where)
     formats = exports.get("formats", ["onnx", "csq"])
     if not isinstance(formats, list) or not formats or not all(isinstance(f, str) for f in formats):
@@ -119,8 +123,9 @@ def read_pipeline(path: Path) -> Pipeline:
         raise ConfigError(f"{where}: output must be a folder's name, got {output!r}")
     config = SearchConfig.make(**settings, where=f"{where}: [search]")
     gates = Gates.from_mapping(verify, where=f"{where}: [verify]")
+    output_folder = Path(os.path.relpath(folder / output))
     return Pipeline(
-        folder, Path(os.path.relpath(folder / output)), config, {f: options.get(f, {}) for f in formats}, gates, samples
+        folder, output_folder, config, {f: options.get(f, {}) for f in formats}, gates, samples, tuple(backends)
     )
 
 
@@ -214,11 +219,19 @@ def run_pipeline(
         report_path = pipeline.output / f"verify-{name}.json"
 
         def do_verify(target: Path = target, report_path: Path = report_path) -> None:
-            report = verify(target, finalized, gates=pipeline.gates, samples=pipeline.samples)
+            report = verify(
+                target, finalized, gates=pipeline.gates, samples=pipeline.samples, backends=pipeline.backends
+            )
             write_json(report_path, report.to_json())
 
-        checks = {"file": sha256(target), "gates": dataclasses.asdict(pipeline.gates), "samples": pipeline.samples,
-                  "code": code, "model": digest}  # fmt: skip
+        checks = {
+            "file": sha256(target),
+            "gates": dataclasses.asdict(pipeline.gates),
+            "samples": pipeline.samples,
+            "backends": pipeline.backends,
+            "code": code,
+            "model": digest,
+        }
         if report_path.is_file() and not _read(report_path).get("passed"):
             report_path.unlink()  # a failed verification is never taken from the past
         stages.run(f"verify {name}", _digest(checks), [report_path], do_verify)

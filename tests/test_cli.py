@@ -167,6 +167,7 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
            "finetune_epochs = 1\npretrain_epochs = 2\nact_bits = 8\n[verify]\nsamples = 100\n"  # fmt: skip
     (tmp_path / "pipeline.toml").write_text(text)
     ok("run", tmp_path / "pipeline.toml")
+    assert "PASS" in (tmp_path / "build" / "report.html").read_text()
     again = json.loads(ok("run", tmp_path / "pipeline.toml", "--json").stdout)
     assert set(again["stages"].values()) == {"unchanged"}
     assert again["passed"] is True

@@ -19,6 +19,7 @@ ORDER = [
     "exporters csqtool.summaries",
     "csqtool.verify",
     "csqtool.pipeline",
+    "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",
     "csqtool.cli csqtool.__main__",
 ]

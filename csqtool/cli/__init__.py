@@ -27,6 +27,7 @@ _VERBS = {
     "verify": "csqtool.cli.verify_verb:verify",
     "run": "csqtool.cli.run_verb:run",
     "bench": "csqtool.cli.bench_verb:bench",
+    "report": "csqtool.cli.report_verb:report",
     "diff": "csqtool.cli.diff_verb:diff",
     "init": "csqtool.cli.init_verb:init",
     "inspect": "csqtool.cli.model_verbs:inspect",

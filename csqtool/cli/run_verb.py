@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
     """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
     from csqtool.pipeline import run_pipeline
+    from csqtool.reporting import report as write_report
     from csqtool.search.progress import stderr_progress
 
     with stderr_progress() as progress:
         result = run_pipeline(pipeline, progress=progress, tell=progress.line)
+    page = write_report([result.pipeline.output], result.pipeline.output / "report.html")
     if as_json:
         print_json(_document(result))
     else:
         for report in result.reports.values():
             if not report["passed"]:
                 tell(report_text(report) + "\n")
-        click.echo(_summary(result))
+        click.echo(_summary(result, page))
     ctx.exit(0 if result.passed else 1)
 
 
@@ -39,7 +41,7 @@ def _document(result: PipelineResult) -> dict[str, Any]:
     return {"passed": result.passed, "stages": result.stages, "exports": result.exports, "reports": result.reports}
 
 
-def _summary(result: PipelineResult) -> str:
+def _summary(result: PipelineResult, page: Path) -> str:
     """Return what came out, at a glance."""
     from csqtool.finalized_file import read_finalized
     from csqtool.summaries import model_text
@@ -65,6 +67,8 @@ def _summary(result: PipelineResult) -> str:
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
         "",
         table(heads, rows),
+        "",
+        f"report     {page}",
         "",
         f"{verdict(result.passed)}  "
         + ("the exported files compute what the finalized model computes" if result.passed else "see the checks above"),

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import ConfigError, nearest
-from csqtool.onnx_session import session
+from csqtool.onnx_session import CPU, session
 from csqtool.verify import runtime
 
 
 class Backend(Protocol):
     """Runs ONNX files.
+
+    ``--backend NAME:OPTION`` constructs it with that option; without one, with nothing.
 
     Attributes:
         name: what it is called in reports.
@@ -37,15 +45,50 @@ class Backend(Protocol):
 
 
 class OnnxRuntime:
-    """onnxruntime on the CPU, at each of its optimization levels; loading at the default one is a check itself."""
+    """onnxruntime at each of its optimization levels; loading at the default one is a check itself.
 
-    name = "onnxruntime"
-    levels = runtime.OPTIMIZATIONS
+    On the CPU, or with another execution provider at the default level: `onnxruntime:cuda`, `onnxruntime:openvino`.
+    onnxruntime falls back to the CPU without an error; here a provider that ran no node is one.
+
+    Args:
+        provider: the execution provider, such as ``cuda`` for ``CUDAExecutionProvider``.
+
+    Raises:
+        ConfigError: this onnxruntime was built without the provider.
+    """
+
     most_samples = None
 
+    def __init__(self, provider: str = "cpu") -> None:
+        import onnxruntime
+
+        known = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
+        wanted = provider.removesuffix("ExecutionProvider").lower()
+        if wanted not in known:
+            raise ConfigError(f"this onnxruntime has no provider {provider!r}; {nearest(wanted, known)}")
+        self.provider = known[wanted]
+        on_cpu = self.provider == CPU
+        self.name = "onnxruntime" if on_cpu else f"onnxruntime:{wanted}"
+        self.levels = runtime.OPTIMIZATIONS if on_cpu else ("on",)
+
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return a file's outputs by name."""
-        return runtime.run_batches(session(content, level), feeds)
+        """Return a file's outputs by name.
+
+        Raises:
+            RuntimeError: it cannot load or run the file, or the provider that was asked for ran nothing of it.
+        """
+        if self.provider != CPU:
+            self._check_provider(content, level, feeds)
+        return runtime.run_batches(session(content, level, provider=self.provider), feeds)
+
+    def _check_provider(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = session(content, level, provider=self.provider, profile=Path(folder) / "profile")
+            runtime.run_batches(loaded, {name: array[:1] for name, array in feeds.items()})
+            events = json.loads(Path(loaded.end_profiling()).read_text())
+        used = Counter(event["args"]["provider"] for event in events if event.get("args", {}).get("provider"))
+        if not used[self.provider]:
+            raise RuntimeError(f"{self.provider} ran none of its nodes: onnxruntime fell back to {', '.join(used)}")
 
 
 class Reference:
@@ -69,16 +112,57 @@ class Reference:
         return dict(zip(names, (np.asarray(output) for output in outputs), strict=True))
 
 
-def load_backends(names: Sequence[str]) -> list[Backend]:
-    """Return the backends of these names, each once.
+class OpenVino:
+    """OpenVINO on the CPU, computing in float32 what is not quantized.
 
     Raises:
-        ConfigError: a backend is not installed: it is not skipped.
+        ConfigError: OpenVINO is not installed.
+    """
+
+    name = "openvino"
+    levels = ("on",)
+    most_samples = None
+
+    def __init__(self) -> None:
+        if find_spec("openvino") is None:
+            raise ConfigError("the backend openvino needs a package, an extra: pip install 'csqtool[openvino]'")
+
+    def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return a file's outputs by name."""
+        import openvino
+
+        try:
+            core = openvino.Core()
+            model = core.read_model(io.BytesIO(content))
+            compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            names = [output.get_any_name() for output in compiled.outputs]
+            count = len(next(iter(feeds.values())))
+            parts = [
+                [result.copy() for result in compiled({n: a[s : s + runtime.BATCH] for n, a in feeds.items()}).values()]
+                for s in range(0, count, runtime.BATCH)
+            ]
+        except Exception as error:  # one class for everything, of its own
+            lines = [line.removeprefix("-- ") for line in str(error).splitlines() if line.strip()] or [repr(error)]
+            # Of many lines, the one that names the operators.
+            raise RuntimeError(next((x for x in lines if x.startswith("No conversion")), lines[0])) from error
+        return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def load_backends(names: Sequence[str]) -> list[Backend]:
+    """Return the backends of these names, ``NAME`` or ``NAME:OPTION``, each once.
+
+    Raises:
+        ConfigError: a backend is not installed: it is not skipped; or it takes no option.
     """
     known = {entry.name: entry for entry in entry_points(group="csqtool.backends")}
     found: list[Backend] = []
-    for name in dict.fromkeys(names):
+    for spec in dict.fromkeys(names):
+        name, _, option = spec.partition(":")
         if name not in known:
             raise ConfigError(f"unknown backend {name!r}; {nearest(name, known)}")
-        found.append(known[name].load()())
+        kind = known[name].load()
+        try:
+            found.append(kind(option) if option else kind())
+        except TypeError as error:
+            raise ConfigError(f"the backend {name} takes no option, got {option!r}") from error
     return found

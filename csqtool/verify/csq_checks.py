@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from csqtool.errors import FormatError, ModelError
 from csqtool.finalized_file import from_tensors, serialize
+from csqtool.formats import load_exporter
+from csqtool.verify.csq_c_reader import c_checksums
 from csqtool.verify.csq_decoder import decode
 from csqtool.verify.csq_graph import graph_verdict
 from csqtool.verify.csq_half import half_origin, half_problems
@@ -29,6 +34,7 @@ def verify_csq(subject: Subject) -> None:
         report.add("integrity", "checksum", False, "the tensor's checksum differs", name)
     if not damaged:
         report.add("integrity", "checksums", True, f"{len(tensors)} tensors")
+        _compare_with_c(tensors, subject)
     graph = graph_verdict(subject.content, recorded, where=report.file)
     if graph is not None:
         report.add("integrity", "ONNX graph", *graph)
@@ -59,3 +65,19 @@ def verify_csq(subject: Subject) -> None:
     report.add("outputs", "unpacked model in PyTorch", holds, detail,
                None, max_abs_diff=difference, agreement=agreement(found, wanted))  # fmt: skip
     compare_task(found, wanted, targets, subject.source.task, report)
+
+
+def _compare_with_c(tensors: dict[str, NDArray[Any]], subject: Subject) -> None:
+    """Add the check that the C reader decodes the same tensors, where there is a C compiler."""
+    exporter: Any = load_exporter("csq")
+    try:
+        found = c_checksums(subject.content, exporter.c_header())
+    except RuntimeError as error:
+        subject.report.add("integrity", "C reader", False, str(error))
+        return
+    if found is None:
+        return
+    wanted = {name: zlib.crc32(a.astype(a.dtype.newbyteorder("<")).tobytes()) for name, a in tensors.items()}
+    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    detail = f"{differing[0]} differs" if differing else f"decodes the same {len(found)} tensors"
+    subject.report.add("integrity", "C reader", not differing, detail, differing[0] if differing else None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,13 @@ class CsqExporter:
         """Return the finalized file that was packed into `content`; see `unpack`."""
         return unpack(content, where=where)
 
-    def integer_bytes(self, content: bytes, *, where: str) -> int:
-        """Return the bytes that the integers of `content`, a `.csq` file, take in it."""
-        return sum(entry.length for entry in CsqFile(content, where=where).entries.values() if entry.is_quantized)
+    def tensor_bytes(self, content: bytes, *, where: str) -> dict[str, int]:
+        """Return the bytes that each tensor of `content`, a `.csq` file, takes in it."""
+        return {name: entry.length for name, entry in CsqFile(content, where=where).entries.items()}
+
+    def c_header(self) -> bytes:
+        """Return the C reader, ``csq.h``."""
+        return (importlib.resources.files("exporters.csq") / "c" / "csq.h").read_bytes()
 
     def carries_onnx(self, content: bytes) -> bool:
         """Tell whether `content`, a `.csq` file, says in its preamble that it carries an ONNX graph."""

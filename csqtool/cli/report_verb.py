@@ -1,0 +1,24 @@
+"""``csqtool report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("sources", type=PATH, nargs=-1, required=True, metavar="RUN|FILE…")
+@click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="The file to write.")
+@click.option("--bench", is_flag=True, help="Measure the latency of the ONNX files, side by side.")
+def report(sources: tuple[Path, ...], output: Path, bench: bool) -> None:
+    """Write one HTML page about RUNs and FILEs, to look at and to pass on.
+
+    Takes run directories, outputs of pipelines, pipeline files, finalized models, .csq and .onnx files, and what
+    verify --json and bench --json wrote; what belongs to one model is shown together.
+    """
+    from csqtool.reporting import report as write
+
+    click.echo(write(sources, output, bench=bench))

@@ -1,0 +1,326 @@
+"""From what was gathered to one HTML file: no scripts, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from csqtool import __version__
+from csqtool.errors import ConfigError, InputError
+from csqtool.files import write_bytes
+from csqtool.reporting.charts import Series, chart, heatmap, histogram
+from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
+from csqtool.search.config import SearchConfig
+from csqtool.summaries import preprocessing_text
+from csqtool.text import printable, size
+from csqtool.verify.report import LEVELS
+
+HERE = Path(__file__).parent
+IN_TABLES_OF_THEIR_OWN = ("model", "data", "model_args", "task", "weights")
+
+
+def report(paths: Sequence[Path], output: Path, *, bench: bool = False) -> Path:
+    """Write a report on everything in `paths`; the same inputs give the same bytes.
+
+    Args:
+        paths: see `csqtool.reporting.sources.gather`.
+        output: the ``.html`` file to write.
+        bench: measure the latency of the ONNX files among them, now.
+
+    Raises:
+        ConfigError: `output` is no ``.html`` file.
+        InputError: a path is missing or of no kind that is reported on.
+        FormatError: a file is damaged.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{output}: a report's name ends in .html")
+    found = gather(paths)
+    if bench:
+        found.benches.append(_measured(found))
+    write_bytes(output, render(found).encode())
+    return output
+
+
+def render(found: Gathered) -> str:
+    """Return the page."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=_without_control_characters,
+    )  # fmt: skip
+    environment.filters |= {"size": size, "verdict": _verdict}
+    subjects = [_view(subject) for subject in found.subjects]
+    verdicts = [view["passed"] for view in subjects if view["passed"] is not None]
+    return environment.get_template("page.html").render(
+        version=__version__,
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        subjects=subjects,
+        passed=all(verdicts) if verdicts else None,
+        accuracy=_accuracy(found.subjects),
+        benches=[_bench_view(document) for document in found.benches],
+        parts=PARTS,
+    )
+
+
+def _without_control_characters(value: Any) -> Any:
+    """Return what stands in a page: names come from files. Line ends stay, and what is markup already."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "\n".join(printable(line) for line in value.split("\n"))
+
+
+def _measured(found: Gathered) -> dict[str, Any]:
+    from csqtool.bench import bench as measure
+
+    files = [e.path for subject in found.subjects for e in subject.exports if e.path.suffix == ".onnx"]
+    if not files:
+        raise InputError("there is no ONNX file among the inputs whose latency could be measured")
+    return {"threads": 1, "batch": 1, "rounds": 50, "files": [result.to_json() for result in measure(files)]}
+
+
+def _verdict(passed: bool | None) -> str:
+    return {True: "PASS", False: "FAIL", None: "not verified"}[passed]
+
+
+def _view(subject: Subject) -> dict[str, Any]:
+    """Return what the page shows of one subject."""
+    layers = _layers(subject)
+    return {
+        "label": subject.label,
+        "passed": subject.passed,
+        "cards": _cards(subject),
+        "facts": _facts(subject),
+        "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in (subject.config or {}).items()],
+        "layers": layers,
+        "widest": max((layer["bit_width"] for layer in layers), default=1),
+        "epochs": _epochs(subject),
+        "histograms": [
+            {"name": layer.name, "picture": histogram(f"Integers of {layer.name}", layer.q), "bits": layer.bit_width,
+             "levels": np.unique(layer.q).size, "entropy": layer.entropy}
+            for layer in (subject.model.layers if subject.model else ())
+        ],
+        "exports": [
+            {"path": str(e.path), "size": e.size_bytes, "parts": e.parts, "sha256": e.sha256} for e in subject.exports
+        ],
+        "float_bytes": _float_bytes(subject),
+        "verifications": [_verification_view(v) for v in subject.verifications],
+        "pipeline": _pipeline_text(subject),
+        "model_path": subject.model_path and str(subject.model_path),
+        "model_sha256": subject.model_sha256,
+    }  # fmt: skip
+
+
+def _metrics(subject: Subject) -> tuple[str, float | None, float | None]:
+    """Return the metric's name, and its value of the float and of the quantized model."""
+    if subject.model is not None and (metrics := subject.model.info.get("metrics")) is not None:
+        return metrics.get("name", "metric"), metrics.get("float"), metrics.get("finalized")
+    summary = subject.summary or {}
+    return summary.get("metric_name", "metric"), summary.get("metric_float"), summary.get("metric")
+
+
+def _cards(subject: Subject) -> list[tuple[str, str, str]]:
+    """Return (value, what it is, more) of the figures to see first."""
+    cards = []
+    name, before, after = _metrics(subject)
+    if after is not None:
+        change = "" if before is None else f"float {before:.4f}, {after - before:+.4f}"
+        cards.append((f"{after:.4f}", name, change))
+    if layers := _layers(subject):
+        weights = sum(layer["elements"] for layer in layers)
+        bits, planes = (sum(x[k] * x["elements"] for x in layers) / weights for k in ("bit_width", "precision"))
+        cards.append((f"{bits:.3f}", "bits a weight", f"{planes:.3f} planes, {_target(subject)}"))
+    floats = _float_bytes(subject)
+    cards += [
+        (size(e.size_bytes), e.path.name, f"{floats / e.size_bytes:.1f} × below float32" if floats else "")
+        for e in subject.exports
+    ]
+    agreements = [c["figures"]["agreement"] for v in subject.verifications for c in v["checks"]
+                  if c["figures"].get("agreement") is not None]  # fmt: skip
+    if agreements:
+        cards.append((f"{min(agreements):.2%}", "equal labels", "exported file and PyTorch"))
+    return cards
+
+
+def _target(subject: Subject) -> str:
+    method = subject.config or (subject.model.info.get("method", {}) if subject.model is not None else {})
+    if method.get("target_size") is not None:
+        return f"target {method['target_size']}"
+    return "no target" if method.get("target_bits") is None else f"target {method['target_bits']:g}"
+
+
+def _float_bytes(subject: Subject) -> int | None:
+    """Return the bytes of all parameters and buffers in float32."""
+    if subject.model is None:
+        return None
+    return 4 * subject.model.elements + sum(tensor.nbytes for tensor in subject.model.tensors.values())
+
+
+def _facts(subject: Subject) -> list[tuple[str, str]]:
+    """Return what was searched, and how, as far as it is recorded."""
+    info = dict(subject.model.info) if subject.model is not None else {}
+    config, summary = subject.config, subject.summary
+    data, model, method = (info.get(key, {}) for key in ("data", "model", "method"))
+    settings = config or {"method": method.get("name"), **method}
+    facts = {
+        "model": model.get("factory", settings.get("model")),
+        "input": " × ".join(map(str, info.get("input_shape", []))),
+        "data": f"{data['source']} ({data['task']})" if data else settings.get("data"),
+        "preprocessing": preprocessing_text(data["preprocessing"]) if "preprocessing" in data else None,
+        "method": settings.get("method"),
+        "target": _target(subject).removeprefix("target "),
+        "activations": f"{settings['act_bits']} bits" if settings.get("act_bits") else "float",
+    }
+    if settings.get("pretrain_epochs"):
+        facts["float training"] = f"{settings['pretrain_epochs']} epochs"
+    facts["started from"] = settings.get("weights")
+    if "epochs" in settings:
+        facts["epochs"] = f"{settings['epochs']} of search, {settings['finetune_epochs']} of finetuning"
+    facts["seed"] = settings.get("seed")
+    if info.get("metrics"):
+        facts["test samples"] = f"{info['metrics']['samples']:,}"
+    if summary is not None:
+        facts["duration"] = f"{summary['seconds'] / 60:.1f} minutes"
+    elif config is not None:
+        facts["state"] = "the search is not finished"
+    return [(key, str(value)) for key, value in facts.items() if value not in (None, "")]
+
+
+def _layers(subject: Subject) -> list[dict[str, Any]]:
+    if subject.model is not None:
+        return [
+            {"name": x.name, "mask": x.mask, "precision": x.precision, "bit_width": x.bit_width, "elements": x.elements,
+             "bytes": x.packed_bytes, "shape": " × ".join(map(str, x.shape)), "scale": f"{x.scale:.4g}"}
+            for x in subject.model.layers
+        ]  # fmt: skip
+    return [
+        {**entry, "bytes": (entry["bit_width"] * entry["elements"] + 7) // 8, "shape": "", "scale": ""}
+        for entry in subject.scheme or []
+    ]
+
+
+def _epochs(subject: Subject) -> dict[str, Any] | None:
+    """Return the pictures of a search's course."""
+    if not subject.log:
+        return None
+    stages = list(dict.fromkeys(entry["phase"] for entry in subject.log))
+    target = (subject.config or {}).get("target_bits")
+    return {
+        "stages": stages,
+        "planes": _course(subject.log, stages, ["average_precision"], "planes a weight",
+                          None if target is None else ("target", target)),
+        "metric": _course(subject.log, stages, ["metric_hard", "metric"], _metrics(subject)[0]),
+        "loss": _course(subject.log, stages, ["loss"], "training loss"),
+        "layers": _precision_heatmap(subject.log),
+    }  # fmt: skip
+
+
+def _course(
+    log: list[dict[str, Any]],
+    stages: list[str],
+    keys: Sequence[str],
+    label: str,
+    level: tuple[str, float] | None = None,
+) -> Markup | None:
+    """Return how a figure went over the epochs, a series a stage; None if no epoch has it."""
+    points: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
+    for number, entry in enumerate(log, 1):
+        value = next((entry[key] for key in keys if entry.get(key) is not None), None)
+        if value is not None:
+            points[entry["phase"]].append((number, value))
+    if not any(points.values()):
+        return None
+    series = [Series(stage, found) for stage, found in points.items()]
+    return chart(f"{label} over the epochs", series, x="epoch", y=label, level=level)
+
+
+def _precision_heatmap(log: list[dict[str, Any]]) -> Markup | None:
+    courses: dict[str, list[float]] = {}
+    for entry in log:
+        for name, planes in (entry.get("precision") or {}).items():
+            courses.setdefault(name, []).append(planes)
+    if not courses:
+        return None
+    return heatmap("Planes of each layer over the epochs", list(courses.items()), largest=8, unit="planes")
+
+
+def _accuracy(subjects: list[Subject]) -> dict[str, Any] | None:
+    """Return the metric against the bytes of the packed integers, of all subjects and their float models."""
+    points: dict[str, list[tuple[tuple[float, float], str]]] = {}
+    rows = []
+    labels = []
+    for subject in subjects:
+        name, before, after = _metrics(subject)
+        layers = _layers(subject)
+        if after is None or not layers:
+            continue
+        labels.append(name)
+        method = dict(_facts(subject)).get("method", "searched")
+        kilobytes = sum(layer["bytes"] for layer in layers) / 1000
+        points.setdefault(method, []).append(((kilobytes, after), subject.label))
+        rows.append((subject.label, method, kilobytes, after))
+        if before is not None:
+            floats = sum(layer["elements"] for layer in layers) * 4 / 1000
+            if ((floats, before), "float32") not in points.setdefault("float32", []):
+                points["float32"].append(((floats, before), "float32"))
+                rows.append((subject.label, "float32", floats, before))
+    if not rows:
+        return None
+    series = [
+        Series(kind, [p for p, _ in sorted(found)], [n for _, n in sorted(found)]) for kind, found in points.items()
+    ]
+    label = labels[0] if len(set(labels)) == 1 else "metric"
+    picture = chart(f"{label} against the size of the weights", series, x="weights, kB", y=label, joined=False,
+                    from_zero=True)  # fmt: skip
+    return {"picture": picture, "kinds": list(points), "rows": rows, "label": label}
+
+
+def _verification_view(report: dict[str, Any]) -> dict[str, Any]:
+    checks = sorted(report["checks"], key=lambda check: LEVELS.index(check["level"]) if check["level"] in LEVELS else 9)
+    levels = list(dict.fromkeys(finding["optimizations"] for finding in report.get("layers", [])))
+    findings: dict[str, dict[str, Any]] = {}
+    for finding in report.get("layers", []):
+        findings.setdefault(finding["name"], {})[finding["optimizations"]] = finding
+    outputs = [c for c in checks if c["level"] == "outputs" and "max_abs_diff" in c["figures"]]
+    return {**report, "checks": checks, "levels": levels, "findings": findings, "outputs": outputs,
+            "failures": [c for c in checks if not c["passed"]]}  # fmt: skip
+
+
+def _bench_view(document: dict[str, Any]) -> dict[str, Any]:
+    slowest = max((file["median_ms"] for file in document["files"]), default=1.0)
+    return {**document, "slowest": slowest}
+
+
+def _pipeline_text(subject: Subject) -> str | None:
+    """Return a pipeline file that repeats a search: settings that are not the recipe's own."""
+    config = subject.config
+    if config is None:
+        return None
+    chosen = {key: config[key] for key in ("recipe", "optimizer", "target_bits", "target_size")}
+    defaults = SearchConfig.make(model="", data="", **chosen).to_json()
+    defaults |= {"recipe": "default", "optimizer": "sgd", "target_bits": None, "target_size": None}
+    changed = {k: v for k, v in config.items() if k not in IN_TABLES_OF_THEIR_OWN and v not in (None, defaults[k])}
+    model = {"factory": config["model"], "args": config["model_args"] or None, "weights": config["weights"]}
+    lines = ["[model]", *_toml(model), "", "[data]", *_toml({"source": config["data"], "task": config["task"]})]
+    lines += ["", "[search]", *_toml(changed)]
+    if subject.exports:
+        formats = sorted({export.path.suffix[1:] for export in subject.exports})
+        lines += ["", "[export]", *_toml({"formats": formats})]
+    return "\n".join(lines)
+
+
+def _toml(table: dict[str, Any]) -> list[str]:
+    return [f"{key} = {_toml_value(value)}" for key, value in table.items() if value is not None]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

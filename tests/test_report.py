@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csqtool.finalized_file import to_bytes
+from csqtool.quantized_model import QuantizedLayer, QuantizedModel
+from csqtool.reporting.charts import Series, chart, histogram
+from csqtool.reporting.page import _pipeline_text, report
+from csqtool.reporting.sources import gather
+from csqtool.search.config import SearchConfig
+from tests.conftest import Built, invoke, ok
+
+SECTIONS = ["summary", "search", "accuracy", "bits", "epochs", "weights", "sizes", "parity", "latency", "gates",
+            "reproduce"]  # fmt: skip
+VOID = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Ids, texts a section, and every address; fails on tags that do not close."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = {key: value or "" for key, value in attrs}
+        if "id" in found:
+            self.ids.append(found["id"])
+        self.links += [found[key] for key in ("href", "src") if key in found]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        section = next((i for i in reversed(self.ids) if i in SECTIONS), "head")
+        self.texts[section] = self.texts.get(section, "") + data
+
+
+@pytest.fixture(scope="session")
+def verification(eight_bits: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verification") / "verify.json"
+    ok(
+        "verify",
+        eight_bits.onnx,
+        "--against",
+        eight_bits.model,
+        "--samples",
+        64,
+        "--min-agreement",
+        0.9,
+        "--json",
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def full(eight_bits: Built, verification: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    bench = folder / "bench.json"
+    bench.write_text(ok("bench", eight_bits.onnx, "--rounds", 2, "--json").stdout)
+    output = folder / "report.html"
+    sources = [eight_bits.run, eight_bits.model, eight_bits.onnx, eight_bits.csq, verification, bench]
+    assert ok("report", *sources, "-o", output).stdout.strip() == str(output)
+    return output
+
+
+def test_every_section_is_there_with_the_figures_of_its_source(full: Path, eight_bits: Built) -> None:
+    page = Page(full.read_text())
+    assert [i for i in page.ids if i in SECTIONS] == SECTIONS
+    found = gather([eight_bits.model, eight_bits.onnx])
+    subject = found.subjects[0]
+    assert subject.model is not None
+    metrics = subject.model.info["metrics"]
+    assert f"{metrics['finalized']:.4f}" in page.texts["summary"]
+    assert f"{eight_bits.onnx.stat().st_size:,} B" in page.texts["sizes"]
+    for layer in subject.model.layers:
+        assert layer.name in page.texts["bits"]
+        assert layer.name in page.texts["weights"]
+    assert "onnxruntime, optimizations on" in page.texts["parity"]
+    assert "label agreement" in page.texts["gates"]
+    assert "QLinearConv" in page.texts["latency"]
+    assert subject.model_sha256 is not None
+    assert subject.model_sha256 in page.texts["reproduce"]
+
+
+def test_the_page_loads_nothing_runs_nothing_and_its_links_lead_into_it(full: Path) -> None:
+    html = full.read_text()
+    page = Page(html)
+    assert {"script", "iframe", "img", "object"} & set(page.tags) == set()
+    assert all(link == "data:," or link.removeprefix("#") in page.ids for link in page.links)
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", html)
+
+
+def test_the_same_inputs_give_the_same_bytes(eight_bits: Built, verification: Path, tmp_path: Path) -> None:
+    sources = [eight_bits.model, eight_bits.onnx, verification]
+    first, second = (report(sources, tmp_path / name) for name in ("a.html", "b.html"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_parts_of_a_file_add_up_to_it_and_hold_the_packed_integers(eight_bits: Built) -> None:
+    subject = gather([eight_bits.onnx, eight_bits.model, eight_bits.csq]).subjects[0]
+    assert subject.model is not None
+    packed = sum(layer.packed_bytes for layer in subject.model.layers)
+    for export in subject.exports:
+        assert sum(export.parts.values()) == export.size_bytes == export.path.stat().st_size
+        assert all(size >= 0 for size in export.parts.values())
+        if export.path.suffix == ".onnx":
+            assert packed <= export.parts["integers"] < packed + 64
+        else:
+            assert 0.5 * packed < export.parts["integers"] <= packed
+    assert len(subject.exports) == 2
+
+
+def test_files_of_another_model_are_not_shown_as_this_ones(eight_bits: Built, other_seed: Built) -> None:
+    found = gather([eight_bits.model, other_seed.onnx, other_seed.csq])
+    assert [subject.label for subject in found.subjects] == [
+        str(p) for p in (eight_bits.model, other_seed.onnx, other_seed.csq)
+    ]
+    assert found.subjects[0].exports == []
+
+
+def test_a_failed_verification_stands_in_front(eight_bits: Built, verification: Path, tmp_path: Path) -> None:
+    document = json.loads(verification.read_text())
+    document["passed"] = document["checks"][5]["passed"] = False
+    document["checks"][5] |= {"detail": "3 integers differ", "layer": "stem.0.weight"}
+    (tmp_path / "v.json").write_text(json.dumps(document))
+    page = Page(report([eight_bits.model, tmp_path / "v.json"], tmp_path / "r.html").read_text())
+    assert "FAIL" in page.texts["head"]
+    assert "stem.0.weight: 3 integers differ" in page.texts["summary"]
+
+
+def test_parts_that_are_not_at_hand_are_named_with_the_way_to_get_them(verification: Path, tmp_path: Path) -> None:
+    page = Page(report([verification], tmp_path / "r.html").read_text())
+    assert [i for i in page.ids if i in SECTIONS] == SECTIONS
+    for section, advice in (("accuracy", "finalized model"), ("epochs", "run directory"), ("latency", "csqtool bench"),
+                            ("sizes", "csqtool export")):  # fmt: skip
+        assert advice in page.texts[section]
+
+
+def test_names_from_files_cannot_become_markup_or_escape_codes(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>\x1b[31m\u202e&\"'"
+    model = QuantizedModel((QuantizedLayer(name, np.array([[1, -3], [0, 2]], np.int8), np.float32(0.5), "11"),), (), {})
+    (tmp_path / "m.safetensors").write_bytes(to_bytes(model))
+    html = report([tmp_path / "m.safetensors"], tmp_path / "r.html").read_text()
+    assert "script" not in Page(html).tags
+    assert "<script" not in html
+    assert not {"\x1b", "\u202e"} & set(html)
+    assert "alert(1)" in Page(html).texts["weights"]
+
+
+def test_the_pipeline_shown_gives_the_settings_of_the_run_again(eight_bits: Built) -> None:
+    subject = gather([eight_bits.run]).subjects[0]
+    document = tomllib.loads(_pipeline_text(subject) or "")
+    model, data = document["model"], document["data"]
+    again = SearchConfig.make(**document["search"], model=model["factory"], data=data["source"])
+    assert again == SearchConfig.from_json(json.loads((eight_bits.run / "config.json").read_text()), where="x")
+
+
+def test_a_histogram_has_a_bar_for_each_value_that_occurs() -> None:
+    svg = histogram("h", np.array([-4, -4, 0, 7], np.int8))
+    assert re.findall(r"<title>(.*?)</title>", svg) == [
+        "-4: 2 weights, 50.0%",
+        "0: 1 weights, 25.0%",
+        "7: 1 weights, 25.0%",
+    ]
+
+
+@pytest.mark.parametrize("points", [[(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.5)], [(0.0, -3.0), (1e6, 1e-9)], [(0.0, 0.0)]])
+def test_points_lie_inside_their_chart(points: list[tuple[float, float]]) -> None:
+    svg = chart("c", [Series("s", points)], x="x", y="y")
+    places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', svg)
+    assert len(places) == len(points)
+    assert all(56 <= float(x) <= 468 and 14 <= float(y) <= 256 for x, y in places)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", "{}", "neither a report of csqtool verify"),
+        ("x.json", '{"checks": [{}], "layers": [], "size_bytes": 1, "samples": 1, "passed": true, "file": "", '
+                   '"against": ""}', "neither a report of csqtool verify"),
+        ("x.json", "nothing", "not valid JSON"),
+        ("x.onnx", "nothing", "not an ONNX file"),
+        ("x.csq", "nothing", "not a csq file"),
+        ("x.safetensors", "nothing", "x.safetensors"),
+        ("x/note.txt", "", "neither a run directory"),
+        ("missing.json", None, "no such file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_reported_is_refused_in_a_line(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    result = invoke("report", path.parent if name.startswith("x/") else path, "-o", tmp_path / "r.html")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_an_output_of_another_kind_is_refused(eight_bits: Built, tmp_path: Path) -> None:
+    result = invoke("report", eight_bits.model, "-o", tmp_path / "report.pdf")
+    assert result.exit_code == 2
+    assert ".html" in result.stderr
+
+
+# --- in a real browser ---------------------------------------------------------------------------------------
+
+
+def browse(page: Path, *options: str) -> tuple[str, str]:
+    """Return the document as a browser holds it after loading, and what it logged."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}",
+         "--enable-logging=stderr", "--allow-file-access-from-files", "--virtual-time-budget=3000", *options,
+         "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.stdout, done.stderr
+
+
+# Opens the report in a frame of a phone's width, and writes down what is wider than that outside of scrolled areas.
+PROBE = """<!doctype html><iframe src="report.html" style="border:0;width:%dpx;height:800px"></iframe><script>
+document.querySelector("iframe").onload = event => {
+  const page = event.target.contentDocument, all = [...page.querySelectorAll("*")];
+  const inside = element => element.closest(".scroll, nav, pre, .skip");
+  const box = element => element.getBoundingClientRect(), screen = page.documentElement;
+  const wide = all.filter(e => !inside(e) && box(e).right > screen.clientWidth + 1).map(e => e.outerHTML.slice(0, 80));
+  const seen = [...page.querySelectorAll("section")].filter(e => box(e).height > 40).map(e => e.id);
+  const tab = [...page.querySelectorAll(".scroll, pre")].filter(e => e.tabIndex < 0).length;
+  const scrolls = screen.scrollWidth - screen.clientWidth;
+  document.body.dataset.found = JSON.stringify({wide, seen, tab, scrolls});
+};
+</script>"""
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_browser_shows_every_section_within_its_width_and_logs_no_error(
+    full: Path, tmp_path: Path, width: int
+) -> None:
+    shutil.copy(full, tmp_path / "report.html")
+    (tmp_path / "probe.html").write_text(PROBE % width)
+    dom, log = browse(tmp_path / "probe.html", f"--window-size={width + 100},900")
+    match = re.search(r'data-found="(.*?)"', dom)
+    assert match, log[-2000:]
+    found = json.loads(match[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert found == {"wide": [], "seen": SECTIONS, "tab": 0, "scrolls": 0}
+    assert "CONSOLE" not in log
+
+
+def test_the_page_follows_the_light_and_the_dark_theme(full: Path, tmp_path: Path) -> None:
+    shutil.copy(full, tmp_path / "report.html")
+    probe = tmp_path / "probe.html"
+    probe.write_text("""<!doctype html><iframe src="report.html"></iframe><script>
+document.querySelector("iframe").onload = event => {
+  const style = getComputedStyle(event.target.contentDocument.body);
+  document.body.dataset.found = style.color + " on " + style.backgroundColor;
+};</script>""")
+    found = {}
+    for theme, options in {"light": ["--blink-settings=preferredColorScheme=1"], "dark": ["--force-dark-mode"]}.items():
+        match = re.search(r'data-found="(.*?)"', browse(probe, *options)[0])
+        assert match
+        found[theme] = match[1]
+    assert found == {
+        "light": "rgb(28, 32, 36) on rgb(251, 251, 250)",
+        "dark": "rgb(232, 234, 237) on rgb(20, 23, 26)",
+    }
