@@ -18,6 +18,7 @@ from csqtool.errors import ConfigError, nearest
 from csqtool.files import read_bytes, sha256, write_json
 from csqtool.search.config import SearchConfig
 from csqtool.verify.gates import Gates
+from csqtool.verify.tolerances import Tolerances
 
 TABLES = {
     "model": ("factory", "args", "weights"),
@@ -38,6 +39,7 @@ class Pipeline:
         gates: limits for `verify`.
         samples: test samples to verify on, None all.
         backends: what verifies ONNX files.
+        tolerances: what `verify` takes for rounding.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Pipeline:
     gates: Gates
     samples: int | None = None
     backends: tuple[str, ...] = ("onnxruntime",)
+    tolerances: Tolerances = field(default_factory=Tolerances)
 
 
 @dataclass
@@ -104,6 +107,8 @@ def read_pipeline(path: Path) -> Pipeline:
     settings |= {"weights": _beside(model["weights"], folder)} if "weights" in model else {}
     verify = dict(_table(document, "verify", where))
     samples, backends = verify.pop("samples", None), verify.pop("backends", ["onnxruntime"])
+    tolerances = Tolerances.from_mapping(_table(verify, "tolerances", where), where=f"{where}: [verify.tolerances]")
+    verify.pop("tolerances", None)
     for key in ("latency_against", "baseline"):
         if isinstance(verify.get(key), str):
             verify[key] = _beside(verify[key], folder)
@@ -125,7 +130,14 @@ def read_pipeline(path: Path) -> Pipeline:
     gates = Gates.from_mapping(verify, where=f"{where}: [verify]")
     output_folder = Path(os.path.relpath(folder / output))
     return Pipeline(
-        folder, output_folder, config, {f: options.get(f, {}) for f in formats}, gates, samples, tuple(backends)
+        folder,
+        output_folder,
+        config,
+        {name: options.get(name, {}) for name in formats},
+        gates,
+        samples,
+        tuple(backends),
+        tolerances,
     )
 
 
@@ -220,7 +232,12 @@ def run_pipeline(
 
         def do_verify(target: Path = target, report_path: Path = report_path) -> None:
             report = verify(
-                target, finalized, gates=pipeline.gates, samples=pipeline.samples, backends=pipeline.backends
+                target,
+                finalized,
+                gates=pipeline.gates,
+                samples=pipeline.samples,
+                backends=pipeline.backends,
+                tolerances=pipeline.tolerances,
             )
             write_json(report_path, report.to_json())
 
@@ -229,6 +246,7 @@ def run_pipeline(
             "gates": dataclasses.asdict(pipeline.gates),
             "samples": pipeline.samples,
             "backends": pipeline.backends,
+            "tolerances": dataclasses.asdict(pipeline.tolerances),
             "code": code,
             "model": digest,
         }

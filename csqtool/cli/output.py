@@ -49,6 +49,8 @@ def layers_text(report: dict[str, Any]) -> str:
 
 def report_text(report: dict[str, Any]) -> str:
     """Return a verification's JSON document as text: a table, failures with their layer, the verdict."""
+    from csqtool.verify.tolerances import Tolerances
+
     rows = [
         (check["level"], check["name"], "ok" if check["passed"] else "FAIL",
          f"{check['layer']}: {check['detail']}" if check["layer"] else check["detail"])
@@ -59,4 +61,6 @@ def report_text(report: dict[str, Any]) -> str:
     first = next((c["layer"] for c in report["checks"] if not c["passed"] and c["layer"]), None)
     blamed = f", first at {printable(first)}" if first else ""
     head = f"{printable(report['file'])} against {printable(report['against'])}, {report['samples']} samples"
+    if other := Tolerances(**report["tolerances"]).changed():
+        head += f"\ntolerances set: {', '.join(f'{name} = {value:g}' for name, value in other.items())}"
     return f"{head}\n\n{table(('level', 'check', '', 'detail'), rows)}\n\n{verdict(report['passed'])}  {count}{blamed}"

@@ -52,6 +52,8 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     "extra), reference (onnx's evaluator, 32 samples). Repeatable; the first runs the task's metric.",
 )
 @click.option("--layers", is_flag=True, help="Also print every layer's difference.")
+@click.option("--tolerance", "tolerances", multiple=True, metavar="NAME=VALUE",
+              help="Allow more or less rounding, such as layer_share=0.01 (docs/verify.md). Repeatable.")  # fmt: skip
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
@@ -65,6 +67,7 @@ def verify(
     samples: int | None,
     backends: tuple[str, ...],
     layers: bool,
+    tolerances: tuple[str, ...],
     json_path: Path | None,
     junit: Path | None,
     markdown: Path | None,
@@ -77,12 +80,20 @@ def verify(
     """
     from csqtool.files import write_bytes, write_json
     from csqtool.text import parse_size
-    from csqtool.verify import Gates, documents
+    from csqtool.verify import Gates, Tolerances, documents
     from csqtool.verify import verify as verify_file
 
     gates = Gates(max_size=None if max_size is None else parse_size(max_size), **limits)
     report = verify_file(
-        file, against, data=data, model=factory, gates=gates, samples=samples, backends=backends, tell=tell
+        file,
+        against,
+        data=data,
+        model=factory,
+        gates=gates,
+        samples=samples,
+        backends=backends,
+        tolerances=Tolerances.parse(tolerances),
+        tell=tell,
     ).to_json()
     if junit is not None:
         write_bytes(junit, documents.junit(report))

@@ -5,5 +5,6 @@ from __future__ import annotations
 from csqtool.verify.gates import Gates
 from csqtool.verify.report import Check, VerifyReport
 from csqtool.verify.run import verify
+from csqtool.verify.tolerances import Tolerances
 
-__all__ = ["Check", "Gates", "VerifyReport", "verify"]
+__all__ = ["Check", "Gates", "Tolerances", "VerifyReport", "verify"]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from csqtool.nn.activation import to_integers
 from csqtool.nn.net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
+from csqtool.verify.tolerances import Tolerances
 
-MAX_SHARE = 1e-3  # of an integer layer's values may be one step off
 FORCED = "__from_torch"
 
 
@@ -132,10 +132,10 @@ def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
     return sums[0] if sums else product
 
 
-def compare_cut(cut: Cut, found: NDArray[Any]) -> tuple[bool, str, dict[str, float]]:
+def compare_cut(cut: Cut, found: NDArray[Any], allowed: Tolerances) -> tuple[bool, str, dict[str, float]]:
     """Return verdict, detail and figures of one layer.
 
-    Integer layers: at most one step off, on at most `MAX_SHARE` of the values (the float result lies next to a
+    Integer layers: by default at most one step off, on at most 1e-3 of the values (the float result lies next to a
     rounding boundary there). Float layers: float32 rounding, 32·ε·√K of the largest value for K products.
     """
     if found.shape != cut.reference.shape:
@@ -143,10 +143,14 @@ def compare_cut(cut: Cut, found: NDArray[Any]) -> tuple[bool, str, dict[str, flo
     if cut.reference.dtype == np.uint8:
         steps = np.abs(found.astype(np.int16) - cut.reference.astype(np.int16))
         share, largest = float((steps > 0).mean()), int(steps.max())
+        holds = largest <= allowed.layer_steps and share <= allowed.layer_share
         detail = f"{largest} steps off at most, {share:.2g} of the values"
-        return largest <= 1 and share <= MAX_SHARE, detail, {"steps": largest, "share": share}
+        if not holds:
+            detail += f" ({allowed.layer_steps:g} and {allowed.layer_share:g} allowed)"
+        return holds, detail, {"steps": largest, "share": share}
     difference = float(np.abs(found - cut.reference).max())
-    tolerance = 32 * float(np.finfo(np.float32).eps) * cut.fan_in**0.5 * max(1.0, float(np.abs(cut.reference).max()))
+    unit = float(np.finfo(np.float32).eps) * cut.fan_in**0.5
+    tolerance = allowed.layer_rounding * unit * max(1.0, float(np.abs(cut.reference).max()))
     return difference <= tolerance, f"{difference:.2g} off, {tolerance:.2g} allowed", {"max_abs_diff": difference}
 
 
@@ -166,3 +170,26 @@ def weights_behind(proto: onnx.ModelProto, value: str, cuts: list[Cut], model: Q
         if name in makers:
             queue.extend(makers[name].input)
     return ", ".join(sorted(found)) or None
+
+
+def likely_cause(
+    cut: Cut, behind: str | None, figures: dict[str, float], wrong: set[str], held_unoptimized: bool
+) -> str:
+    """Return what puts a layer outside its tolerance, worked out from everything else that was compared.
+
+    Args:
+        cut: the layer.
+        behind: the quantized parameters behind it, from `weights_behind`.
+        figures: of `compare_cut`.
+        wrong: parameters and quantizers that failed the weights level.
+        held_unoptimized: the layer held with optimizations off.
+    """
+    if at_fault := wrong & set((behind or "").split(", ")):
+        return f"the weights of {min(at_fault)} are wrong"
+    if cut.name in wrong:
+        return "its activation quantizer is wrong"
+    if held_unoptimized:
+        return "a fusion: with optimizations off it holds"
+    if figures.get("steps", 2) <= 1:
+        return "rounding: no value is further off than the next step"
+    return "the graph: weights and quantizers are right, an operator, a bias or an edge is not"

@@ -104,6 +104,8 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
     feeds = {cut.value + layers.FORCED: cut.reference for cut in found if cut.value != "output"}
     feeds["input"] = inputs.numpy()
     content = cut_proto.SerializeToString()
+    wrong = {check.layer for check in report.failures if check.level == "weights" and check.layer}
+    held: set[str] = set()  # with optimizations off, which come first
     for optimization in runtime.OPTIMIZATIONS:
         name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
         try:
@@ -112,17 +114,21 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
             report.add("layers", name, False, str(error))
             continue
         worst: dict[str, float] = {}
-        wrong = 0
+        failed = 0
         for cut in found:
-            holds, detail, figures = layers.compare_cut(cut, outputs[cut.value])
+            holds, detail, figures = layers.compare_cut(cut, outputs[cut.value], report.tolerances)
             report.layers.append(LayerFinding(cut.name, optimization, holds, detail, figures))
             for key, value in figures.items():
                 worst[key] = max(value, worst.get(key, 0.0))
+            if holds and optimization == runtime.OPTIMIZATIONS[0]:
+                held.add(cut.name)
             if not holds:
-                wrong += 1
+                failed += 1
                 behind = layers.weights_behind(proto, cut.value, found, model)
-                report.add("layers", f"{cut.name}, optimizations {optimization}", False, detail, behind or cut.name)
-        if not wrong:
+                cause = layers.likely_cause(cut, behind, figures, wrong, cut.name in held)
+                name_of_it = f"{cut.name}, optimizations {optimization}"
+                report.add("layers", name_of_it, False, f"{detail}; {cause}", behind or cut.name)
+        if not failed:
             words = {
                 "steps": "steps off at most",
                 "share": "of a layer's values at most",

@@ -14,11 +14,6 @@ from csqtool.task import Task
 from csqtool.verify import runtime
 from csqtool.verify.report import VerifyReport
 
-FLOAT_TOLERANCE = 1e-4
-MIN_AGREEMENT = {"off": 0.995, "basic": 0.99, "extended": 0.99, "on": 0.99}
-MAX_MEAN_SHARE = 0.05  # mean difference against the outputs' own spread, where activations are quantized
-MAX_METRIC_DIFFERENCE = 0.01
-
 
 @torch.no_grad()
 def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
@@ -46,6 +41,7 @@ def compare_outputs(
     report: VerifyReport,
 ) -> None:
     """Add the check of all outputs at one optimization level."""
+    allowed = report.tolerances
     if found.shape != wanted.shape:
         report.add("outputs", name, False, f"shape {list(found.shape)} instead of {list(wanted.shape)}")
         return
@@ -63,11 +59,12 @@ def compare_outputs(
     if task.labels:
         figures["agreement"] = agreement(found, wanted)
     if float_activations:
-        holds = figures["max_abs_diff"] <= FLOAT_TOLERANCE and figures.get("agreement", 1.0) == 1.0
+        holds = figures["max_abs_diff"] <= allowed.outputs_float and figures.get("agreement", 1.0) == 1.0
     else:
         spread = max(float(wanted.std()), 1e-12)
-        holds = figures["mean_abs_diff"] <= MAX_MEAN_SHARE * spread
-        holds &= figures.get("agreement", 1.0) >= MIN_AGREEMENT[optimization]
+        least = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
+        holds = figures["mean_abs_diff"] <= allowed.outputs_mean * spread
+        holds &= figures.get("agreement", 1.0) >= least
     words = [
         f"max {figures['max_abs_diff']:.2g}",
         f"mean {figures['mean_abs_diff']:.2g}",
@@ -83,6 +80,7 @@ def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyR
 
     Each level is also compared with PyTorch; two that err in opposite directions show here.
     """
+    allowed = report.tolerances
     pairs = list(combinations(results, 2))
     if not pairs or any(results[a].shape != results[b].shape for a, b in pairs):
         return  # failed above
@@ -94,7 +92,7 @@ def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyR
     if task.labels:
         figures["agreement"] = min(agreement(results[a], results[b]) for a, b in pairs)
         words += f", agreement {figures['agreement']:.2%}"
-        holds &= figures["agreement"] >= min(MIN_AGREEMENT.values())
+        holds &= figures["agreement"] >= min(allowed.outputs_agreement, allowed.outputs_agreement_off)
     report.add("outputs", "optimization levels against each other", bool(holds), words, None, **figures)
 
 
@@ -106,6 +104,6 @@ def compare_task(
         report.add("task", task.metric_name, False, "outputs of another shape")
         return
     metric, reference = (task.metric(torch.from_numpy(outputs), targets) for outputs in (found, wanted))
-    holds = abs(metric - reference) <= MAX_METRIC_DIFFERENCE
+    holds = abs(metric - reference) <= report.tolerances.metric
     detail = f"{metric:.4f}, PyTorch {reference:.4f}"
     report.add("task", task.metric_name, holds, detail, None, metric=metric, metric_reference=reference)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from csqtool.verify.tolerances import Tolerances
+
 SCHEMA_VERSION = 1  # docs/verify-report.schema.json
 LEVELS = ("integrity", "weights", "layers", "outputs", "task", "gates")
 
@@ -60,6 +62,7 @@ class VerifyReport:
     checks: list[Check] = field(default_factory=list)
     layers: list[LayerFinding] = field(default_factory=list)
     samples: int = 0
+    tolerances: Tolerances = field(default_factory=Tolerances)
 
     @property
     def passed(self) -> bool:
@@ -94,6 +97,7 @@ class VerifyReport:
             "size_bytes": self.size_bytes,
             "samples": self.samples,
             "average_bit_width": self.average_bit_width,
+            "tolerances": asdict(self.tolerances),
             "checks": checks,
             "layers": layers,
         }

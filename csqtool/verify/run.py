@@ -18,6 +18,7 @@ from csqtool.verify.gates import Gates
 from csqtool.verify.onnx_checks import verify_onnx
 from csqtool.verify.report import VerifyReport
 from csqtool.verify.subject import Subject
+from csqtool.verify.tolerances import Tolerances
 
 
 def verify(
@@ -29,6 +30,7 @@ def verify(
     gates: Gates | None = None,
     samples: int | None = None,
     backends: Sequence[str] = ("onnxruntime",),
+    tolerances: Tolerances | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -40,7 +42,9 @@ def verify(
         model: factory of the PyTorch module, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.
-        backends: what runs ONNX files: ``onnxruntime``, ``reference``, or another package's.
+        backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``, or
+            another package's.
+        tolerances: what is still rounding.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -52,6 +56,7 @@ def verify(
     content, reference = read_bytes(file), read_bytes(against)
     finalized = parse_finalized(reference, where=str(against))
     report = VerifyReport(str(file), str(against), len(content), finalized.average_bit_width)
+    report.tolerances = tolerances or Tolerances()
     if samples is not None and samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
     subject = Subject(
