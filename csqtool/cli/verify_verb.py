@@ -51,6 +51,7 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     help="What runs an ONNX file: onnxruntime, or onnxruntime:PROVIDER such as onnxruntime:cuda, openvino (an "
     "extra), reference (onnx's evaluator, 32 samples). Repeatable; the first runs the task's metric.",
 )
+@click.option("--threads", type=int, default=0, help="Threads of one operator in the backends. [default: their choice]")
 @click.option("--layers", is_flag=True, help="Also print every layer's difference.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="NAME=VALUE",
               help="Allow more or less rounding, such as layer_share=0.01 (docs/verify.md). Repeatable.")  # fmt: skip
@@ -66,6 +67,7 @@ def verify(
     factory: str | None,
     samples: int | None,
     backends: tuple[str, ...],
+    threads: int,
     layers: bool,
     tolerances: tuple[str, ...],
     json_path: Path | None,
@@ -93,6 +95,7 @@ def verify(
         samples=samples,
         backends=backends,
         tolerances=Tolerances.parse(tolerances),
+        threads=threads,
         tell=tell,
     ).to_json()
     if junit is not None:

@@ -29,11 +29,13 @@ class Backend(Protocol):
         name: what it is called in reports.
         levels: in which ways it runs a file; results of all are compared.
         most_samples: how many samples it is asked to compute, None all.
+        threads: threads of one operator, 0 its own choice; set before it runs anything.
     """
 
     name: str
     levels: tuple[str, ...]
     most_samples: int | None
+    threads: int
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return a file's outputs by name.
@@ -66,6 +68,7 @@ class OnnxRuntime:
         wanted = provider.removesuffix("ExecutionProvider").lower()
         if wanted not in known:
             raise ConfigError(f"this onnxruntime has no provider {provider!r}; {nearest(wanted, known)}")
+        self.threads = 0
         self.provider = known[wanted]
         on_cpu = self.provider == CPU
         self.name = "onnxruntime" if on_cpu else f"onnxruntime:{wanted}"
@@ -79,7 +82,7 @@ class OnnxRuntime:
         """
         if self.provider != CPU:
             self._check_provider(content, level, feeds)
-        return runtime.run_batches(session(content, level, provider=self.provider), feeds)
+        return runtime.run_batches(session(content, level, provider=self.provider, threads=self.threads), feeds)
 
     def _check_provider(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +100,7 @@ class Reference:
     name = "reference"
     levels = ("off",)
     most_samples = 32
+    threads = 0  # it has none
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return a file's outputs by name."""
@@ -124,6 +128,7 @@ class OpenVino:
     most_samples = None
 
     def __init__(self) -> None:
+        self.threads = 0
         if find_spec("openvino") is None:
             raise ConfigError("the backend openvino needs a package, an extra: pip install 'csqtool[openvino]'")
 
@@ -134,7 +139,8 @@ class OpenVino:
         try:
             core = openvino.Core()
             model = core.read_model(io.BytesIO(content))
-            compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": self.threads}
+            compiled = core.compile_model(model, "CPU", settings)
             names = [output.get_any_name() for output in compiled.outputs]
             count = len(next(iter(feeds.values())))
             parts = [
@@ -148,7 +154,7 @@ class OpenVino:
         return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def load_backends(names: Sequence[str]) -> list[Backend]:
+def load_backends(names: Sequence[str], threads: int = 0) -> list[Backend]:
     """Return the backends of these names, ``NAME`` or ``NAME:OPTION``, each once.
 
     Raises:
@@ -165,4 +171,5 @@ def load_backends(names: Sequence[str]) -> list[Backend]:
             found.append(kind(option) if option else kind())
         except TypeError as error:
             raise ConfigError(f"the backend {name} takes no option, got {option!r}") from error
+        found[-1].threads = threads
     return found

@@ -189,4 +189,4 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
 
 def _limit(report: VerifyReport, name: str, found: float | None, holds: bool, wanted: str) -> None:
     shown = "not measured" if found is None else f"{found:.6g}"
-    report.add("gates", name, holds, f"{shown}, {wanted}")
+    report.add("gates", name, holds, f"{shown}, {wanted}", None, **({} if found is None else {"found": found}))

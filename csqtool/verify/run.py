@@ -31,6 +31,7 @@ def verify(
     samples: int | None = None,
     backends: Sequence[str] = ("onnxruntime",),
     tolerances: Tolerances | None = None,
+    threads: int = 0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -45,6 +46,7 @@ def verify(
         backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``, or
             another package's.
         tolerances: what is still rounding.
+        threads: threads of one operator in the backends, 0 their own choice.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -59,6 +61,8 @@ def verify(
     report.tolerances = tolerances or Tolerances()
     if samples is not None and samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
+    if threads < 0:
+        raise ConfigError(f"threads must not be negative, got {threads}")
     subject = Subject(
         content=content,
         model=finalized,
@@ -69,7 +73,8 @@ def verify(
         samples=samples,
         report=report,
         tell=tell,
-        backends=load_backends(backends),
+        backends=load_backends(backends, threads),
+        threads=threads,
     )
     (verify_csq if file.suffix == ".csq" else verify_onnx)(subject)
     (gates or Gates()).check(report, finalized, content)

@@ -32,6 +32,7 @@ class Subject:
         report: where verdicts go.
         tell: told what is being checked, a line each.
         backends: what runs ONNX files.
+        threads: threads that onnxruntime compares layers with, 0 its own choice.
     """
 
     content: bytes
@@ -44,6 +45,7 @@ class Subject:
     report: VerifyReport
     tell: Callable[[str], None]
     backends: Sequence[Backend]
+    threads: int
 
     def check_origin(self, recorded: str | None) -> None:
         """Check that the file says it was made from this finalized model."""

@@ -72,6 +72,21 @@ def test_a_pipeline_names_its_backends(tmp_path: Path) -> None:
             read_pipeline(tmp_path / "p.toml")
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_reach_the_runtime(eight_bits: Built, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    make = onnxruntime.InferenceSession
+
+    def spy(content: Any, options: Any, **more: Any) -> Any:
+        used.append(options.intra_op_num_threads)
+        return make(content, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    assert eight_bits.verify(eight_bits.onnx, "--threads", threads, "--samples", 16)[0] == 0
+    assert set(used) == {threads}
+    assert invoke("verify", eight_bits.onnx, "--against", eight_bits.model, "--threads", -1).exit_code == 2
+
+
 # --- the C reader ----------------------------------------------------------------------------------------------
 
 
