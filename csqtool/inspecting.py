@@ -10,7 +10,7 @@ from typing import Any
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
-from csqtool.onnx_file import parse_onnx
+from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
 from csqtool.summaries import layer_table, metric_text, preprocessing_text
 from csqtool.text import size, table
@@ -119,7 +119,7 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     properties = {p.key: p.value for p in proto.metadata_props}
     operators = Counter(node.op_type for node in proto.graph.node)
     stored: Counter[str] = Counter()
-    for tensor in proto.graph.initializer:
+    for _, tensor in stored_tensors(proto):
         stored[TensorProto.DataType.Name(tensor.data_type).lower()] += len(tensor.raw_data) or tensor.ByteSize()
     nodes = [
         (
@@ -136,12 +136,12 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
         *(f"{key}  {value}" for key, value in properties.items()),
         *(f"function {name}: {count} standard operators" for name, count in functions.items()),
         "",
-        table(("initializers", "bytes"), sorted(stored.items())),
+        table(("tensors", "bytes"), sorted(stored.items())),
         "",
         table(("operator", "inputs", "output"), nodes),
     ]
     facts = {"kind": "onnx", "size_bytes": len(content), "ir_version": proto.ir_version, "opsets": opsets,
-             "metadata": properties, "operators": dict(operators), "initializer_bytes": dict(stored),
+             "metadata": properties, "operators": dict(operators), "tensor_bytes": dict(stored),
              "functions": functions}  # fmt: skip
     return "\n".join(lines), facts
 

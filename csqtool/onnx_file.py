@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from csqtool.errors import FormatError
@@ -42,3 +43,49 @@ def foreign_operators(proto: onnx.ModelProto) -> list[str]:
     nodes = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
     used = {(node.domain, node.op_type) for node in nodes if node.domain not in standard}
     return sorted(f"{domain}.{name}" for domain, name in used - functions)
+
+
+def stored_tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield every tensor that the graph holds, in the file's order: those of its nodes by node and attribute."""
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield f"{node.output[0]}.{attribute.name}", attribute.t
+    for tensor in proto.graph.initializer:
+        yield tensor.name, tensor
+
+
+def flattened(proto: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
+    """Return the same graph without functions of its own and without Constant nodes.
+
+    The results of nodes of the graph keep their names; what a function computes inside gets new ones.
+
+    Raises:
+        FormatError: a function cannot be put in the place of its call.
+    """
+    import numpy as np
+    import onnx
+    import onnx.inliner
+    from onnx import numpy_helper
+
+    try:
+        flat = onnx.inliner.inline_local_functions(proto)
+        nodes = []
+        for node in flat.graph.node:
+            if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
+                nodes.append(node)
+                continue
+            value = onnx.helper.get_attribute_value(node.attribute[0])
+            kinds = {"value_float": "f4", "value_floats": "f4", "value_int": "i8", "value_ints": "i8"}
+            if (kind := kinds.get(node.attribute[0].name)) is not None:
+                value = numpy_helper.from_array(np.asarray(value, kind))
+            elif not isinstance(value, onnx.TensorProto):
+                nodes.append(node)
+                continue
+            flat.graph.initializer.append(value)
+            flat.graph.initializer[-1].name = node.output[0]
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise FormatError(f"{where}: a function of its own is broken: {error}") from error
+    del flat.graph.node[:]
+    flat.graph.node.extend(nodes)
+    return flat

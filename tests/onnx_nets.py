@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from csqtool.formats import ExportReport
 from csqtool.nn.net import QuantizedNet, finalized_net
 from csqtool.nn.post_training import post_training_model
+from csqtool.onnx_file import flattened
 from csqtool.onnx_session import optimized_operators, session
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
@@ -51,7 +52,8 @@ class Export:
         return optimized_operators(self.content)
 
     def problems(self) -> list[tuple[str, str]]:
-        return [*onnx_weight_problems(self.proto, self.model), *onnx_activation_problems(self.proto, self.model)]
+        flat = flattened(self.proto, where="x")
+        return [*onnx_weight_problems(flat, self.model), *onnx_activation_problems(flat, self.model)]
 
     def assert_faithful(self) -> None:
         """Weights bit for bit; outputs of both runtimes as PyTorch's."""

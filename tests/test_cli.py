@@ -16,6 +16,7 @@ import torch
 from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
+from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import optimized_operators
 from exporters.csq import CsqFile
 
@@ -64,25 +65,35 @@ def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
         assert np.array_equal(weight.numpy(), layer.q.astype(np.float32) * layer.scale)
 
 
+def change_a_number(proto: onnx.ModelProto, name: str) -> None:
+    """Change the first number of a tensor, or the float attribute NODE.ATTRIBUTE."""
+    names = {name, f"{name}.stream", name.replace(".scale", "_scale")}  # weights of eight bits are plain tensors
+    for found, tensor in stored_tensors(proto):
+        if found in names:
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array.reshape(-1)[0] = array.reshape(-1)[0] * 1.01 if array.dtype.kind == "f" else array.reshape(-1)[0] + 1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            return
+    place, _, attribute = name.rpartition(".")
+    node = next(node for node in proto.graph.node if node.output[0] == place)
+    next(a for a in node.attribute if a.name == attribute).f *= 1.01
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
         ("stem.0.weight", "stem.0.weight"),
         ("mix.0.weight", "mix.0.weight"),
-        ("stem.0.weight_scale", "stem.0.weight"),
+        ("stem.0.weight.scale", "stem.0.weight"),
         ("classifier.bias", "classifier.weight"),
-        ("relu.output_scale", "relu.output"),
+        ("relu.output.scale", "relu.output"),
     ],
 )
 def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
     eight_bits: Built, tmp_path: Path, name: str, layer: str
 ) -> None:
     proto = onnx.load(eight_bits.onnx)
-    # Weights of eight bits are stored as int8 tensors, narrower ones as packed streams.
-    tensor = next(t for t in proto.graph.initializer if t.name in (name, f"{name}_packed"))
-    array = onnx.numpy_helper.to_array(tensor).copy()
-    array.reshape(-1)[0] = array.reshape(-1)[0] * 1.01 if array.dtype.kind == "f" else array.reshape(-1)[0] + 1
-    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    change_a_number(proto, name)
     onnx.save(proto, tmp_path / "changed.onnx")
     code, report = eight_bits.verify(tmp_path / "changed.onnx")
     assert code == 1

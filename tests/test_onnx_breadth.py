@@ -13,6 +13,7 @@ from csqtool.errors import ExportError
 from csqtool.nn.net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.signature import named_outputs, recorded_inputs
+from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import session
 from exporters.onnx import to_onnx
 
@@ -170,8 +171,8 @@ def test_tied_weights_integer_inputs_and_several_inputs_and_outputs(kind: str, a
         assert names == list(wanted)
         for name, found in zip(names, loaded.run(None, feeds), strict=True):
             assert np.abs(found - wanted[name].numpy()).max() < 1e-5
-    stored = [t.name for t in Export(model, finalized, content, report, inputs[0]).proto.graph.initializer]
-    assert sum(name.endswith("weight_packed") for name in stored) == (1 if kind == "tied" else 4)
+    stored = [name for name, _ in stored_tensors(Export(model, finalized, content, report, inputs[0]).proto)]
+    assert sum(name.endswith("weight.stream") for name in stored) == (1 if kind == "tied" else 4)
 
 
 def test_control_flow_on_values_stops_and_names_the_line() -> None:

@@ -23,24 +23,26 @@ from csqtool.finalized_file import read_finalized
 from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel, smallest_dtype, twos_complement_bits
 from exporters.onnx import OnnxOptions, to_onnx
-from exporters.onnx.packing import FUNCTION_DOMAIN, pack_fields, pack_weight, unpack_function
+from exporters.onnx.compact import compact
+from exporters.onnx.functions import FUNCTION_DOMAIN
+from exporters.onnx.packing import pack_fields, pack_weight
 
 torch.manual_seed(0)
 
 
 def unpacking_graph(q: np.ndarray) -> onnx.ModelProto:
     packed = pack_weight(q)
-    arrays = {"s": packed.stream, "p": packed.parameter}
-    inputs = [ir.Value(name=n, const_value=ir.tensor(a, name=n)) for n, a in arrays.items()]
-    attributes = [ir.AttrInt64("bits", packed.bits), ir.AttrInt64s("shape", packed.shape)]
-    node = ir.Node(FUNCTION_DOMAIN, packed.function, inputs, attributes)
-    output = node.outputs[0]
-    output.name, output.shape = "q", ir.Shape(packed.shape)
+    placeholder = ir.Node(FUNCTION_DOMAIN, "Packed", [])
+    placeholder.outputs[0].name = "q"
+    output = ir.node("Identity", placeholder.outputs).outputs[0]
+    output.name, output.shape = "y", ir.Shape(packed.shape)
     output.dtype = ir.DataType.INT8 if q.dtype == np.int8 else ir.DataType.INT16
-    graph = ir.Graph(
-        [], [output], nodes=[node], initializers=inputs, opset_imports={"": 18, FUNCTION_DOMAIN: 1}, name="g"
-    )
-    return ir.to_proto(ir.Model(graph, ir_version=8, functions=[unpack_function(packed)]))
+    opsets = {"": 18, FUNCTION_DOMAIN: 1}
+    graph = ir.Graph([], [output], nodes=[placeholder, output.producer()], opset_imports=opsets, name="g")
+    functions = compact(graph, {placeholder: ("q", packed)}).values()
+    for function in functions:
+        function.opset_imports[""] = 18
+    return ir.to_proto(ir.Model(graph, ir_version=8, functions=list(functions)))
 
 
 # Integers of eight bits are stored as int8, without a stream.
@@ -171,7 +173,7 @@ def test_the_same_model_always_gives_the_same_bytes() -> None:
 def test_a_function_that_computes_other_integers_is_found() -> None:
     export = export_module(ConvNet(), (3, 6, 6))
     proto = export.proto
-    node = next(n for n in proto.functions[0].node if n.op_type == "Sub" and "parameter" in n.input)
+    node = [n for n in proto.functions[0].node if n.op_type == "Sub"][-1]  # fields − offset
     node.input[0], node.input[1] = node.input[1], node.input[0]
     export.content = proto.SerializeToString()
     assert {name for name, _ in export.problems()} >= {"conv2.weight"}

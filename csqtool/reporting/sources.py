@@ -12,7 +12,7 @@ from typing import Any
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import parse_finalized
-from csqtool.onnx_file import parse_onnx
+from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
 from csqtool.search.config import SearchConfig
 
@@ -182,9 +182,9 @@ def _onnx_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
     proto = parse_onnx(content, where=where)
     parts = dict.fromkeys(PARTS, 0)
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32)  # biases: int32
-    for tensor in proto.graph.initializer:
+    for name, tensor in stored_tensors(proto):
         size = len(tensor.raw_data) or tensor.ByteSize()
-        if tensor.name.endswith("_scale") or not tensor.dims:
+        if name.endswith(("_scale", ".scale")) or not tensor.dims:
             parts[PARTS[1]] += size
         elif tensor.data_type in floats:
             parts[PARTS[2]] += size

@@ -31,7 +31,7 @@ class Cut:
 
     Attributes:
         name: quantizer, layer or output.
-        value: the ONNX value to look at.
+        value: the ONNX value to look at; of a quantizer, its integers once the graph is known.
         reference: PyTorch's value, [N, …]; uint8 integers behind a quantizer, float32 elsewhere.
         fan_in: products added up in each value of a float layer.
     """
@@ -51,7 +51,7 @@ def reference_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> 
         def observe(name: str, value: Tensor) -> Tensor:
             quantizer = net.quantizers[name]
             integers = to_integers(value, quantizer.scale, quantizer.zero_point, quantizer.largest)
-            cuts.append(Cut(name, f"{name}_clipped", integers.numpy().astype(np.uint8)))
+            cuts.append(Cut(name, name, integers.numpy().astype(np.uint8)))
             replaced: Tensor = quantizer(value)
             return replaced
 
@@ -96,12 +96,14 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     cut = onnx.ModelProto()
     cut.CopyFrom(proto)
     graph = cut.graph
-    made = {output for node in graph.node for output in node.output}
+    makers = {output: node for node in graph.node for output in node.output}
+    made = set(makers)
     outputs = {output.name for output in graph.output}
     found = []
     for place in cuts:
-        if place.value.endswith("_clipped") and place.value not in made:  # not every quantizer needs a clip
-            place = replace(place, value=f"{place.name}_q")  # noqa: PLW2901
+        if place.reference.dtype == np.uint8 and place.name in makers:
+            maker = makers[place.name]  # integers are looked at before they are dequantized
+            place = replace(place, value=maker.input[0] if maker.op_type == "DequantizeLinear" else "")  # noqa: PLW2901
         if place.value not in made:
             value = _linear_output(graph, place.name)
             if value is None:
@@ -123,7 +125,8 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
 
 def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
     """Return the output of a linear layer on more than two axes: of a MatMul, or of the Add of its bias behind it."""
-    products = [node for node in graph.node if node.op_type == "MatMul" and f"{layer}.weight_dq" in node.input]
+    weights = {f"{layer}.weight", f"{layer}.weight_dq"}
+    products = [node for node in graph.node if node.op_type == "MatMul" and weights & set(node.input)]
     if len(products) != 1:
         return None
     product: str = products[0].output[0]

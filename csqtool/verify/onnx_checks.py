@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csqtool.errors import FormatError
-from csqtool.onnx_file import foreign_operators, parse_onnx
+from csqtool.onnx_file import flattened, foreign_operators, parse_onnx, stored_tensors
 from csqtool.onnx_session import session
 from csqtool.verify import layers, runtime
 from csqtool.verify.backends import Backend
 from csqtool.verify.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
-from csqtool.verify.report import LayerFinding
+from csqtool.verify.report import LayerFinding, VerifyReport
 from csqtool.verify.subject import Subject
 from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
 
@@ -38,16 +38,17 @@ def verify_onnx(subject: Subject) -> None:
         )
     subject.tell(f"{report.file}: integrity and weights …")
     _check_integrity(proto, subject)
-    subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(proto, model), len(model.layers))
+    flat = flattened(proto, where=report.file)
+    subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
     if model.activations:
-        problems = onnx_activation_problems(proto, model)
+        problems = onnx_activation_problems(flat, model)
         subject.add_problems("weights", "activation quantizers", problems, len(model.activations))
     test = subject.test_set()
     if test is None:
         return
     inputs, targets = test
     subject.tell(f"layers on {min(LAYER_SAMPLES, len(inputs))} samples …")
-    _compare_layers(proto, subject, inputs[:LAYER_SAMPLES])
+    _compare_layers(flat, subject, inputs[:LAYER_SAMPLES])
     wanted = reference_outputs(subject.net, inputs)
     for backend in subject.backends:
         _compare_backend(backend, subject, inputs, targets, wanted)
@@ -88,11 +89,21 @@ def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
     batch = proto.graph.input[0].type.tensor_type.shape.dim[:1]
     dynamic = bool(batch) and not batch[0].HasField("dim_value")
     report.add("integrity", "dynamic batch", dynamic, "yes" if dynamic else "the batch axis is fixed")
+    _check_finite(proto, report)
+
+
+def _check_finite(proto: onnx.ModelProto, report: VerifyReport) -> None:
     broken = [
-        t.name for t in proto.graph.initializer
-        if t.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(t)).all()
+        name for name, tensor in stored_tensors(proto)
+        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
     ]  # fmt: skip
-    report.add("integrity", "finite values", not broken, "yes" if not broken else "not finite", (broken or [None])[0])
+    broken += [
+        f"{node.output[0]}.{attribute.name}" for node in proto.graph.node for attribute in node.attribute
+        if not np.isfinite([attribute.f, *attribute.floats]).all()
+    ]  # fmt: skip
+    report.add(
+        "integrity", "finite values", not broken, "yes" if not broken else "not finite", broken[0] if broken else None
+    )
 
 
 def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What an ONNX file's weights are, read without the exporter: whatever computes them is evaluated as ONNX says.
 
-A layer's integers are the graph's value of the layer's name: a tensor, or the result of nodes on constants,
-functions of the file included. onnx's reference evaluator computes them.
+A layer's integers are the graph's value of the layer's name, or where that is float, what it is scaled from: a tensor,
+or the result of nodes on constants. onnx's reference evaluator computes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class WeightUse:
 
 
 class StoredWeights:
-    """The weights of one file."""
+    """The weights of one file, without functions of its own (`csqtool.onnx_file.flattened`)."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
@@ -46,7 +46,31 @@ class StoredWeights:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
 
-    def integers(self, name: str) -> NDArray[Any]:
+    def integers_of(self, name: str) -> str:
+        """Return the value that holds a layer's integers: its own, or what it is dequantized or scaled from."""
+        node = self._makers.get(name)
+        while node is not None:
+            if node.op_type in ("DequantizeLinear", "Transpose"):
+                name = node.input[0]
+            elif node.op_type == "Mul" and (casts := [i for i in node.input if self._is_float_cast(i)]):
+                name = self._makers[casts[0]].input[0]
+            else:
+                break
+            node = self._makers.get(name)
+        return name
+
+    def _is_float_cast(self, name: str) -> bool:
+        node = self._makers.get(name)
+        return node is not None and node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """Return the value of a constant, None where `name` is none."""
+        try:
+            return self.value(name)
+        except ValueError:
+            return None
+
+    def value(self, name: str) -> NDArray[Any]:
         """Return the value of a constant of the graph.
 
         Raises:
@@ -60,12 +84,11 @@ class StoredWeights:
         output = onnx.ValueInfoProto(name=name)
         graph = onnx.helper.make_graph(nodes, "weight", [], [output], tensors)
         model = onnx.helper.make_model(
-            graph, opset_imports=self._proto.opset_import, functions=self._proto.functions,
-            ir_version=self._proto.ir_version,
+            graph, opset_imports=self._proto.opset_import, ir_version=self._proto.ir_version
         )  # fmt: skip
         try:
             (value,) = ReferenceEvaluator(model).run(None, {})
-        except Exception as error:  # the file's functions may hold anything
+        except Exception as error:  # the file may hold anything
             raise ValueError(f"its integers cannot be computed: {error}") from error
         return np.asarray(value)
 

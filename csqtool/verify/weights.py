@@ -62,8 +62,9 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
     dequantizers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     for layer in model.layers:
         expected = expected_in_onnx(model, layer)
+        place = stored.integers_of(layer.name)
         try:
-            found = stored.integers(layer.name)
+            found = stored.value(place)
         except ValueError as error:
             yield layer.name, str(error)
             continue
@@ -71,14 +72,14 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
         narrow = found.dtype.name in ("int2", "int4")
         yield from ((layer.name, text) for text in array_differences(
             found.astype(expected.q.dtype) if narrow else found, expected.q, "integers"))  # fmt: skip
-        uses = stored.uses(layer.name)
+        uses = stored.uses(place)
         if not uses:
             yield layer.name, "nothing dequantizes its integers"
         for use in uses:
             if use.problem is not None:
                 yield layer.name, use.problem
                 continue
-            yield from ((layer.name, text) for text in _scale_problems(use, arrays, expected))
+            yield from ((layer.name, text) for text in _scale_problems(use, stored, expected))
             users = [n for n in graph.node if use.output in n.input]
             if not users:
                 yield layer.name, "nothing computes with its integers"
@@ -88,9 +89,9 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
                 yield from ((layer.name, text) for text in _bias_problems(user, arrays, dequantizers, expected))
 
 
-def _scale_problems(use: WeightUse, arrays: dict[str, NDArray[Any]], expected: Expected) -> list[str]:
+def _scale_problems(use: WeightUse, stored: StoredWeights, expected: Expected) -> list[str]:
     """Return what is wrong with the scale that a weight is multiplied by."""
-    scale = arrays.get(use.scale)
+    scale = stored.constant(use.scale)
     if scale is None:
         return ["the scale is no constant"]
     if expected.scale.ndim and use.axis is None:  # one factor a channel, written so that it broadcasts
@@ -99,7 +100,7 @@ def _scale_problems(use: WeightUse, arrays: dict[str, NDArray[Any]], expected: E
     problems = array_differences(scale, expected.scale, "scale")
     if expected.scale.ndim and use.axis != 0:
         problems.append(f"the scales lie on axis {use.axis}, not on the output channels")
-    if use.zero_point and (use.zero_point not in arrays or arrays[use.zero_point].any()):
+    if use.zero_point and ((zero := stored.constant(use.zero_point)) is None or zero.any()):
         problems.append("the zero point is not zero")
     return problems
 
@@ -129,9 +130,8 @@ def _bias_problems(
 
 def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Iterator[Problem]:
     """Yield what differs between an ONNX file's activation quantizers and the finalized model's."""
-    graph = proto.graph
-    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    makers = {output: node for node in graph.node for output in node.output}
+    stored = StoredWeights(proto)
+    makers = {output: node for node in proto.graph.node for output in node.output}
     for quantizer in model.activations:
         node = makers.get(quantizer.name)
         chain = []
@@ -150,11 +150,11 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
         }
         for node in (chain[0], chain[-1]):
             for position, what in ((1, "scale"), (2, "zero point")):
-                found = arrays.get(node.input[position]) if len(node.input) > position else None
+                found = stored.constant(node.input[position]) if len(node.input) > position else None
                 problems = [f"no {what}"] if found is None else array_differences(found, wanted[position], what)
                 yield from ((quantizer.name, f"{node.op_type}: {text}") for text in problems)
         for clip in chain[1:-1]:
-            bounds = [arrays.get(name) for name in clip.input[1:3]]
+            bounds = [stored.constant(name) for name in clip.input[1:3]]
             low, high = (None if b is None else int(b) for b in bounds)
             # Narrower bounds are those of a clipping activation function; the layers level compares their values.
             if low is None or high is None or not 0 <= low < high < 2**quantizer.bits:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
+from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import MAX_BIT_WIDTH
 from exporters.csq.entry import MAX_EXPANSION, stored_bytes
 from exporters.csq.integers import pack_fields, unpacked_blocks
@@ -90,7 +91,7 @@ def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
             literals += onnx_file[position:end]
             count += 1
 
-    for raw in _initializers(onnx_file):
+    for raw in _tensors(onnx_file):
         start = onnx_file.find(raw, position)
         found = _reference(raw, tensors) if start >= 0 and len(raw) >= MIN_REFERENCE_BYTES else None
         if found is None:
@@ -105,12 +106,9 @@ def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
     return HEAD.pack(hashlib.sha256(onnx_file).digest(), len(onnx_file), count) + pieces + literals
 
 
-def _initializers(onnx_file: bytes) -> Iterator[bytes]:
-    """Yield the raw bytes of the graph's initializers, in the order in which they stand in the file."""
-    import onnx
-
-    proto = onnx.ModelProto.FromString(onnx_file)
-    for tensor in proto.graph.initializer:
+def _tensors(onnx_file: bytes) -> Iterator[bytes]:
+    """Yield the raw bytes of the graph's tensors, in the order in which they stand in the file."""
+    for _, tensor in stored_tensors(parse_onnx(onnx_file, where="the ONNX file")):
         yield tensor.raw_data
 
 

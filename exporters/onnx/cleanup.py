@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from csqtool import __version__
+from exporters.onnx.graph import NAMED, GraphEditor, constant_of, only_user
 
-NAMED = "csqtool.named"  # marks values whose name says what they are
 CONVERSIONS = ("Cast", "Clip", "DequantizeLinear", "QuantizeLinear")
 CAPTURED_PREFIX = "model."  # where the captured net keeps the user's module
 
@@ -21,8 +24,9 @@ def tidy(model: ir.Model, properties: dict[str, str]) -> None:
         model: the rewritten graph.
         properties: metadata properties of the file.
     """
-    RemoveUnusedNodesPass()(model)
     graph = model.graph
+    _merge_slices(graph)
+    RemoveUnusedNodesPass()(model)
     graph.name, graph.doc_string = "main", None
     graph.metadata_props.clear()
     model.metadata_props.clear()
@@ -69,8 +73,13 @@ def _drop_defaults(node: ir.Node) -> None:
                 or (name == "auto_pad" and attribute.as_string() == "NOTSET")
                 or (name == "kernel_shape" and "Conv" in node.op_type)  # the weight has it
                 or (name == "group" and attribute.as_int() == 1)
-                or (name in ("ceil_mode", "count_include_pad", "storage_order") and attribute.as_int() == 0)
+                or (name in ("ceil_mode", "storage_order") and attribute.as_int() == 0)
+                or (name == "count_include_pad" and not (attribute.as_int() and _pads(node)))
             )
+        elif node.op_type == "Reshape":
+            default = name == "allowzero" and not (attribute.as_int() and _may_hold_zero(constant_of(node.inputs[1])))
+        elif node.op_type == "Pad":
+            default = name == "mode" and attribute.as_string() == "constant"
         elif node.op_type == "Gemm":
             default = (name in ("alpha", "beta") and attribute.as_float() == 1.0) or (
                 name == "transA" and attribute.as_int() == 0
@@ -79,3 +88,40 @@ def _drop_defaults(node: ir.Node) -> None:
             default = False
         if default:
             del node.attributes[name]
+
+
+def _may_hold_zero(shape: NDArray[Any] | None) -> bool:
+    return shape is None or bool((shape == 0).any())
+
+
+def _pads(node: ir.Node) -> bool:
+    """Tell whether a pooling pads its input, or may."""
+    pads, how = node.attributes.get("pads"), node.attributes.get("auto_pad")
+    return (pads is not None and any(pads.as_ints())) or (
+        how is not None and how.as_string() not in ("NOTSET", "VALID")
+    )
+
+
+def _merge_slices(graph: ir.Graph) -> None:
+    """Write slices of several axes, which torch captures one by one, as one."""
+    editor = GraphEditor(graph)
+    for second in list(graph):
+        source = second.inputs[0] if second.op_type == "Slice" else None
+        first = source.producer() if source is not None else None
+        if first is None or first.op_type != "Slice" or only_user(first.outputs[0]) is None:
+            continue
+        settings = [[constant_of(value) for value in node.inputs[1:]] for node in (first, second)]
+        if any(len(values) != 4 or any(v is None for v in values) for values in settings):
+            continue  # starts, ends, axes, steps
+        before, after = ([np.asarray(v) for v in values] for values in settings)
+        if (before[2] < 0).any() or (after[2] < 0).any() or set(before[2].tolist()) & set(after[2].tolist()):
+            continue  # an axis that is sliced twice
+        for position, name in enumerate(("starts", "ends", "axes", "steps")):
+            joined = np.concatenate([before[position], after[position]]).astype(np.int64)
+            second.replace_input_with(position + 1, editor.constant(_constant_name(name, joined), joined))
+        second.replace_input_with(0, first.inputs[0])
+        graph.remove(first, safe=True)
+
+
+def _constant_name(kind: str, values: NDArray[Any]) -> str:
+    return f"{kind}_" + "_".join("last" if v == np.iinfo(np.int64).max else str(v) for v in values.tolist())

@@ -10,6 +10,7 @@ import onnx
 
 from csqtool.errors import ExportError
 from csqtool.formats import ExportReport, FloatNode
+from csqtool.onnx_file import flattened
 from csqtool.onnx_session import optimized_graph
 from csqtool.quantized_model import QuantizedModel
 from exporters.onnx.options import OnnxOptions
@@ -43,6 +44,7 @@ def report_on(
     Raises:
         ExportError: the chosen runtime is onnxruntime, and it does not load the file.
     """
+    proto = flattened(proto, where="the exported file")
     explain = _Reasons(proto, model)
     if options.runtime != "onnxruntime":
         # Another runtime's graph cannot be looked into here: a node counts as integer if its whole pattern is there.

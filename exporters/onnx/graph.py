@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import convenience
 
-from exporters.onnx.cleanup import NAMED
+NAMED = "csqtool.named"  # marks values whose name says what they are
 
 
 def name_value(value: ir.Value, name: str) -> None:

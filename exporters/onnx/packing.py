@@ -1,4 +1,4 @@
-"""Integers of any width in an ONNX file: a packed stream, and a function of standard operators that unpacks it.
+"""Integers of any width as a packed stream, and the functions of standard operators that unpack and scale them.
 
 Of n integers, integer j·G + g with G = ⌈n / 8⌉ is field j of lane g. A lane is k bytes: field j of it stands in
 bits [j·k, (j+1)·k), lowest bit first. The stream holds byte 0 of all lanes, then byte 1 of all lanes, and so
@@ -8,7 +8,7 @@ offset of two's complement, or an index into a table of the layer's levels where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from csqtool.quantized_model import IntegerArray, smallest_dtype, twos_complement_bits
+from exporters.onnx.functions import FunctionBody
 
-FUNCTION_DOMAIN = "csqtool"
 FUNCTION_OPSET = 18  # BitwiseAnd and BitwiseOr
 FIELDS = 8  # of a lane: whatever k is, they fill whole bytes
 TABLE_OVERHEAD_BYTES = 96  # a table's name and its own function, beside its values
@@ -42,23 +42,14 @@ class PackedWeight:
     dtype: np.dtype[Any]
 
     @property
-    def parameter(self) -> NDArray[Any]:
-        """The table of levels, or what a field adds to its integer: a scalar, in the type it is subtracted in."""
-        if self.levels is not None:
-            return self.levels
-        return np.asarray(1 << (self.bits - 1), np.int32 if self.bits > 8 else np.int8)
-
-    @property
     def aligned(self) -> bool:
         """Whether no field reaches over two bytes."""
         return FIELDS % self.bits == 0
 
     @property
-    def function(self) -> str:
-        """Name of the function that unpacks it."""
-        padded = int(np.prod(self.shape)) % FIELDS != 0
-        kind = "Int16" if self.bits > 8 else "Aligned" if self.aligned else ""
-        return f"Unpack{kind}{'Levels' if self.levels is not None else ''}{'Padded' if padded else ''}"
+    def padded(self) -> bool:
+        """Whether the last lanes hold fields behind the last integer."""
+        return int(np.prod(self.shape)) % FIELDS != 0
 
 
 def pack_weight(q: IntegerArray) -> PackedWeight:
@@ -89,82 +80,94 @@ def pack_fields(fields: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return np.packbits(planes.astype(np.uint8).reshape(FIELDS * bits, lanes), axis=0, bitorder="little").reshape(-1)
 
 
-def unpack_function(packed: PackedWeight) -> ir.Function:
-    """Return the model-local function that unpacks `packed`, and others of its kind.
+@dataclass(frozen=True)
+class WeightFunction:
+    """What a function makes of a stream.
 
-    Its inputs are the stream and the offset (or the table of levels); its attributes `bits` and `shape`.
+    Attributes:
+        form: ``dequantize`` ends in DequantizeLinear, ``multiply`` in Cast and Mul, which runtimes fold into a float
+            weight; ``integers`` gives the integers themselves.
+        wide: the integers are int16.
+        levels: fields index a table.
+        transposed: the last step before scaling exchanges two axes.
+        aligned: no field of any stream reaches over two bytes.
+        padded: some stream holds fields behind its last integer.
     """
-    body = _Body()
-    shape = body.attribute("value_ints", "shape", ir.AttributeType.INTS)
-    bits = body.attribute("value_int", "bits", ir.AttributeType.INT)
-    unit = ir.DataType.UINT32 if packed.bits > 8 else ir.DataType.UINT8
-    eight = body.constant(np.int64(8))
-    start = body.add("Mul", body.constant(np.arange(FIELDS, dtype=np.int64)), bits)  # a field's first bit
-    row, offset = body.add("Div", start, eight), body.add("Mod", start, eight)
-    column = body.constant(np.array([FIELDS, 1]))
-    right = body.add("Cast", body.add("Reshape", offset, column), to=unit)
-    flat = body.constant(np.array([-1]))
-    lanes = body.add("Concat", body.add("Reshape", bits, body.constant(np.array([1]))), flat, axis=0)
-    rows = body.add("Reshape", body.stream, lanes)  # (byte of a lane, lane)
-    if packed.bits > 8:
-        rows = body.add("Cast", rows, to=unit)  # a field reaches over a whole byte and one bit
-    both = body.add("BitShift", body.add("Gather", rows, row, axis=0), right, direction="RIGHT")
-    if not packed.aligned:
-        # The last byte of a lane has none behind it, and no field that would reach there.
-        one = body.constant(np.int64(1))
-        following = body.add("Min", body.add("Add", row, one), body.add("Sub", bits, one))
-        left = body.add("Cast", body.add("Reshape", body.add("Sub", eight, offset), column), to=unit)
-        high = body.add("BitShift", body.add("Gather", rows, following, axis=0), left, direction="LEFT")
-        both = body.add("BitwiseOr", both, high)
-    largest = body.constant(np.asarray(511, np.uint32) if packed.bits > 8 else np.asarray(255, np.uint8))
-    limit = body.constant(np.int64(9 if packed.bits > 8 else 8))
-    mask = body.add("BitShift", largest, body.add("Cast", body.add("Sub", limit, bits), to=unit), direction="RIGHT")
-    fields = body.add("BitwiseAnd", both, mask)  # (field, lane)
-    if int(np.prod(packed.shape)) % FIELDS:
-        count = body.add("ReduceProd", shape, keepdims=1)
-        zero = body.constant(np.array([0]))
-        fields = body.add("Slice", body.add("Reshape", fields, flat), zero, count)
-    fields = body.add("Reshape", fields, shape)
-    if packed.levels is not None:
-        body.add("Gather", body.parameter, body.add("Cast", fields, to=ir.DataType.INT32), axis=0)
-    else:
-        # int16 is subtracted in int32: not every runtime has a kernel for it.
-        integers = body.add("Cast", fields, to=ir.DataType.INT32 if packed.bits > 8 else ir.DataType.INT8)
-        difference = body.add("Sub", integers, body.parameter)
-        if packed.bits > 8:
-            body.add("Cast", difference, to=ir.DataType.INT16)
-    return body.function(packed.function)
 
+    form: str
+    wide: bool
+    levels: bool
+    transposed: bool
+    aligned: bool
+    padded: bool
 
-class _Body:
-    """A function body in the making."""
+    @property
+    def name(self) -> str:
+        """The operator's name; one function of a name serves all streams of a file."""
+        first = {"dequantize": "Weight", "multiply": "FloatWeight", "integers": "Integers"}[self.form]
+        return first + "Wide" * self.wide + "Levels" * self.levels + "Transposed" * self.transposed
 
-    def __init__(self) -> None:
-        self.stream, self.parameter = ir.Value(name="stream"), ir.Value(name="parameter")
-        self._nodes: list[ir.Node] = []
-        self._attributes: list[ir.Attr] = []
+    def joined(self, other: WeightFunction) -> WeightFunction:
+        """Return the function that serves both kinds of streams."""
+        return replace(self, aligned=self.aligned and other.aligned, padded=self.padded or other.padded)
 
-    def attribute(self, as_: str, name: str, kind: ir.AttributeType) -> ir.Value:
-        self._attributes.append(ir.Attr(name, kind, None))
-        return self._add(ir.Node("", "Constant", [], [ir.RefAttr(as_, name, kind)]))
+    def build(self) -> ir.Function:
+        """Return the function: no inputs, attributes `stream`, `bits`, `shape` and, as needed, `levels` and `scale`."""
+        body = FunctionBody()
+        integers = self._unpacked(body)
+        if self.form == "integers":
+            return body.function(self.name, integers)
+        if self.transposed:
+            integers = body.add("Transpose", integers, perm=[1, 0])
+        scale = body.attribute("value", "scale", ir.AttributeType.TENSOR)
+        if self.form == "multiply":
+            return body.function(self.name, body.add("Mul", body.add("Cast", integers, to=ir.DataType.FLOAT), scale))
+        # A zero point of the scale's own shape: onnxruntime fuses QGemm only beside one.
+        kind = ir.DataType.INT16 if self.wide else ir.DataType.INT8
+        zero_point = body.add("Cast", body.add("Mul", scale, body.constant(np.float32(0))), to=kind)
+        return body.function(self.name, body.add("DequantizeLinear", integers, scale, zero_point, axis=0))
 
-    def constant(self, array: Any) -> ir.Value:
-        return self._add(ir.node("Constant", [], {"value": ir.tensor(np.asarray(array))}))
-
-    def add(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return self._add(ir.node(op_type, list(inputs), attributes))
-
-    def _add(self, node: ir.Node) -> ir.Value:
-        node.outputs[0].name = f"v{len(self._nodes)}"
-        self._nodes.append(node)
-        return node.outputs[0]
-
-    def function(self, name: str) -> ir.Function:
-        self._nodes[-1].outputs[0].name = "integers"
-        graph = ir.Graph(
-            [self.stream, self.parameter],
-            [self._nodes[-1].outputs[0]],
-            nodes=self._nodes,
-            opset_imports={"": FUNCTION_OPSET},
-        )
-        return ir.Function(FUNCTION_DOMAIN, name, graph=graph, attributes=self._attributes)
+    def _unpacked(self, body: FunctionBody) -> ir.Value:
+        stream = body.attribute("value", "stream", ir.AttributeType.TENSOR)
+        shape = body.attribute("value_ints", "shape", ir.AttributeType.INTS)
+        bits = body.attribute("value_ints", "bits", ir.AttributeType.INTS)  # one number, as an axis of length one
+        # A field of nine bits reaches over a whole byte and one bit.
+        nine = self.wide and not self.levels
+        unit = ir.DataType.UINT32 if nine else ir.DataType.UINT8
+        eight = body.constant(np.int64(8))
+        start = body.add("Mul", body.constant(np.arange(FIELDS, dtype=np.int64)), bits)  # a field's first bit
+        row, offset = body.add("Div", start, eight), body.add("Mod", start, eight)
+        column = body.constant(np.array([FIELDS, 1]))
+        right = body.add("Cast", body.add("Reshape", offset, column), to=unit)
+        flat = body.constant(np.array([-1]))
+        lanes = body.add("Concat", bits, flat, axis=0)
+        rows = body.add("Reshape", stream, lanes)  # (byte of a lane, lane)
+        if nine:
+            rows = body.add("Cast", rows, to=unit)
+        fields = body.add("BitShift", body.add("Gather", rows, row), right, direction="RIGHT")
+        if not self.aligned:
+            # No field reaches behind the last byte of a lane: that the first one follows there changes nothing.
+            following = body.add("Mod", body.add("Add", row, body.constant(np.int64(1))), bits)
+            left = body.add("Sub", body.constant(np.asarray(8, unit.numpy())), right)
+            high = body.add("BitShift", body.add("Gather", rows, following), left, direction="LEFT")
+            fields = body.add("BitwiseOr", fields, high)
+        largest = body.constant(np.asarray(511, np.uint32) if nine else np.asarray(255, np.uint8))
+        limit = body.constant(np.int64(9 if nine else 8))
+        unused = body.add("Cast", body.add("Sub", limit, bits), to=unit)
+        mask = body.add("BitShift", largest, unused, direction="RIGHT")
+        fields = body.add("BitwiseAnd", fields, mask)  # (field, lane)
+        if self.padded:
+            count = body.add("ReduceProd", shape, keepdims=1)
+            zero = body.constant(np.array([0]))
+            fields = body.add("Slice", body.add("Reshape", fields, flat), zero, count)
+        fields = body.add("Reshape", fields, shape)
+        if self.levels:
+            levels = body.attribute("value", "levels", ir.AttributeType.TENSOR)
+            return body.add("Gather", levels, body.add("Cast", fields, to=ir.DataType.INT32))
+        # 2^(bits − 1) = mask − ⌊mask / 2⌋; int16 is subtracted in int32: not every runtime has a kernel for it.
+        signed = ir.DataType.INT32 if nine else ir.DataType.INT8
+        one_bit = body.constant(np.asarray(1, np.uint32 if nine else np.uint8))
+        lower = body.add("BitShift", mask, one_bit, direction="RIGHT")
+        offset = body.add("Cast", body.add("BitwiseXor", mask, lower), to=signed)
+        integers = body.add("Sub", body.add("Cast", fields, to=signed), offset)
+        return body.add("Cast", integers, to=ir.DataType.INT16) if nine else integers

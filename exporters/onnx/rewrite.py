@@ -13,9 +13,10 @@ from csqtool.errors import ExportError
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.nn.net import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
+from exporters.onnx.compact import compact
+from exporters.onnx.functions import FUNCTION_DOMAIN
 from exporters.onnx.graph import GraphEditor, constant_of, name_value, only_user
 from exporters.onnx.options import OnnxOptions
-from exporters.onnx.packing import FUNCTION_DOMAIN
 from exporters.onnx.storage import WeightStore
 
 # onnxruntime turns a float bias into round(bias / (s_x·s_w)) by itself; up to here float32 names that integer.
@@ -52,8 +53,8 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
         opset = max(opset, QDQ_OPSET)
     graph_model.opset_imports[""] = opset
     graph_model.ir_version = IR_VERSIONS[opset]
-    for name in sorted(weights.store.functions):
-        function = weights.store.functions[name]
+    functions = compact(graph_model.graph, weights.store.packed) if weights.store.packed else {}
+    for _, function in sorted(functions.items()):
         graph_model.functions[function.identifier()] = function
         graph_model.opset_imports[FUNCTION_DOMAIN] = 1
         function.opset_imports[""] = opset  # onnxruntime wants one opset in all of a model

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from csqtool.errors import ExportError
 from csqtool.quantized_model import QuantizedLayer, twos_complement_bits
+from exporters.onnx.functions import FUNCTION_DOMAIN
 from exporters.onnx.graph import GraphEditor
 from exporters.onnx.options import NATIVE_BITS, OnnxOptions
-from exporters.onnx.packing import FUNCTION_DOMAIN, FUNCTION_OPSET, PackedWeight, pack_weight, unpack_function
+from exporters.onnx.packing import FUNCTION_OPSET, PackedWeight, pack_weight
 
 # The lowest opset in which DequantizeLinear and Cast know a type.
 OPSETS = {"int8": 13, "int16": 21, "int4": 21, "int2": 25}
@@ -22,10 +23,10 @@ RUNTIMES_CASTING = ("onnxruntime",)  # where only int8 weights reach integer ker
 
 
 class WeightStore:
-    """Puts integers into a graph, and remembers which functions and opset they need.
+    """Puts integers into a graph, and remembers what is packed and which opset they need.
 
     Attributes:
-        functions: model-local functions in use, by name.
+        packed: the placeholder node of each packed layer, with its name and stream.
         opset: the lowest that carries what was stored.
         stored: layer name to storage, for the report.
     """
@@ -33,7 +34,7 @@ class WeightStore:
     def __init__(self, editor: GraphEditor, options: OnnxOptions) -> None:
         self._editor = editor
         self._options = options
-        self.functions: dict[str, ir.Function] = {}
+        self.packed: dict[ir.Node, tuple[str, PackedWeight]] = {}
         self.opset = 0
         self.stored: dict[str, str] = {}
 
@@ -65,18 +66,7 @@ class WeightStore:
         return own if native is None else np.dtype(native)
 
     def _packed(self, before: ir.Node, name: str, packed: PackedWeight) -> ir.Value:
-        if packed.function not in self.functions:
-            self.functions[packed.function] = unpack_function(packed)
         self.opset = max(self.opset, OPSETS["int16"] if packed.dtype == np.int16 else FUNCTION_OPSET)
-        stream = self._editor.fresh(f"{name}_packed", packed.stream)
-        if packed.levels is not None:
-            parameter = self._editor.fresh(f"{name}_levels", packed.levels)
-        else:
-            parameter = self._editor.constant(f"offset_{packed.bits}", packed.parameter)
-        node = ir.Node(
-            FUNCTION_DOMAIN,
-            packed.function,
-            [stream, parameter],
-            [ir.AttrInt64("bits", packed.bits), ir.AttrInt64s("shape", packed.shape)],
-        )
-        return self._editor.insert_node(before, node, name)
+        placeholder = ir.Node(FUNCTION_DOMAIN, "Packed", [])
+        self.packed[placeholder] = name, packed
+        return self._editor.insert_node(before, placeholder, name)

@@ -59,7 +59,7 @@ def test_openvino_passes_what_is_exported_for_it_and_names_what_it_cannot_read(
     assert check(report, "openvino")["figures"]["agreement"] >= 0.99
     code, report = eight_bits.verify(eight_bits.onnx, "--backend", "openvino")
     assert code == 1
-    assert "csqtool.Unpack" in check(report, "openvino")["detail"]
+    assert "csqtool.Weight" in check(report, "openvino")["detail"]
 
 
 def test_a_pipeline_names_its_backends(tmp_path: Path) -> None:

@@ -52,10 +52,14 @@ def test_a_pipeline_sets_tolerances(tmp_path: Path) -> None:
         read_pipeline(tmp_path / "p.toml")
 
 
-def with_tensor(source: Path, target: Path, name: str, factor: float) -> Path:
+def with_scale(source: Path, target: Path, name: str, factor: float) -> Path:
     proto = onnx.load(source)
-    tensor = next(t for t in proto.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(tensor) * np.float32(factor)).astype("f4"), name))
+    node = next(node for node in proto.graph.node if node.output[0] == name)
+    scale = next(a for a in node.attribute if a.name == "scale")
+    if scale.type == onnx.AttributeProto.FLOAT:
+        scale.f *= factor
+    else:
+        scale.t.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(scale.t) * np.float32(factor)).astype("f4")))
     onnx.save(proto, target)
     return target
 
@@ -63,12 +67,12 @@ def with_tensor(source: Path, target: Path, name: str, factor: float) -> Path:
 @pytest.mark.parametrize(
     ("tensor", "cause"),
     [
-        ("block.conv1.0.weight_scale", "the weights of block.conv1.0.weight are wrong"),
-        ("relu.output_scale", "its activation quantizer is wrong"),
+        ("block.conv1.0.weight", "the weights of block.conv1.0.weight are wrong"),
+        ("relu.output", "its activation quantizer is wrong"),
     ],
 )
 def test_the_cause_of_a_wrong_layer_is_named(eight_bits: Built, tmp_path: Path, tensor: str, cause: str) -> None:
-    broken = with_tensor(eight_bits.onnx, tmp_path / "m.onnx", tensor, 1.5)
+    broken = with_scale(eight_bits.onnx, tmp_path / "m.onnx", tensor, 1.5)
     code, report = eight_bits.verify(broken, "--samples", 64)
     assert code == 1
     failed = [c for c in report["checks"] if c["level"] == "layers" and not c["passed"]]  # type: ignore[attr-defined]

@@ -1,0 +1,52 @@
+"""Model-local functions: bodies of standard operators, their parameters as attributes of the calling node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+FUNCTION_DOMAIN = "csqtool"
+
+
+class FunctionBody:
+    """A function in the making; its inputs are named when it is begun."""
+
+    def __init__(self, *inputs: str) -> None:
+        self.inputs = [ir.Value(name=name) for name in inputs]
+        self._nodes: list[ir.Node] = []
+        self._attributes: dict[str, ir.Attr] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def attribute(self, as_: str, name: str, kind: ir.AttributeType) -> ir.Value:
+        """Return the value of the calling node's attribute `name`; `as_` is the attribute of Constant it becomes."""
+        self._attributes[name] = ir.Attr(name, kind, None)
+        return self._add(ir.Node("", "Constant", [], [ir.RefAttr(as_, name, kind)]))
+
+    def constant(self, array: Any) -> ir.Value:
+        """Return a constant; the same one again where there is one."""
+        array = np.asarray(array)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            attributes: dict[str, Any] = {"value": ir.tensor(array)}
+            if array.dtype == np.int64 and array.ndim < 2:  # shorter: no tensor around it
+                attributes = {"value_ints" if array.ndim else "value_int": array.tolist()}
+            self._constants[key] = self._add(ir.node("Constant", [], attributes))
+        return self._constants[key]
+
+    def add(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """Add a standard operator and return its output."""
+        return self._add(ir.node(op_type, list(inputs), attributes))
+
+    def _add(self, node: ir.Node) -> ir.Value:
+        node.outputs[0].name = f"v{len(self._nodes)}"
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def function(self, name: str, output: ir.Value) -> ir.Function:
+        """Return the function; its opset is set when the model's is known."""
+        graph = ir.Graph(self.inputs, [output], nodes=self._nodes, opset_imports={"": 1})
+        for node in self._nodes:
+            node.name = None  # the graph has given names, which only take space
+        return ir.Function(FUNCTION_DOMAIN, name, graph=graph, attributes=list(self._attributes.values()))
