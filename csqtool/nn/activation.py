@@ -17,12 +17,13 @@ def to_integers(x: Tensor, scale: Tensor, zero_point: int, largest: int) -> Tens
     return torch.clamp(torch.round(x / scale) + zero_point, 0, largest)
 
 
-def _rounded(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+# Bounds are tensors: compiled kernels would be built anew for each new number, and after some not at all.
+def _rounded(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Fake quantization: clip(round(x / scale), low, high)·scale."""
     return torch.clamp(torch.round(x / scale), low, high) * scale
 
 
-def _rounded_gradients(gradient: Tensor, x: Tensor, scale: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _rounded_gradients(gradient: Tensor, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Straight-through gradient for x; for the scale round(v) − v inside the range, the bound outside (LSQ, eq. 3)."""
     v = x / scale
     clipped = torch.clamp(v, low, high)
@@ -32,7 +33,7 @@ def _rounded_gradients(gradient: Tensor, x: Tensor, scale: Tensor, low: float, h
 
 
 def _probe() -> tuple[Any, ...]:
-    return torch.ones(64), torch.ones(()), 0.0, 255.0
+    return torch.ones(64), torch.ones(()), torch.zeros(()), torch.ones(())
 
 
 _rounded_kernel = Kernel(_rounded, _rounded, _probe)
@@ -60,27 +61,32 @@ class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with the straight-through estimator for x and the LSQ gradient for the scale."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        ctx.range = low, high
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale, low, high)
         rounded: Tensor = _rounded_kernel(_flat(x, x), scale, low, high)
         return _unflat(rounded, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
-        x, scale = ctx.saved_tensors
-        low, high = ctx.range
+        x, scale, low, high = ctx.saved_tensors
         for_x, for_scale = _gradients_kernel(_flat(gradient, x), _flat(x, x), scale, low, high)
         # LSQ scales the step size's gradient by 1/√(N·Q) so that it moves at the weights' relative speed.
         damping = (x[0].numel() * (high - low)) ** -0.5
         return _unflat(for_x, x), (for_scale * damping).to(scale.dtype), None, None
 
 
-def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """Return clip(round(x / scale), low, high)·scale with LSQ's gradients, float32 also under autocast."""
+def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return clip(round(x / scale), low, high)·scale with LSQ's gradients, float32 also under autocast.
+
+    Args:
+        x: any shape.
+        scale: step size, a scalar.
+        low: the least integer, a float32 scalar on the device of `x`.
+        high: the largest integer, the same.
+    """
     with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = _FakeQuantize.apply(x.float(), scale, float(low), float(high))  # type: ignore[no-untyped-call]
+        result: Tensor = _FakeQuantize.apply(x.float(), scale, low, high)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -94,6 +100,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     description = "learned step size and fixed zero point (LSQ)"
     zero_point_: Tensor
+    bounds: Tensor
 
     def __init__(self, name: str, bits: int) -> None:
         super().__init__()
@@ -101,6 +108,8 @@ class ActivationFakeQuantizer(nn.Module):
         self.bits = bits
         self.scale = nn.Parameter(torch.ones(()))
         self.register_buffer("zero_point_", torch.zeros((), dtype=torch.int64))
+        # The range around 0.0, in steps: −zero_point and 2^bits − 1 − zero_point.
+        self.register_buffer("bounds", torch.tensor([0.0, float(self.largest)]), persistent=False)
         self.zero_point = 0
 
     @property
@@ -110,7 +119,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x rounded to the quantizer's grid, float32."""
-        return fake_quantize(x, self.scale, -self.zero_point, self.largest - self.zero_point)
+        return fake_quantize(x, self.scale, *self.bounds)
 
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:
@@ -134,6 +143,7 @@ class ActivationFakeQuantizer(nn.Module):
         """Fix the integer that stands for 0.0."""
         self.zero_point = zero_point
         self.zero_point_.fill_(zero_point)
+        self.bounds.copy_(torch.tensor([-zero_point, self.largest - zero_point]))
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -68,7 +68,7 @@ class DorefaQuantizer(ActivationFakeQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x clipped to [0, 1] and rounded, float32; the range is not trained."""
-        return super().forward(x) if self.zero_point else fake_quantize(x, self.scale.detach(), 0, self.largest)
+        return super().forward(x) if self.zero_point else fake_quantize(x, self.scale.detach(), *self.bounds)
 
 
 class DynamicQuantizer(ActivationFakeQuantizer):

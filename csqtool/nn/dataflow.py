@@ -125,8 +125,12 @@ class SiteMode(TorchFunctionMode):
         """Be entered for one forward pass."""
         handles = []
         for path, module in self._model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._pusher(path)))
-            handles.append(module.register_forward_hook(self._pop, always_call=True))
+            before, behind = self._pusher(path), self._pop
+            if isinstance(module, parametrize.ParametrizationList):
+                # What yields a weight is no part of the model, and its compiled kernels are for calls without a mode.
+                before, behind = self._leave, self._return
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(behind, always_call=True))
         try:
             with self:
                 yield
@@ -142,6 +146,12 @@ class SiteMode(TorchFunctionMode):
 
     def _pop(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
         self._stack.pop()
+
+    def _leave(self, _module: nn.Module, _arguments: Any) -> None:
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _return(self, _module: nn.Module, _arguments: Any, _output: Any) -> None:
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

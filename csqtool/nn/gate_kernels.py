@@ -60,31 +60,44 @@ _gradients_kernel = Kernel(_gradients_by_plane, _gradients, lambda: (*_probe(), 
 
 class _SoftWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) -> Tensor:
+    def forward(ctx: Any, m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, first: int) -> Tensor:
         ctx.save_for_backward(m_p, m_n, coefficients, beta)
-        weight: Tensor = _weight_kernel(m_p.flatten(1), m_n.flatten(1), coefficients, beta)
+        ctx.first = first
+        used = slice(first, first + len(coefficients))
+        weight: Tensor = _weight_kernel(m_p[used].flatten(1), m_n[used].flatten(1), coefficients, beta)
         return weight.view(m_p.shape[1:])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         m_p, m_n, coefficients, beta = ctx.saved_tensors
+        used = slice(ctx.first, ctx.first + len(coefficients))
         flat = gradients[0].contiguous().flatten()
-        for_p, for_n, for_c = _gradients_kernel(m_p.flatten(1), m_n.flatten(1), coefficients, beta, flat)
-        return for_p.view(m_p.shape), for_n.view(m_n.shape), for_c, None
+        for_p, for_n, for_c = _gradients_kernel(m_p[used].flatten(1), m_n[used].flatten(1), coefficients, beta, flat)
+        return _whole(for_p, m_p, used), _whole(for_n, m_n, used), for_c, None, None
 
 
-def soft_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) -> Tensor:
+def _whole(gradient: Tensor, logits: Tensor, used: slice) -> Tensor:
+    """Return a gradient of all planes, zero outside the used ones."""
+    if len(gradient) == len(logits):
+        return gradient.view(logits.shape)
+    whole = torch.zeros_like(logits)
+    whole[used] = gradient.view(-1, *logits.shape[1:])
+    return whole
+
+
+def soft_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, first: int = 0) -> Tensor:
     """Relaxed weight Σ_b c_b·(f_β(m_p) − f_β(m_n)) (CSQ, eq. 5 with c_b = s·2^b·f_β(m_B)/(2^n − 1)).
 
     Args:
-        m_p: logits of the positive bits, float32 [k, *weight].
+        m_p: logits of the positive bits, float32 [n, *weight].
         m_n: logits of the negative bits, same shape.
-        coefficients: what each plane weighs, [k].
+        coefficients: what each plane that takes part weighs, [k].
         beta: gate temperature, a scalar.
+        first: the first plane that takes part, of k.
 
     Returns:
         The weight, [*weight], float32 also under autocast.
     """
     with torch.autocast(m_p.device.type, enabled=False):
-        weight: Tensor = _SoftWeight.apply(m_p, m_n, coefficients, beta)  # type: ignore[no-untyped-call]
+        weight: Tensor = _SoftWeight.apply(m_p, m_n, coefficients, beta, first)  # type: ignore[no-untyped-call]
         return weight

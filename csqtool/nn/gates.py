@@ -35,12 +35,14 @@ class BitGates(nn.Module):
         exponents: plane b weighs 2^b, ascending.
         planes: n, the planes that a mask string shows.
         beta: gate temperature β.
+        plane_weights: what plane b weighs, 2^b/(2^n − 1), exact and fixed; shape [k].
         open_planes: first and behind the last of the planes that take part in the computation.
         hard: all gates are unit steps I(x ≥ 0).
     """
 
     beta: Tensor
     open_planes: Tensor
+    plane_weights: Tensor
 
     def __init__(
         self,
@@ -68,6 +70,8 @@ class BitGates(nn.Module):
         self.hard = False
         self.register_buffer("beta", torch.ones(()))
         self.register_buffer("open_planes", torch.tensor([0, len(self.exponents)]))
+        weights = torch.tensor([2.0**b for b in self.exponents], device=weight.device) / float(2**planes - 1)
+        self.register_buffer("plane_weights", weights, persistent=False)
         with torch.no_grad():
             weight = weight.detach().float()
             levels = Levels(self.exponents)
@@ -76,8 +80,9 @@ class BitGates(nn.Module):
             unit = levels.fit_scale(weight) if mask_init is None and not paper_init else largest / levels.largest
             digits = levels.digits.to(weight.device)[levels.nearest(weight / unit)].movedim(-1, 0)  # (k, *weight)
             low = 0.0 if paper_init else -gate_init
-            self.m_p = nn.Parameter(torch.where(digits > 0, gate_init, low))
-            self.m_n = nn.Parameter(torch.where(digits < 0, gate_init, low))
+            # Plane by plane in memory, whatever order the digits come in: the kernels pass over planes.
+            self.m_p = nn.Parameter(torch.where(digits > 0, gate_init, low).contiguous())
+            self.m_n = nn.Parameter(torch.where(digits < 0, gate_init, low).contiguous())
             self.m_b: nn.Parameter | None = None
             if mask_init is not None:
                 # The more a plane weighs, the later the budget's pressure closes it: planes go one by one, lowest
@@ -106,23 +111,16 @@ class BitGates(nn.Module):
             return self.exponents
         return tuple(b for b, logit in zip(self.exponents, self.m_b.tolist(), strict=True) if logit >= 0)
 
-    def plane_weights(self) -> Tensor:
-        """What plane b weighs, 2^b/(2^n − 1), exact and fixed; shape [k]."""
-        values = torch.tensor([2.0**b for b in self.exponents], device=self.s.device)
-        return values / float(2**self.planes - 1)
-
     def forward(self, _: Tensor | None = None) -> Tensor:
         """Return the weight, soft or hard."""
         if self.hard:
             return self._hard_weight()
-        with torch.autocast(self.s.device.type, enabled=False):
-            coefficients = self.s * self.plane_weights()
-            if self.m_b is None:
-                return soft_weight(self.m_p, self.m_n, coefficients, self.beta)
-            mask = soft_gate(self.m_b, self.beta)
-            first, last = self.open_planes.tolist()
-            coefficients = (coefficients * mask)[first:last]
-            return soft_weight(self.m_p[first:last], self.m_n[first:last], coefficients, self.beta)
+        coefficients = self.s * self.plane_weights
+        if self.m_b is None:
+            return soft_weight(self.m_p, self.m_n, coefficients, self.beta)
+        mask = soft_gate(self.m_b, self.beta)
+        first, last = self.open_planes.tolist()
+        return soft_weight(self.m_p, self.m_n, (coefficients * mask)[first:last], self.beta, first)
 
     @torch.no_grad()
     def leave_closed_planes(self) -> None:
@@ -161,5 +159,8 @@ class BitGates(nn.Module):
     def keep_planes(self, at_least: int) -> None:
         """Hold the masks of the strongest planes open: no layer ever has fewer."""
         assert self.m_b is not None
-        strongest = self.m_b.topk(min(at_least, len(self.exponents))).indices
+        at_least = min(at_least, len(self.exponents))
+        if sorted(self.m_b.tolist())[-at_least] >= LAST_PLANE_LOGIT:
+            return
+        strongest = self.m_b.topk(at_least).indices
         self.m_b[strongest] = self.m_b[strongest].clamp(min=LAST_PLANE_LOGIT)

@@ -36,6 +36,7 @@ class Levels:
         self.digits = torch.tensor([written[value] for value in sorted(written)], dtype=torch.int8)
         self.largest = int(self.values[-1])
         self._midpoints = (self.values[1:] + self.values[:-1]).float() / 2
+        self._has_gaps = len(self.values) != 2 * self.largest + 1
 
     def nearest(self, x: Tensor) -> Tensor:
         """Return the index of the level nearest to each value of `x`, int64, same shape."""
@@ -43,6 +44,8 @@ class Levels:
 
     def project(self, weight: Tensor, scale: Tensor | float) -> Tensor:
         """Return the integers (float32, the weight's shape) nearest to weight / scale."""
+        if not self._has_gaps:
+            return torch.round(weight / scale).clamp_(-self.largest, self.largest)
         return self.values.to(weight.device)[self.nearest(weight / scale)].float()
 
     @torch.no_grad()

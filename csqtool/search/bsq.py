@@ -43,8 +43,8 @@ class BitWeight(nn.Module):
             levels = Levels(self.exponents)
             unit = weight.abs().max().clamp(min=1e-8) / levels.largest
             digits = levels.digits.to(weight.device)[levels.nearest(weight / unit)].movedim(-1, 0)  # (k, *weight)
-            self.p = nn.Parameter((digits > 0).float())
-            self.n = nn.Parameter((digits < 0).float())
+            self.p = nn.Parameter((digits > 0).float().contiguous())
+            self.n = nn.Parameter((digits < 0).float().contiguous())
             self.s = nn.Parameter(unit * (2**planes - 1))
         self.register_buffer("first", torch.tensor(0))
         self.register_buffer("last", torch.tensor(len(self.exponents) - 1))

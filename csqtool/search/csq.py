@@ -125,7 +125,10 @@ class Csq(CsqUniform):
         mean = sum(shares.values()) / len(shares)
         # Eq. 7 presses on every plane alike; in proportion to what a plane costs the budget, the trade between
         # loss and budget is the same for a small layer and a large one.
-        self._pressure = {n: shares[n] / mean if config.element_pressure else 1.0 for n in self._masked}
+        self._pressure = torch.cat([
+            torch.full_like(gates.m_b, shares[name] / mean if config.element_pressure else 1.0)
+            for name, gates in self._masked.items() if gates.m_b is not None
+        ]) if self._masked else torch.zeros(0)  # one a mask gate, in the order of the layers  # fmt: skip
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return groups for bit gates, scales and mask gates."""
@@ -137,12 +140,13 @@ class Csq(CsqUniform):
 
     def regularization(self) -> Tensor | None:
         """λ·Δ_S·Σ_layers Σ_b f_β(m_B) (CSQ, eq. 6 and 7), Δ_S in planes and a constant in the gradient."""
-        kept = [self._pressure[n] * soft_gate(g.m_b, g.beta).sum() for n, g in self._masked.items()
-                if g.m_b is not None]  # fmt: skip
-        if not kept:
+        logits: list[Tensor] = [gates.m_b for gates in self._masked.values() if gates.m_b is not None]
+        if not logits:
             return None
+        beta = next(iter(self._masked.values())).beta  # the same in all layers
+        kept = soft_gate(torch.cat(logits), beta)
         excess = self._average() - self._budget.target_bits
-        return self._config.strength * excess * torch.stack(kept).sum()
+        return self._config.strength * excess * torch.dot(self._pressure.to(kept.device), kept)
 
     def _average(self) -> float:
         return self._budget.average({name: len(gates.kept) for name, gates in self._gates.items()})

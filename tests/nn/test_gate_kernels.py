@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csqtool.nn import gate_kernels
+from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.gates import BitGates
 from csqtool.nn.kernels import Kernel
+from csqtool.nn.net import QuantizedNet
+from csqtool.nn.weights import attach, quantizable_weights
+from csqtool.search.bsq import BitWeight
 
 
 def logits(*shape: int) -> Tensor:
@@ -51,6 +58,38 @@ def test_compiled_kernels_give_the_same_gradients() -> None:
     assert len(results[0]) == 4
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")  # inside torch.compile
+def test_kernels_are_compiled_a_few_times_whatever_the_layers_and_quantizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A kernel that is compiled anew for each layer or range soon hits torch's limit, and then runs uncompiled.
+    counters: Any = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    for kernel in Kernel._all:
+        monkeypatch.setattr(kernel, "_compiled", None)
+    model = nn.Sequential(*(nn.Conv1d(4, 4, 3, padding=1) for _ in range(12)))
+    for weight in quantizable_weights(model):
+        attach(weight, BitGates(weight.parameter, range(8), mask_init=0.05))
+    quantizers = [ActivationFakeQuantizer(f"{i}.output", 2 + i % 7) for i in range(12)]
+    for i, quantizer in enumerate(quantizers):
+        quantizer.set_zero_point(i % 4)
+    net = QuantizedNet(model, quantizers)
+    try:
+        assert Kernel.choose("yes", element_steps=0)
+        net(torch.randn(3, 4, 9)).sum().backward()
+        assert counters["stats"]["unique_graphs"] <= 3 * len(Kernel._all)
+        assert not [reason for reason in counters["unimplemented"] if "limit" in str(reason)]
+    finally:
+        Kernel.choose("no", element_steps=0)
+
+
+@pytest.mark.parametrize("weight", [torch.randn(6, 5, 3), torch.randn(3, 5, 6).movedim(0, 2)])
+def test_logits_lie_plane_by_plane_in_memory(weight: Tensor) -> None:
+    gates = BitGates(weight, range(8), mask_init=0.05)
+    bits = BitWeight(weight, range(8), planes=8)
+    assert all(logits.is_contiguous() for logits in (gates.m_p, gates.m_n, bits.p, bits.n))
 
 
 def test_without_a_compiler_the_eager_kernels_run_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
