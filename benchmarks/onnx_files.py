@@ -19,19 +19,33 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime.quantization as ortq
+import samples
 import torch
-from networks import NETWORKS, ResNet20
-from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from csqtool.bench import BenchResult, bench
+from csqtool.errors import InputError
 from csqtool.nn.net import finalized_net
 from csqtool.nn.post_training import post_training_model
+from csqtool.onnx_file import flattened
 from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel
+from csqtool.verify.backends import Backend, OnnxRuntime, OpenVino, Reference
 from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
 from exporters.onnx import OnnxOptions, to_onnx
 from exporters.onnx.capture import capture_float
+from exporters.onnx.options import REFUSED, WEIGHTS
+
+# Sample models by what they are called here, with an input's shape.
+NETWORKS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "MobileNetV2": ("mobilenet_v2/model.py:mobilenet_v2", (3, 96, 96)),
+    "VGG19-BN": ("vgg_cifar/model.py:vgg19_bn", (3, 32, 32)),
+    "ResNet-18": ("resnet_imagenet/model.py:resnet18", (3, 64, 64)),
+    "ResNet-50": ("resnet_imagenet/model.py:resnet50", (3, 64, 64)),
+    "DS-CNN": ("keyword_ds_cnn/model.py:ds_cnn", (1, 49, 10)),
+    "vision transformer": ("digits_vit/model.py:digits_vit", (1, 8, 8)),
+    "autoencoder": ("digits_autoencoder/model.py:digits_autoencoder", (1, 8, 8)),
+}
 
 
 class Reader(ortq.CalibrationDataReader):
@@ -112,11 +126,7 @@ def head(*cells: str) -> None:
 
 
 def resnet20(folder: Path, weights: Path | None) -> None:
-    net = ResNet20()
-    if weights is not None:
-        state = torch.load(weights, weights_only=True, map_location="cpu")["state_dict"]
-        net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
-    maker = Maker(folder, "resnet20", net, torch.randn(128, 3, 32, 32))
+    maker = Maker(folder, "resnet20", samples.resnet20(weights), torch.randn(128, 3, 32, 32))
     paths = {
         "float32": maker.float32(),
         "ort int8": maker.onnxruntime_static("ort int8", ortq.QuantType.QInt8),
@@ -142,7 +152,7 @@ def resnet20(folder: Path, weights: Path | None) -> None:
         needed = packed_bits(model) if model else None
         row(label, f"{bytes_:,}", f"{needed:,}" if needed else "–", f"{bytes_ - needed:,}" if needed else "–",
             f"{bytes_ / int4.stat().st_size:.2f}")  # fmt: skip
-    wanted = finalized_net(copy.deepcopy(net), maker.models["weight only"])(maker.inputs).numpy()
+    wanted = finalized_net(copy.deepcopy(maker.net), maker.models["weight only"])(maker.inputs).numpy()
     got = session(paths["weight only"]).run(None, {"input": maker.inputs.numpy()})[0]
     print(f"\nweight only: largest difference of a logit to PyTorch {np.abs(got - wanted).max():.1e}")
 
@@ -153,8 +163,8 @@ def measure(paths: dict[str, Path], threads: int, batch: int, rounds: int) -> di
 
 
 def loading(folder: Path) -> None:
-    build, shape = NETWORKS["ResNet-18"]
-    maker = Maker(folder, "resnet18", build(), torch.randn(8, *shape))
+    factory, shape = NETWORKS["ResNet-18"]
+    maker = Maker(folder, "resnet18", samples.build(factory), torch.randn(8, *shape))
     paths = {
         "int8": maker.ours("int8", 3, 8, weights="int8"),
         "packed": maker.ours("packed", 3, 8, weights="packed"),
@@ -168,37 +178,100 @@ def loading(folder: Path) -> None:
             f"{result.load_peak_bytes / results[2].load_peak_bytes:.2f}")  # fmt: skip
 
 
+def outcome(backend: Backend, content: bytes, level: str, inputs: Tensor, wanted: np.ndarray) -> str:
+    """Return what a backend makes of a file, in words for a table: how far it is from PyTorch."""
+    feeds = {"input": inputs[: backend.most_samples].numpy()}
+    try:
+        found = backend.run(content, level, feeds)["output"]
+    except RuntimeError as error:
+        return f"fails: {str(error)[:60]}"
+    wanted = wanted[: len(found)]
+    return f"{(found.argmax(-1) == wanted.argmax(-1)).mean():.0%}, {np.abs(found - wanted).max() / wanted.std():.0e}"
+
+
+def openvino() -> list[Backend]:
+    try:
+        return [OpenVino()]
+    except InputError:
+        return []  # an extra that is not installed
+
+
 def breadth(folder: Path) -> None:
-    print("\n## Other networks, random weights, four-bit integers, 8-bit activations\n")
-    print("Agreement is on 64 random inputs, files run with optimizations off and on, and in onnx's evaluator.\n")
-    head("network", "float32 bytes", "bytes", "weights", "integer compute nodes", "labels equal off / on / onnx",
-         "in float")  # fmt: skip
-    for name, (build, shape) in NETWORKS.items():
-        torch.manual_seed(0)
-        net = build().eval()
+    others: list[Backend] = [Reference(), *openvino()]
+    print("\n## Sample models, random weights, four-bit integers, 8-bit activations\n")
+    print("Share of equal labels, and largest difference over the outputs' standard deviation, against PyTorch on 64")
+    print("random inputs (onnx's evaluator: 32). OpenVINO reads a file written for it, `--runtime openvino`.\n")
+    head("network", "float32 bytes", "bytes", "weights", "integer compute nodes", "in float", "onnxruntime, off",
+         "onnxruntime", *(backend.name for backend in others))  # fmt: skip
+    for name, (factory, shape) in NETWORKS.items():
+        net = samples.build(factory)
         inputs = torch.randn(64, *shape)
         model = post_training_model(net, [inputs], planes=3, act_bits=8)
         content, report = to_onnx(model, copy.deepcopy(net), OnnxOptions())
-        proto = onnx.load_from_string(content)
-        problems = [*onnx_weight_problems(proto, model), *onnx_activation_problems(proto, model)]
+        for_openvino, _ = to_onnx(model, copy.deepcopy(net), OnnxOptions(runtime="openvino"))
+        flat = flattened(onnx.load_from_string(content), where=name)
+        problems = [*onnx_weight_problems(flat, model), *onnx_activation_problems(flat, model)]
         wanted = finalized_net(copy.deepcopy(net), model)(inputs).numpy()
-        found = [session(content, o).run(None, {"input": inputs.numpy()})[0] for o in ("off", "on")]
-        found.append(ReferenceEvaluator(proto).run(None, {"input": inputs[:2].numpy()})[0])
-        equal = [float((f.argmax(-1) == wanted[: len(f)].argmax(-1)).mean()) for f in found]
+        runtime = OnnxRuntime()
+        found = [outcome(runtime, content, level, inputs, wanted) for level in ("off", "on")]
+        found += [outcome(b, for_openvino if b.name == "openvino" else content, b.levels[-1], inputs, wanted)
+                  for b in others]  # fmt: skip
         integer = sum(n for k, n in report.kernels.items() if k.startswith("QLinear") or k == "QGemm" or "Integer" in k)
         total = integer + len(report.float_nodes)
         path = Maker(folder, name, net, inputs).float32()
         in_float = sorted({node.operator for node in report.float_nodes})
-        row(name, f"{path.stat().st_size:,}", f"{len(content):,}", "equal" if not problems else problems[0],
-            f"{integer} of {total} ({integer / total:.0%})", " / ".join(f"{e:.0%}" for e in equal),
-            ", ".join(in_float) or "–")  # fmt: skip
+        row(name, f"{path.stat().st_size:,}", f"{len(content):,}", problems[0] if problems else "equal",
+            f"{integer} of {total} ({integer / total:.0%})", ", ".join(in_float) or "–", *found)  # fmt: skip
+
+
+def storages(weights: Path | None) -> None:
+    """Say which storage of weights works where, on ResNet-20 with three-bit integers (int2: two-bit ones)."""
+    net = samples.resnet20(weights)
+    inputs = torch.randn(64, 3, 32, 32)
+    runtime = OnnxRuntime()
+    others: list[Backend] = [Reference(), *openvino()]
+    print("\n## Which storage works where: ResNet-20\n")
+    print("Written for onnxruntime, and *plain* with `--runtime generic`: integers then stand directly before")
+    print("DequantizeLinear. int2 holds two-bit integers, the others three-bit ones. Cells as above.\n")
+    head("activations", "weights", "bytes", "onnxruntime, off", "onnxruntime", "latency against packed",
+         "plain, onnxruntime", "latency", "onnx's evaluator", *["plain, OpenVINO"] * (len(others) - 1))  # fmt: skip
+    for act_bits in (8, 4, None):
+        first: Path | None = None
+        with tempfile.TemporaryDirectory() as name:
+            for storage in [kind for kind in WEIGHTS if kind != "auto"]:
+                planes = 1 if storage == "int2" else 2
+                model = post_training_model(net, [inputs], planes=planes, act_bits=act_bits)
+                content, _ = to_onnx(model, copy.deepcopy(net), OnnxOptions(weights=storage))
+                plain, _ = to_onnx(model, copy.deepcopy(net), OnnxOptions(weights=storage, runtime="generic"))
+                wanted = finalized_net(copy.deepcopy(net), model)(inputs).numpy()
+                files = [Path(name) / f"{storage}.onnx", Path(name) / f"{storage}-plain.onnx"]
+                for file, written in zip(files, (content, plain), strict=True):
+                    file.write_bytes(written)
+                first = first or files[0]
+                cells = [outcome(runtime, content, level, inputs, wanted) for level in ("off", "on")]
+                cells += [latency(files[0], first), outcome(runtime, plain, "on", inputs, wanted),
+                          latency(files[1], first)]  # fmt: skip
+                for backend in others:
+                    refused = REFUSED.get((backend.name, storage))
+                    written = plain if backend.name == "openvino" else content
+                    cells.append(f"refused: {refused}" if refused else
+                                 outcome(backend, written, backend.levels[-1], inputs, wanted))  # fmt: skip
+                row("float" if act_bits is None else act_bits, storage, f"{len(content):,}", *cells)
+
+
+def latency(file: Path, against: Path) -> str:
+    """Return the latency of a file over another's at batch 1, one thread."""
+    try:
+        return f"{bench([against, file], rounds=60, loads=1)[1].ratio:.2f}"
+    except InputError:
+        return "–"
 
 
 def main() -> None:
     """Print every table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--resnet20", type=Path, help="a torch checkpoint of ResNet-20 for CIFAR-10")
-    parser.add_argument("--only", choices=("resnet20", "loading", "breadth"))
+    parser.add_argument("--only", choices=("resnet20", "loading", "breadth", "storages"))
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -210,6 +283,8 @@ def main() -> None:
             loading(folder)
         if chosen.only in (None, "breadth"):
             breadth(folder)
+        if chosen.only in (None, "storages"):
+            storages(chosen.resnet20)
 
 
 if __name__ == "__main__":

@@ -96,14 +96,12 @@ def exported(file: Path) -> bytes:
 
 def resnet20(checkpoint: Path, planes: int) -> tuple[QuantizedModel, bytes]:
     import torch
-    from networks import ResNet20
+    from samples import resnet20 as load_resnet20
 
     from csqtool.nn.post_training import post_training_model
     from exporters.onnx import OnnxOptions, to_onnx
 
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    net = ResNet20().eval()
-    net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    net = load_resnet20(checkpoint)
     torch.manual_seed(0)
     model = post_training_model(net, [torch.randn(64, 3, 32, 32)], planes=planes, act_bits=8)
     return model, to_onnx(model, net, OnnxOptions(weights="packed"))[0]

@@ -1,9 +1,11 @@
 """Training step time and peak memory of the methods against float32, and of the gates against the memory floor.
 
-    python benchmarks/search_speed.py [--model resnet20|vgg19_bn] [--rounds 7]
+    python benchmarks/search_speed.py [--model resnet20|vgg19_bn] [--rounds 7] [--brevitas PYTHON]
 
 Steps of all variants take turns in one process, so that their ratios mean something on a busy machine; peak
-memory is that of a process of its own a variant.
+memory is that of a process of its own a variant. "Naive" is eq. 5 as autograd computes it, without kernels of our
+own. `--brevitas` names the Python of an environment that holds torch and brevitas; its rows are ratios to float32
+in that environment.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from csqtool.data import ArrayDataset, DataSource
+from csqtool.nn import gates as gates_module
 from csqtool.nn.gates import BitGates
 from csqtool.nn.kernels import Kernel
 from csqtool.search.config import SearchConfig
@@ -39,9 +43,10 @@ MODELS = {
 }
 BATCH = 128
 METHODS = ("csq", "csq-uniform", "lsq", "ste-uniform", "bsq")
+NAIVE = "csq, naive"
 VARIANTS: dict[str, dict[str, Any]] = {"float32": {"pretrain_epochs": 1}}
-VARIANTS |= {name: {"method": name} for name in METHODS}
-VARIANTS |= {f"{name}, 4-bit activations": {"method": name, "act_bits": 4} for name in ("csq", "lsq")}
+VARIANTS |= {name: {"method": name} for name in METHODS} | {NAIVE: {"method": "csq"}}
+VARIANTS |= {f"{name}, 4-bit activations": {"method": name, "act_bits": 4} for name in METHODS}
 
 
 def random_images() -> DataSource:
@@ -65,7 +70,28 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
         phase.method.set_progress(0.3)
     phase.net.train()
     chosen = torch.arange(BATCH)
-    return lambda: phase._step(chosen, 0, 0) and None
+
+    def step() -> None:
+        with naive_gates() if variant == NAIVE else nullcontext():
+            phase._step(chosen, 0, 0)
+
+    return step
+
+
+def naive_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, _first: int = 0) -> Tensor:
+    """Σ_b c_b·(f_β(m_p) − f_β(m_n)) over all planes, as autograd would do it."""
+    digits = torch.sigmoid(beta * m_p) - torch.sigmoid(beta * m_n)
+    return torch.tensordot(coefficients, digits, dims=1)
+
+
+@contextmanager
+def naive_gates() -> Iterator[None]:
+    """Let gates compute their weights naively."""
+    own, gates_module.soft_weight = gates_module.soft_weight, naive_weight
+    try:
+        yield
+    finally:
+        gates_module.soft_weight = own
 
 
 def medians(functions: dict[str, Callable[[], None]], rounds: int, repeat: int) -> dict[str, float]:
@@ -83,28 +109,17 @@ def medians(functions: dict[str, Callable[[], None]], rounds: int, repeat: int) 
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def naive_gates() -> tuple[nn.Module, Callable[[], torch.Tensor]]:
-    """Return the gates of a 2.36 M-weight layer with eq. 5 as autograd would do it."""
+def gate_step(*, naive: bool) -> Callable[[], None]:
+    """Return a function that does forward, backward and update of the gates of a 2.36 M-weight layer."""
     gates = BitGates(torch.randn(512, 512, 3, 3), range(8), mask_init=0.05)
-
-    def weight() -> torch.Tensor:
-        assert gates.m_b is not None
-        digits = torch.sigmoid(gates.beta * gates.m_p) - torch.sigmoid(gates.beta * gates.m_n)
-        planes = gates.s * gates.plane_weights() * torch.sigmoid(gates.beta * gates.m_b)
-        return torch.tensordot(planes, digits, dims=1)
-
-    return gates, weight
-
-
-def gate_step(gates: nn.Module, weight: Callable[[], torch.Tensor]) -> Callable[[], None]:
-    """Return a function that does forward, backward and update of a layer's gates."""
     config = SearchConfig.make(model="m", data="d", target_bits=3)
     optimizer = make_optimizer([{"params": list(gates.parameters()), "lr": 1e-3}], config)
     seed = torch.randn(512, 512, 3, 3)
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.autograd.backward(weight(), seed)
+        with naive_gates() if naive else nullcontext():
+            torch.autograd.backward(gates(), seed)
         optimizer.step()
 
     return step
@@ -145,30 +160,39 @@ def child(model: str, variant: str) -> None:
     print(json.dumps(int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024))
 
 
+def brevitas_rows(python: str, model: str, rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Return step ratio, peak memory in MB and its ratio of Brevitas with weights of four bits."""
+    file, _, factory = MODELS[model].rpartition(":")
+    rows = {}
+    for label, bits in (("Brevitas, 4-bit weights", "float"), ("Brevitas, 4-bit weights and activations", "4")):
+        command = [python, str(Path(__file__).with_name("brevitas_step.py")), file, factory, bits, str(rounds),
+                   str(BATCH), str(torch.get_num_threads())]  # fmt: skip
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        rows[label] = found["step"], found["peak_mb"], found["peak"]
+    return rows
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="resnet20")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--brevitas", metavar="PYTHON", help="of an environment with torch and brevitas")
     arguments = parser.parse_args()
     steps = {name: stepper(arguments.model, name, compiled="yes") for name in VARIANTS}
     times = medians(steps, arguments.rounds, repeat=3)
+    del steps
     peaks = {name: peak_megabytes(arguments.model, name) for name in VARIANTS}
+    rows = {name: (times[name] / times["float32"], peaks[name], peaks[name] / peaks["float32"]) for name in VARIANTS}
+    if arguments.brevitas:
+        rows |= brevitas_rows(arguments.brevitas, arguments.model, arguments.rounds)
     print(f"| {arguments.model}, batch {BATCH} | step against float32 | peak memory, MB | against float32 |")
     print("| --- | --- | --- | --- |")
-    for name, seconds in times.items():
-        print(f"| {name} | {seconds / times['float32']:.2f} × | {peaks[name]:.0f} | "
-              f"{peaks[name] / peaks['float32']:.2f} × |")  # fmt: skip
-    del steps
+    for name, (step, peak, against) in rows.items():
+        print(f"| {name} | {step:.2f} × | {peak:.0f} | {against:.2f} × |")
     Kernel.choose("yes", element_steps=0)
-    gates, weight = naive_gates()
-    fused = BitGates(torch.randn(512, 512, 3, 3), range(8), mask_init=0.05)
     layer = medians(
-        {
-            "memory floor": memory_floor(),
-            "gates": gate_step(fused, fused),
-            "eq. 5 in autograd": gate_step(gates, weight),
-        },
+        {"memory floor": memory_floor(), "gates": gate_step(naive=False), "naive": gate_step(naive=True)},
         arguments.rounds,
         repeat=2,
     )
