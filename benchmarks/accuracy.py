@@ -23,6 +23,7 @@ from csqtool.search.progress import stderr_progress
 ROOT = Path(__file__).parent.parent
 MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
 FLOAT_EPOCHS = 6
+SEARCH_EPOCHS = 0.5  # of the epochs that all have alike
 COMMON: dict[str, Any] = {"batch_size": 128, "amp": "bf16", "learning_rate": 0.02}
 FIXED = ("ste-uniform", "lsq", "csq-uniform")
 SEARCHED = ("csq", "bsq")
@@ -30,7 +31,7 @@ SEARCHED = ("csq", "bsq")
 
 def runs(epochs: int) -> dict[str, dict[str, Any]]:
     """Return the settings of every run, the most telling first."""
-    searching = {"epochs": max(1, epochs // 3), "finetune_epochs": epochs - max(1, epochs // 3)}
+    searching = {"epochs": SEARCH_EPOCHS, "finetune_epochs": epochs - SEARCH_EPOCHS}
     fixed = {"epochs": epochs, "finetune_epochs": 0}
     found: dict[str, dict[str, Any]] = {}
     for bits in (2, 3, 1):
@@ -66,7 +67,7 @@ def row(settings: dict[str, Any], result: dict[str, Any]) -> str:
     """Return a line of the table."""
     bits = "float" if settings.get("act_bits") is None else settings["act_bits"]
     epochs = settings["epochs"] + settings["finetune_epochs"]
-    return (f"| {settings['method']} | {settings['target_bits']} | {bits} | {settings.get('seed', 0)} | {epochs} | "
+    return (f"| {settings['method']} | {settings['target_bits']} | {bits} | {settings.get('seed', 0)} | {epochs:g} | "
             f"{100 * result['accuracy']:.2f} | {result['average_precision']:.3f} | "
             f"{result['average_bit_width']:.3f} | {result['bytes']:,} |")  # fmt: skip
 

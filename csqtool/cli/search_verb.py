@@ -47,7 +47,7 @@ def _settings(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 _training = _settings(
-    _setting("epochs", int, "Epochs of the search, or of training with fixed bits. [default: 20]"),
+    _setting("epochs", float, "Epochs of the search, or of training with fixed bits. [default: 20]"),
     _setting("finetune_with", click.Choice(["lsq", "csq"]), "Learned step sizes, or bit gates again. [default: lsq]"),
     _setting("distill", float, "Share of the loss that the float model teaches, 0 to 1. [default: 0]"),
     _setting("batch_size", int, "Samples a step, over all processes. [default: 64]"),
@@ -79,8 +79,8 @@ _training = _settings(
 @_setting("method", str, "See csqtool methods. [default: csq]")
 @_setting("recipe", click.Choice(["default", "paper"]), "Where the other defaults come from.")
 @_setting("scheme", str, "With a method of fixed bits: train the planes of this scheme.json.")
-@_setting("pretrain_epochs", int, "Epochs of float training before the search. [default: 0]")
-@_setting("finetune_epochs", int, "Epochs behind it, with the scheme fixed. [default: 20]")
+@_setting("pretrain_epochs", float, "Epochs of float training before the search. [default: 0]")
+@_setting("finetune_epochs", float, "Epochs behind it, with the scheme fixed. [default: 20]")
 @_setting("budget_weighting", click.Choice(["elements", "layers"]), "What the average is over. [default: elements]")
 @_setting("min_bits", int, "Planes that each layer keeps at least. [default: 1]")
 @_setting("max_bits", int, "Planes that each layer keeps at most. [default: 7]")

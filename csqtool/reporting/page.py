@@ -177,10 +177,10 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         "activations": f"{settings['act_bits']} bits" if settings.get("act_bits") else "float",
     }
     if settings.get("pretrain_epochs"):
-        facts["float training"] = f"{settings['pretrain_epochs']} epochs"
+        facts["float training"] = f"{settings['pretrain_epochs']:g} epochs"
     facts["started from"] = settings.get("weights")
     if "epochs" in settings:
-        facts["epochs"] = f"{settings['epochs']} of search, {settings['finetune_epochs']} of finetuning"
+        facts["epochs"] = f"{settings['epochs']:g} of search, {settings['finetune_epochs']:g} of finetuning"
     facts["seed"] = settings.get("seed")
     if info.get("metrics"):
         facts["test samples"] = f"{info['metrics']['samples']:,}"

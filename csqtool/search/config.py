@@ -71,7 +71,8 @@ class SearchConfig:
         act_bits: bits of the activations that feed weights; None keeps activations in float.
         act_quantizer: ``learned``, ``pact``, ``dorefa`` or ``dynamic``, see `csqtool.nn.activation`.
         pretrain_epochs: epochs of float training before the search.
-        epochs: epochs of the search; with a method of fixed bits, of training.
+        epochs: epochs of the search; with a method of fixed bits, of training. All three may be broken: with many
+            samples a search of half an epoch does.
         finetune_epochs: epochs behind the search, with the scheme fixed.
         finetune_with: ``lsq`` trains latent weights and step sizes, ``csq`` the bit gates with β rewound to 1.
         distill: share of the loss that the float model teaches, 0 … 1.
@@ -123,9 +124,9 @@ class SearchConfig:
     repair_samples: int = 512
     act_bits: int | None = None
     act_quantizer: str = "learned"
-    pretrain_epochs: int = 0
-    epochs: int = 20
-    finetune_epochs: int = 20
+    pretrain_epochs: float = 0
+    epochs: float = 20
+    finetune_epochs: float = 20
     finetune_with: str = "lsq"
     distill: float = 0.0
     batch_size: int = 64
@@ -183,11 +184,12 @@ class SearchConfig:
             (0 <= self.distill <= 1, f"distill is a share of 0 to 1, got {self.distill:g}"),
             (self.beta_max >= 1, f"beta max must be at least 1, got {self.beta_max:g}"),
             (self.gate_init > 0, f"gate init must be above 0, got {self.gate_init:g}"),
+            (self.epochs > 0, f"epochs must be above 0, got {self.epochs:g}"),
             (self.checkpoint_minutes > 0, f"checkpoint minutes must be above 0, got {self.checkpoint_minutes:g}"),
         ]
         checks += [
             (getattr(self, name) >= 1, f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
-            for name in ("epochs", "batch_size", "repair_samples")
+            for name in ("batch_size", "repair_samples")
         ]
         checks += [
             (getattr(self, name) >= 0, f"{name.replace('_', ' ')} must not be negative, got {getattr(self, name):g}")

@@ -43,7 +43,7 @@ class Phase:
 
     Args:
         name: ``float``, ``search``, ``train`` or ``finetune``.
-        epochs: its length; the learning rate is annealed to zero over it.
+        epochs: its length, may be broken; the learning rate is annealed to zero over it.
         net: what is trained.
         method: trains the quantized weights, None in float training.
         config: the search's settings.
@@ -55,7 +55,7 @@ class Phase:
     def __init__(
         self,
         name: str,
-        epochs: int,
+        epochs: float,
         net: QuantizedNet,
         method: Method | None,
         config: SearchConfig,
@@ -65,13 +65,13 @@ class Phase:
         teacher: nn.Module | None = None,
     ) -> None:
         self.name = name
-        self.epochs = epochs
         self.net = net
         self.method = method
         self.config = config
         self.data = data
         self.position = Position()
         self.batches = batches_per_epoch(len(data.train), config.batch_size)
+        self.steps = max(1, round(epochs * self.batches)) if epochs else 0
         self.processes = processes
         net.to(self.device)
         self._optimizer = make_optimizer(parameter_groups(net, method, config), config)
@@ -85,15 +85,20 @@ class Phase:
         """Where the net lives."""
         return self.processes.device
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs it takes, the last one whole or not."""
+        return math.ceil(self.steps / self.batches)
+
     def _choose_kernels(self) -> None:
         gates = sum(p.numel() for group in (self.method.parameter_groups() if self.method else [])
                     for p in group["params"])  # fmt: skip
         samples = min(self.config.batch_size, len(self.data.train))
         values = 0
-        if self.net.quantizers and self.epochs:
+        if self.net.quantizers and self.steps:
             x, _ = take(self.data.train, [0])
             values = samples * self.net.quantized_values(x.to(self.device))
-        Kernel.choose(self.config.compile, element_steps=self.epochs * self.batches * (gates + values))
+        Kernel.choose(self.config.compile, element_steps=self.steps * (gates + values))
 
     def run(
         self,
@@ -116,7 +121,6 @@ class Phase:
         Raises:
             TrainingError: the loss is not finite.
         """
-        total = self.epochs * self.batches
         saved = time.monotonic()
         while self.position.epoch < self.epochs:
             epoch = self.position.epoch
@@ -124,13 +128,14 @@ class Phase:
             self.net.train()
             if self.method and self.config.beta_schedule == "epoch":
                 self.method.set_progress(epoch / max(1, self.epochs - 1))
-            for batch in range(self.position.batch, self.batches):
+            batches = min(self.batches, self.steps - epoch * self.batches)
+            for batch in range(self.position.batch, batches):
                 if self.method and self.config.beta_schedule == "step":
-                    self.method.set_progress((epoch * self.batches + batch) / max(1, self.epochs * self.batches - 1))
+                    self.method.set_progress((epoch * self.batches + batch) / max(1, self.steps - 1))
                 chosen = order[batch * self.config.batch_size : (batch + 1) * self.config.batch_size]
                 loss = self._step(chosen, epoch, batch)
                 if not math.isfinite(loss):
-                    where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {self.batches}"
+                    where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
                     raise TrainingError(
                         f"the loss became {loss} in {where}: "
                         "lower the learning rates or check the data; the last good state is kept"
@@ -140,14 +145,14 @@ class Phase:
                 facts = {"loss": self.position.loss_sum / self.position.batch}
                 if self.method:
                     facts |= self.method.status()
-                progress.step(self.name, epoch * self.batches + batch + 1, total, facts)
-                if batch + 1 < self.batches:
+                progress.step(self.name, epoch * self.batches + batch + 1, self.steps, facts)
+                if batch + 1 < batches:
                     if self.processes.any(stop()):
                         return False
                     if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
                         save()
                         saved = time.monotonic()
-            loss = self.position.loss_sum / self.batches
+            loss = self.position.loss_sum / batches
             self.position = Position(epoch + 1)
             after_epoch(epoch, loss)
             saved = time.monotonic()
@@ -159,7 +164,7 @@ class Phase:
         """Return the share of the learning rate: a linear warm-up under a cosine that falls to zero."""
         warmup = self.config.warmup_epochs
         rising = min(1.0, (epochs_done + 1 / self.batches) / warmup) if warmup else 1.0
-        return rising * 0.5 * (1 + math.cos(math.pi * epochs_done / self.epochs))
+        return rising * 0.5 * (1 + math.cos(math.pi * epochs_done * self.batches / self.steps))
 
     def _step(self, chosen: Tensor, epoch: int, batch: int) -> float:
         seed = hash_seed(self.config.seed, self.name, epoch, batch)

@@ -264,20 +264,20 @@ class Session:
         self.processes.wait()
 
     def _settle(self) -> None:
-        """Put the searched weights, hardened, in place of the gates, and fix the scheme."""
+        """Put plain weights in place of the gates, and fix the scheme."""
         assert self.method is not None
         self.method.finish()
+        soft = self._weight_values() if self.method.softens else None
         self.method.set_hard(True)
         found = self.method.scheme()
-        with torch.no_grad():
-            values = [getattr(*weight.places[0]).detach().clone() for weight in self.weights]
-        for weight, value in zip(self.weights, values, strict=True):
-            detach(weight, value)
+        searched = self._weight_values()
+        for weight in self.weights:
+            detach(weight, searched[weight.name])
         self.weights = quantizable_weights(self.model, self.config.exclude)
         self.progress.line("settling the scheme by measured loss …")
         probe = LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
         self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
-        start = self._choose_start(probe)
+        start = self._choose_start(probe, soft)
         if self.config.repair:
             self.scheme = settle(self.scheme, self.budget, loss_with=probe)
         self.scheme = self.processes.agreed(self.scheme)  # machines may round losses differently
@@ -289,23 +289,38 @@ class Session:
         self._log({"phase": "settle", "start": start, "cost_found": before, "cost": after, "limit": self.budget.limit,
                    "precision": {name: len(planes) for name, planes in self.scheme.items()}})  # fmt: skip
 
-    def _choose_start(self, probe: LossProbe) -> str:
-        """Keep the searched weights or take the float model's, whichever round to the scheme with less loss.
+    @torch.no_grad()
+    def _weight_values(self) -> dict[str, Tensor]:
+        return {weight.name: getattr(*weight.places[0]).detach().clone() for weight in self.weights}
 
-        A short search finds a scheme before its gates have hardened into good weights; a long one, or one from
-        scratch, leaves weights that fit the scheme.
+    def _choose_start(self, probe: LossProbe, soft: Mapping[str, Tensor] | None) -> str:
+        """Keep the searched weights, or take them with soft gates or the float model's: what rounds with least loss.
+
+        A short search finds a scheme before its gates have hardened into good weights, and a very short one before
+        the soft weights are better than the float model's; a long one, or one from scratch, leaves weights that fit
+        the scheme.
         """
         assert self.scheme is not None
         saved = self.output / "float.safetensors"
-        if not saved.is_file():
-            return "searched"
-        searched = {name: value.clone() for name, value in self.model.state_dict().items()}
-        loss = probe.of_scheme(self.scheme)
-        load_weights(self.model, saved)
-        if self.processes.agreed(probe.of_scheme(self.scheme) < loss):
-            return "float"
-        self.model.load_state_dict(searched)
-        return "searched"
+        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+        def load(start: str) -> None:
+            if start == "float":
+                load_weights(self.model, saved)
+                return
+            self.model.load_state_dict(state)
+            if start == "soft" and soft is not None:
+                for weight in self.weights:
+                    weight.parameter.data.copy_(soft[weight.name])
+
+        losses = {}
+        for start, there in (("searched", True), ("soft", soft is not None), ("float", saved.is_file())):
+            if there:
+                load(start)
+                losses[start] = probe.of_scheme(self.scheme)
+        best = self.processes.agreed(min(losses, key=losses.__getitem__))
+        load(best)
+        return best
 
     @torch.no_grad()
     def _calibration_loss(self) -> float:

@@ -1,21 +1,27 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import DIGITS, QUICK, Built, invoke, ok
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from csqtool.finalized_file import read_finalized
 from csqtool.nn.weights import quantizable_weights
-from csqtool.search import SearchConfig
+from csqtool.search import SearchConfig, search
 from csqtool.search.bsq import Bsq
 from csqtool.search.budget import make_budget, uniform
 from csqtool.search.csq import Csq
 from csqtool.search.method import installed_methods
+from csqtool.search.progress import Silent
+from csqtool.search.scheme import LossProbe
+from csqtool.search.session import Session
 
 SEARCH = ["search", DIGITS, "--data", "digits", *QUICK]
 
@@ -81,6 +87,58 @@ def test_recipes_and_options_lead_to_a_model_that_finalizes(more: list[str], tmp
     model = read_finalized(tmp_path / "m.safetensors")
     assert model.average_precision == pytest.approx(summary["average_precision"])
     assert model.info["metrics"]["finalized"] == pytest.approx(summary["metric"], abs=0.01)
+
+
+class Steps(Silent):
+    """Remembers how many steps each stage took, and what was said."""
+
+    def __init__(self) -> None:
+        self.taken: Counter[str] = Counter()
+        self.said: list[str] = []
+
+    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+        assert done <= total
+        self.taken[phase] += 1
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_epochs_may_be_broken(tmp_path: Path) -> None:
+    steps = Steps()
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, batch_size=64, pretrain_epochs=1,
+                               epochs=0.5, finetune_epochs=1.25)  # fmt: skip
+    search(config, tmp_path / "run", progress=steps)
+    assert steps.taken == {"float": 22, "search": 11, "finetune": 28}  # of 22 steps an epoch
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(e["phase"], e.get("epoch")) for e in log] == [
+        ("float", 1), ("search", 1), ("settle", None), ("finetune", 1), ("finetune", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("best", ["searched", "soft", "float"])
+def test_finetuning_starts_from_the_weights_that_round_with_least_loss(
+    best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter(["searched", "soft", "float"])
+    monkeypatch.setattr(LossProbe, "of_scheme", lambda *_: 0.5 if next(asked) == best else 1.0)
+    starts: list[Tensor] = []
+    choose = Session._choose_start
+
+    def look(self: Session, *arguments: Any) -> str:
+        starts.append(self.weights[0].parameter.detach().clone())
+        chosen = choose(self, *arguments)
+        starts.append(self.weights[0].parameter.detach().clone())
+        starts.append(load_file(self.output / "float.safetensors")["stem.0.weight"])
+        assert chosen == best
+        return chosen
+
+    monkeypatch.setattr(Session, "_choose_start", look)
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, pretrain_epochs=1, epochs=1,
+                               finetune_epochs=0.1)  # fmt: skip
+    search(config, tmp_path / "run")
+    searched, chosen, plain = starts
+    assert torch.equal(chosen, searched) == (best == "searched")
+    assert torch.equal(chosen, plain) == (best == "float")
 
 
 def test_the_paper_recipe_has_the_papers_settings() -> None:
