@@ -195,3 +195,19 @@ def test_graphs_hold_no_leftovers_of_the_capture() -> None:
     assert {p.key for p in proto.metadata_props} == {"csqtool.version", "csqtool.finalized_sha256"}
     used = {name for node in proto.graph.node for name in node.input}
     assert {t.name for t in proto.graph.initializer} <= used
+
+
+def test_a_product_that_quantizes_its_input_by_itself_is_told_of() -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x)
+
+    foldable, qdq = (export_module(Sequence(), (5, 32), weight_form=form) for form in ("foldable", "qdq"))
+    assert not foldable.report.notes
+    assert "MatMulNBits" in qdq.operators()
+    assert "1 of the linear layers run as MatMulNBits" in qdq.report.notes[0]
+    assert np.abs(qdq.onnxruntime_output() - qdq.torch_output()).max() > 1e-4  # what the note warns of

@@ -68,6 +68,12 @@ def report_on(
         name = original.output[0] if original is not None else node.output[0]
         found.append(FloatNode(name, node.op_type, explain(original or node)))
     kernels = Counter(node.op_type for node in graph.node)
+    if kernels["MatMulNBits"] and not model.activations:
+        # Accuracy is a setting of sessions, which no file can carry.
+        count = kernels["MatMulNBits"]
+        notes = [*notes, f"{count} of the linear layers run as MatMulNBits, which quantizes activations by itself: outputs "
+                 "are off by some 1e-2, and verify says so; to compute in float32, export without --weight-form qdq or "
+                 "set the session option session.qdq_matmulnbits_accuracy_level=1"]  # fmt: skip
     return ExportReport(notes, dict(sorted(kernels.items())), found, storage)
 
 
