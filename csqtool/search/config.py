@@ -40,7 +40,7 @@ CHOICES = {
     "beta_schedule": ("epoch", "step"),
     "finetune_with": ("lsq", "csq"),
     "init": ("csq", "paper"),
-    "amp": ("no", "bf16"),
+    "amp": ("auto", "no", "bf16"),
     "compile": ("auto", "yes", "no"),
 }
 
@@ -96,9 +96,9 @@ class SearchConfig:
         init: ``csq`` starts from the weights, ``paper`` as the authors' code does.
         gate_init: bit gates start at ±this.
         mask_init: the mask gate of plane b starts at (b + 1) times this.
-        amp: ``no`` or ``bf16``: autocast of everything but the gate arithmetic.
+        amp: ``bf16`` autocasts everything but the gate arithmetic, ``no`` nothing; ``auto`` does where that pays.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        channels_last: keep images in channels-last memory.
+        channels_last: keep images in channels-last memory; None does where that pays.
         compile: fused kernels for gates and activation quantizers: ``auto`` where it pays, ``yes``, ``no``.
         checkpoint_minutes: also save within an epoch, this often.
         tensorboard: also write the log as TensorBoard events.
@@ -149,9 +149,9 @@ class SearchConfig:
     init: str = "csq"
     gate_init: float = 1.0
     mask_init: float = 0.05
-    amp: str = "no"
+    amp: str = "auto"
     device: str = "auto"
-    channels_last: bool = False
+    channels_last: bool | None = None
     compile: str = "auto"
     checkpoint_minutes: float = 10.0
     tensorboard: bool = False

@@ -173,8 +173,7 @@ class Phase:
         inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
         if self.processes.count > 1:  # dropout and the like differ between processes, and do not stand in checkpoints
             torch.manual_seed(hash_seed(self.config.seed, self.name, epoch, batch, self.processes.index))
-        if self.config.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = laid_out(inputs, channels_last=bool(self.config.channels_last))
         annealing = self._annealing(epoch + batch / self.batches)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * annealing
@@ -316,14 +315,22 @@ def batches_of(
         yield take(dataset, range(start, min(start + size, count)))
 
 
+def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
+    """Return inputs in the memory layout that is asked for; only images [B, C, H, W] have two."""
+    return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
+
+
 @torch.no_grad()
-def evaluate(net: nn.Module, dataset: Dataset, task: Task, device: torch.device | None = None) -> float:
-    """Return the task's metric of `net` over `dataset`, in evaluation mode."""
+def evaluate(
+    net: nn.Module, dataset: Dataset, task: Task, device: torch.device | None = None, *, channels_last: bool = False
+) -> float:
+    """Return the task's metric of `net` over `dataset`, in evaluation mode and float32."""
     was_training = net.training
     net.eval()
     outputs, targets = [], []
     for x, y in batches_of(dataset):
-        outputs.append(as_float(net(x.to(device) if device else x)).cpu())
+        inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
+        outputs.append(as_float(net(inputs)).cpu())
         targets.append(y)
     net.train(was_training)
     return task.metric(torch.cat(outputs), torch.cat(targets))

@@ -60,7 +60,7 @@ def search(
     with _locked(output, processes):
         if processes.first:
             _prepare_folder(output)
-            write_json(output / "config.json", config.to_json())
+            write_json(output / "config.json", session.config.to_json())
         processes.wait()
         return _to_end(session)
 
@@ -81,7 +81,8 @@ def resume_search(
     """
     config = _config(output)
     recorded = config.to_json()
-    changed = {key: value for key, value in (given or {}).items() if recorded[key] != value}
+    # What auto meant when the search began is recorded, and stays as it is.
+    changed = {k: v for k, v in (given or {}).items() if recorded[k] != v and (k, v) != ("amp", "auto")}
     if changed:
         listed = ", ".join(f"{key} {recorded[key]!r}, not {value!r}" for key, value in changed.items())
         raise ConfigError(
@@ -152,7 +153,7 @@ def finetune(
         processes.wait()
         session = Session(config, output, progress or Silent())
         if processes.first:
-            write_json(output / "config.json", config.to_json())
+            write_json(output / "config.json", session.config.to_json())
         return _to_end(session)
 
 

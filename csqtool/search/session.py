@@ -28,10 +28,11 @@ from csqtool.nn.latent import LsqWeight
 from csqtool.nn.net import QuantizedNet, make_quantizers
 from csqtool.nn.weights import detach, quantizable_weights
 from csqtool.quantized_model import twos_complement_bits
+from csqtool.search.automatic import resolve
 from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
 from csqtool.search.checkpoint import load_weights, save_checkpoint
 from csqtool.search.config import SearchConfig
-from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, start_processes
+from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, laid_out, start_processes
 from csqtool.search.method import Method, load_method
 from csqtool.search.progress import Progress, Silent
 from csqtool.search.scheme import LossProbe, close_holes, settle
@@ -84,6 +85,7 @@ class Session:
         sample, _ = next(batches_of(self.data.test, most=2))
         self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
         check_fit(self.model, self.data)
+        self.config = resolve(config, self.model, sample, self.processes.device)
         self.net = QuantizedNet(self.model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
         self.budget = self._make_budget()
         self.stages = self._make_stages()
@@ -256,8 +258,7 @@ class Session:
         if started_from.is_file():  # finetuning: the weights are quantized ones, the float model came before them
             self.float_metric = read_json(started_from)["metric_float"]
             return
-        device = next(self.model.parameters()).device
-        self.float_metric = evaluate(self.model, self.data.test, self.data.task, device)
+        self.float_metric = self._evaluate(self.model)
         self.progress.line(f"float model: {self.data.task.metric_name} {self.float_metric:.4f}")
         if self.processes.first:
             write_bytes(self.output / "float.safetensors", _safetensors(self.model.state_dict()))
@@ -335,7 +336,7 @@ class Session:
         total = count = 0.0
         for x, y in batches_of(self.data.train, most=self.config.repair_samples, size=256):
             if len(x) > 1 or not norms:
-                total += float(self.data.task.loss(net(x.to(device)), y.to(device))) * len(x)
+                total += float(self.data.task.loss(net(self._laid_out(x.to(device))), y.to(device))) * len(x)
                 count += len(x)
         for norm, (momentum, tracked) in zip(norms, kept, strict=True):
             norm.momentum = momentum
@@ -343,18 +344,26 @@ class Session:
                 norm.num_batches_tracked.copy_(tracked)
         return total / max(count, 1.0)
 
+    def _laid_out(self, inputs: Tensor) -> Tensor:
+        return laid_out(inputs, channels_last=bool(self.config.channels_last))
+
+    def _evaluate(self, net: nn.Module) -> float:
+        device = next(net.parameters()).device
+        channels_last = bool(self.config.channels_last)
+        return evaluate(net, self.data.test, self.data.task, device, channels_last=channels_last)
+
     # --- records -----------------------------------------------------------------------------------------
 
     def _after_epoch(self, epoch: int, loss: float) -> None:
-        phase, task, method = self.phase, self.data.task, self.method
+        phase, method = self.phase, self.method
         entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
-        metric = evaluate(phase.net, self.data.test, task, phase.device)
+        metric = self._evaluate(phase.net)
         if method is None:
             entry["metric"] = metric
         else:
             entry["metric_soft"] = metric
             method.set_hard(True)
-            entry["metric_hard"] = evaluate(phase.net, self.data.test, task, phase.device) if method.softens else metric
+            entry["metric_hard"] = self._evaluate(phase.net) if method.softens else metric
             method.set_hard(False)
             precisions = {name: len(planes) for name, planes in method.scheme().items()}
             entry |= method.status() | {"average_precision": self.budget.average(precisions)}
@@ -393,13 +402,13 @@ class Session:
         assert method is not None
         if self.scheme is None:
             method.finish()
-        soft = evaluate(phase.net, self.data.test, task, phase.device)
+        soft = self._evaluate(phase.net)
         method.set_hard(True)
         hard = final = soft
         if method.softens:  # otherwise BatchNorm's statistics are those of the hard weights already
-            hard = evaluate(phase.net, self.data.test, task, phase.device)
+            hard = self._evaluate(phase.net)
             _reestimate_batch_norm(phase, self.data)
-            final = evaluate(phase.net, self.data.test, task, phase.device)
+            final = self._evaluate(phase.net)
         scheme: list[dict[str, Any]] = [
             {
                 "name": name,

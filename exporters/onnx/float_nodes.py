@@ -71,9 +71,9 @@ def report_on(
     if kernels["MatMulNBits"] and not model.activations:
         # Accuracy is a setting of sessions, which no file can carry.
         count = kernels["MatMulNBits"]
-        notes = [*notes, f"{count} of the linear layers run as MatMulNBits, which quantizes activations by itself: outputs "
-                 "are off by some 1e-2, and verify says so; to compute in float32, export without --weight-form qdq or "
-                 "set the session option session.qdq_matmulnbits_accuracy_level=1"]  # fmt: skip
+        notes = [*notes, f"{count} of the linear layers run as MatMulNBits, which quantizes activations by itself: "
+                 "outputs are off by some 1e-2, and verify says so; to compute in float32, export without "
+                 "--weight-form qdq or set the session option session.qdq_matmulnbits_accuracy_level=1"]  # fmt: skip
     return ExportReport(notes, dict(sorted(kernels.items())), found, storage)
 
 
