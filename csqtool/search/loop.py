@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ from csqtool.search.progress import Progress
 from csqtool.task import Task
 
 EVALUATION_BATCH = 500
+# Values of a parameter from which its gradient is used and freed as soon as it is there: the gradients of all gates of
+# a large net would take as much memory as the gates.
+EARLY_FROM = 1 << 20
 
 
 @dataclass
@@ -192,7 +196,8 @@ class Phase:
         extras = [self.method.regularization()] if self.method else []
         extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
         penalty = sum(extra for extra in extras if extra is not None)
-        torch.autograd.backward(weight * loss + penalty / self.processes.count)
+        with self._early_steps():
+            torch.autograd.backward(weight * loss + penalty / self.processes.count)
         self.processes.add_up_gradients(self._parameters)
         self._optimizer.step()
         if self.method:
@@ -200,6 +205,27 @@ class Phase:
         for quantizer in self.net.quantizers.values():
             quantizer.after_step()
         return float(self.processes.added_up(weight * loss.detach()))
+
+    @contextmanager
+    def _early_steps(self) -> Iterator[None]:
+        """Let parameters take their step within the backward pass, once a large one's gradient is there.
+
+        A gradient that is there is whole, and nothing in the rest of the pass reads the parameter again: the step is
+        the one that it would take afterwards. Several processes need all gradients at once, to exchange them.
+        """
+
+        def step(_parameter: Tensor) -> None:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+        alone = self.processes.count == 1
+        handles = [p.register_post_accumulate_grad_hook(step) for p in self._parameters
+                   if alone and p.numel() >= EARLY_FROM]  # fmt: skip
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of this phase."""

@@ -12,9 +12,10 @@ from conftest import DIGITS, QUICK, Built, invoke, ok
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from csqtool.finalize import finalize
 from csqtool.finalized_file import read_finalized
 from csqtool.nn.weights import quantizable_weights
-from csqtool.search import SearchConfig, search
+from csqtool.search import SearchConfig, loop, search
 from csqtool.search.bsq import Bsq
 from csqtool.search.budget import make_budget, uniform
 from csqtool.search.csq import Csq
@@ -113,6 +114,21 @@ def test_epochs_may_be_broken(tmp_path: Path) -> None:
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [(e["phase"], e.get("epoch")) for e in log] == [
         ("float", 1), ("search", 1), ("settle", None), ("finetune", 1), ("finetune", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_steps_within_the_backward_pass_are_those_behind_it(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, epochs=0.2, finetune_epochs=0.2,
+                               optimizer=optimizer, pretrain_epochs=0.2)  # fmt: skip
+    models = []
+    for early in (1, 1 << 62):
+        monkeypatch.setattr(loop, "EARLY_FROM", early)
+        search(config, tmp_path / str(early))
+        finalize(tmp_path / str(early), tmp_path / f"{early}.safetensors")
+        models.append((tmp_path / f"{early}.safetensors").read_bytes())
+    assert models[0] == models[1]
 
 
 @pytest.mark.parametrize("best", ["searched", "soft", "float"])
