@@ -1,6 +1,9 @@
 """What strength λ and target do to the precision that a search finds, on digits (the CSQ paper's figures 2 and 3).
 
-    python benchmarks/digits_sweeps.py -o benchmarks/results     # some five minutes; needs matplotlib for the plots
+    python benchmarks/digits_sweeps.py -o benchmarks/results     # some ten minutes; needs matplotlib for the plots
+
+The last tables are 2 planes from pretrained weights with five seeds, and what closing holes of masks, the way of
+finetuning, and distillation do to it.
 
 Every search starts from one float model a seed. "Found" is the average precision when the search ends, before
 planes are dropped or added by measured loss; "met" is what the finalized model has.
@@ -20,6 +23,13 @@ ROOT = Path(__file__).parent.parent
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 TARGETS = (1.0, 2.0, 3.0, 4.0, 5.0)
 SEEDS = (0, 1, 2, 3, 4)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "masks with holes (--no-contiguous)": {"contiguous": False},
+    "gates again (--finetune-with csq)": {"finetune_with": "csq"},
+    "gates again, masks with holes": {"finetune_with": "csq", "contiguous": False},
+    "half distilled (--distill 0.5)": {"distill": 0.5},
+}
 BASE: dict[str, Any] = {"model": f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn", "data": "digits",
                         "batch_size": 32}  # fmt: skip
 
@@ -82,14 +92,16 @@ def main() -> None:
             print(f"| 0.01 | {target:g} | {result['found']:.3f} | {result['average_precision']:.3f} | "
                   f"{result['metric']:.4f} | {result['metric_float']:.4f} |", flush=True)  # fmt: skip
         plot(courses, output / "digits-target.svg", "Digits, λ = 0.01, by target", list(TARGETS))
-        print("\n| seed | target | met | fewest planes | accuracy | float |\n| --- | --- | --- | --- | --- | --- |")
-        for seed in SEEDS:
-            run = folder / f"two-{seed}"
-            start = weights if seed == 0 else float_model(seed, folder)
-            result, _ = found(start, run, target_bits=2, seed=seed)
-            fewest = min(entry["precision"] for entry in json.loads((run / "scheme.json").read_text()))
-            print(f"| {seed} | 2 | {result['average_precision']:.3f} | {fewest} | {result['metric']:.4f} | "
-                  f"{result['metric_float']:.4f} |", flush=True)  # fmt: skip
+        starts = {seed: weights if seed == 0 else float_model(seed, folder) for seed in SEEDS}
+        print("\n| settings | seed | met | bit width | fewest planes | accuracy | float |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for number, (label, settings) in enumerate(VARIANTS.items()):
+            for seed, start in starts.items():
+                run = folder / f"two-{number}-{seed}"
+                result, _ = found(start, run, target_bits=2, seed=seed, **settings)
+                fewest = min(entry["precision"] for entry in json.loads((run / "scheme.json").read_text()))
+                print(f"| {label} | {seed} | {result['average_precision']:.3f} | {result['average_bit_width']:.3f} | "
+                      f"{fewest} | {result['metric']:.4f} | {result['metric_float']:.4f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
