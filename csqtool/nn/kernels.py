@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 # Element-steps (values touched in a run) from which fusing pays for the half minute of compiling: about 3 ns each.
 COMPILE_FROM = 10_000_000_000
@@ -34,9 +35,10 @@ class Kernel:
         self._active = eager
         self._all.append(self)
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Run the form in use."""
-        return self._active(*arguments)
+    def __call__(self, *arguments: Tensor) -> Any:
+        """Run the form in use, outside of autograd."""
+        # Detached, they are no views: a kernel would be compiled anew for every shape of what they are views of.
+        return self._active(*(argument.detach() for argument in arguments))
 
     def _compile(self) -> None:
         if self._compiled is None:

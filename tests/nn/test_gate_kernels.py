@@ -69,7 +69,9 @@ def test_kernels_are_compiled_a_few_times_whatever_the_layers_and_quantizers(mon
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     for kernel in Kernel._all:
         monkeypatch.setattr(kernel, "_compiled", None)
-    model = nn.Sequential(*(nn.Conv1d(4, 4, 3, padding=1) for _ in range(12)))
+    convolutions: list[nn.Module] = [nn.Conv1d(4, 4, 3, padding=1) for _ in range(4)]
+    convolutions += [nn.Conv1d(4 + 2 * i, 6 + 2 * i, 1 + 2 * i, padding=i) for i in range(7)]
+    model = nn.Sequential(*convolutions, nn.Linear(9, 5))
     for weight in quantizable_weights(model):
         attach(weight, BitGates(weight.parameter, range(8), mask_init=0.05))
     quantizers = [ActivationFakeQuantizer(f"{i}.output", 2 + i % 7) for i in range(12)]
