@@ -140,7 +140,7 @@ def resnet20(folder: Path, weights: Path | None) -> None:
     head("threads", "batch", "A8 / ort int8", "A8 / float32", "A4 / A8", "weight only / float32")
     for threads in (1, 2):
         for batch in (1, 32):
-            found = measure(paths, threads, batch, 200 if batch == 1 else 40)
+            found = measure(paths, threads, batch, 300 if batch == 1 else 80)
             ratio = {a: {b: found[a].median_ms / found[b].median_ms for b in found} for a in found}
             row(threads, batch, *(f"{ratio[a][b]:.2f}" for a, b in (
                 ("A8", "ort int8"), ("A8", "float32"), ("A4", "A8"), ("weight only", "float32"))))  # fmt: skip

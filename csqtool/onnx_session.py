@@ -39,6 +39,8 @@ def session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # Threads that wait for the next run in a loop would take the cores from other sessions of this process.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     level = ort.GraphOptimizationLevel
     levels = {"off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED}
     options.graph_optimization_level = levels.get(optimization, level.ORT_ENABLE_ALL)
