@@ -244,14 +244,16 @@ def run_pipeline(
         checks = {
             "file": sha256(target),
             "gates": dataclasses.asdict(pipeline.gates),
+            # Files that gates compare with; a latency is measured anew each time.
+            "compared": [sha256(Path(f)) for f in (pipeline.gates.baseline, pipeline.gates.latency_against) if f],
             "samples": pipeline.samples,
             "backends": pipeline.backends,
             "tolerances": dataclasses.asdict(pipeline.tolerances),
             "code": code,
             "model": digest,
         }
-        if report_path.is_file() and not _read(report_path).get("passed"):
-            report_path.unlink()  # a failed verification is never taken from the past
+        if report_path.is_file() and (not _read(report_path).get("passed") or pipeline.gates.latency_against):
+            report_path.unlink()  # a failed verification is never taken from the past, nor a measured latency
         stages.run(f"verify {name}", _digest(checks), [report_path], do_verify)
         result.reports[name] = _read(report_path)
     return result

@@ -58,3 +58,14 @@ def other_seed(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="session", params=["float", "4"])
 def other_bits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(tmp_path_factory.mktemp("other"), request.param)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of what verify caught at which levels, wherever the tests ran."""
+    reports = [r for r in terminalreporter.getreports("passed") if r.when == "call"]
+    rows = [value for report in reports for key, value in report.user_properties if key == "caught"]
+    if rows:
+        terminalreporter.section("ways to break an export, and the levels of verify that fail")
+        width = max(len(name) for name, _ in rows)
+        for name, levels in rows:
+            terminalreporter.write_line(f"{name:{width}}  {levels}")

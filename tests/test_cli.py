@@ -182,6 +182,14 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     again = json.loads(ok("run", tmp_path / "pipeline.toml", "--json").stdout)
     assert set(again["stages"].values()) == {"unchanged"}
     assert again["passed"] is True
+    # A gate against a file is measured again when that file changes.
+    baseline = tmp_path / "before.json"
+    baseline.write_text((tmp_path / "build" / "verify-onnx.json").read_text())
+    gates = 'baseline = "before.json"\nmax_regression = 0.5\n'
+    (tmp_path / "pipeline.toml").write_text(text + gates + '[export]\nformats = ["onnx"]\n')
+    ok("run", tmp_path / "pipeline.toml")
+    baseline.write_text(json.dumps({**json.loads(baseline.read_text()), "size_bytes": 100}))
+    assert invoke("run", tmp_path / "pipeline.toml").exit_code == 1
 
 
 def test_the_sample_pipeline_ends_in_pass_in_a_process_of_its_own(tmp_path: Path) -> None:

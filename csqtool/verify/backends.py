@@ -118,14 +118,16 @@ class Reference:
 
 
 class OpenVino:
-    """OpenVINO on the CPU, computing in float32 what is not quantized.
+    """OpenVINO on the CPU, computing in float32 what is not quantized; without and with its low-precision transforms.
+
+    Those rearrange quantizers, and move outputs by steps where activations have fewer than eight bits.
 
     Raises:
         ConfigError: OpenVINO is not installed.
     """
 
     name = "openvino"
-    levels = ("on",)
+    levels = ("off", "on")
     most_samples = None
 
     def __init__(self) -> None:
@@ -139,7 +141,8 @@ class OpenVino:
             folder = Path(name)
             (folder / "model.onnx").write_bytes(content)
             np.savez(folder / "feeds.npz", **dict(feeds))  # type: ignore[arg-type]
-            command = [sys.executable, "-W", "ignore", "-c", _OPENVINO, name, str(runtime.BATCH), str(self.threads)]
+            settings = [str(runtime.BATCH), str(self.threads), "NO" if level == "off" else ""]
+            command = [sys.executable, "-W", "ignore", "-c", _OPENVINO, name, *settings]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 with np.load(folder / "outputs.npz") as outputs:
@@ -155,6 +158,8 @@ import sys
 import numpy as np, openvino
 folder, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+if sys.argv[4]:
+    settings["LP_TRANSFORMS_MODE"] = sys.argv[4]
 compiled = openvino.Core().compile_model(f"{folder}/model.onnx", "CPU", settings)
 feeds = dict(np.load(f"{folder}/feeds.npz"))
 names = [output.get_any_name() for output in compiled.outputs]

@@ -29,6 +29,7 @@ def verify_csq(subject: Subject) -> None:
     """
     report = subject.report
     damaged: list[str] = []
+    subject.tell(f"{report.file}: integrity and weights …")
     tensors, metadata, recorded = decode(subject.content, where=report.file, damaged=damaged)
     for name in damaged:
         report.add("integrity", "checksum", False, "the tensor's checksum differs", name)
@@ -52,6 +53,7 @@ def verify_csq(subject: Subject) -> None:
     if test is None:
         return
     inputs, targets = test
+    subject.tell(f"outputs on {len(inputs)} samples …")
     try:
         unpacked = subject.build_net(from_tensors(tensors, metadata, where=report.file))
     except (FormatError, ModelError) as error:
@@ -62,8 +64,9 @@ def verify_csq(subject: Subject) -> None:
     holds, detail = difference == 0, f"max difference {difference:g}, must be 0"
     if rounded:  # the task's metric decides; here only what can never be right fails
         holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
-    report.add("outputs", "unpacked model in PyTorch", holds, detail,
-               None, max_abs_diff=difference, agreement=agreement(found, wanted))  # fmt: skip
+    relative = difference / max(float(np.abs(wanted).max()), 1e-12)
+    report.add("outputs", "unpacked model in PyTorch", holds, detail, None, max_abs_diff=difference,
+               max_rel_diff=relative, agreement=agreement(found, wanted))  # fmt: skip
     compare_task(found, wanted, targets, subject.source.task, report)
 
 

@@ -63,8 +63,7 @@ def github_commands(report: Document) -> list[str]:
     if report["passed"]:
         return [_command("notice", report["file"], f"all {len(report['checks'])} checks hold")]
     failed = [check for check in report["checks"] if not check["passed"]]
-    missing = [] if failed else ["not every level was reached"]
-    texts = [f"{check['level']}: {_sentence(check)}" for check in failed] + missing
+    texts = [f"{check['level']}: {_sentence(check)}" for check in failed]
     return [_command("error", report["file"], text) for text in texts]
 
 

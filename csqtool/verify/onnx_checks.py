@@ -17,7 +17,12 @@ from csqtool.verify.backends import Backend
 from csqtool.verify.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
 from csqtool.verify.report import LayerFinding, VerifyReport
 from csqtool.verify.subject import Subject
-from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
+from csqtool.verify.weights import (
+    named_tensors,
+    onnx_activation_problems,
+    onnx_tensor_problems,
+    onnx_weight_problems,
+)
 
 LAYER_SAMPLES = 64
 
@@ -43,6 +48,10 @@ def verify_onnx(subject: Subject) -> None:
     if model.activations:
         problems = onnx_activation_problems(flat, model)
         subject.add_problems("weights", "activation quantizers", problems, len(model.activations))
+    float_tensors = named_tensors(flat, model)
+    if float_tensors:
+        problems = onnx_tensor_problems(float_tensors, model)
+        subject.add_problems("weights", "tensors in float", problems, len(float_tensors))
     test = subject.test_set()
     if test is None:
         return
@@ -86,10 +95,15 @@ def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
     report.add("integrity", "standard operators", not foreign, "yes" if not foreign else f"needs {', '.join(foreign)}")
     recorded = next((p.value for p in proto.metadata_props if p.key == "csqtool.finalized_sha256"), None)
     subject.check_origin(recorded)
-    batch = proto.graph.input[0].type.tensor_type.shape.dim[:1]
-    dynamic = bool(batch) and not batch[0].HasField("dim_value")
-    report.add("integrity", "dynamic batch", dynamic, "yes" if dynamic else "the batch axis is fixed")
+    fixed = [value.name for value in (*proto.graph.input, *proto.graph.output) if _is_fixed(value)]
+    report.add("integrity", "dynamic batch", not fixed, f"the batch axis of {fixed[0]} is fixed" if fixed else "yes")
     _check_finite(proto, report)
+
+
+def _is_fixed(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether an input or output has no axis that is free to be the batch."""
+    batch = value.type.tensor_type.shape.dim[:1]
+    return not batch or batch[0].HasField("dim_value")
 
 
 def _check_finite(proto: onnx.ModelProto, report: VerifyReport) -> None:

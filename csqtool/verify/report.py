@@ -9,6 +9,8 @@ from csqtool.verify.tolerances import Tolerances
 
 SCHEMA_VERSION = 1  # docs/verify-report.schema.json
 LEVELS = ("integrity", "weights", "layers", "outputs", "task", "gates")
+# Without one of these nothing is known about values.
+NEEDED = ("integrity", "weights", "outputs", "task")
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,12 @@ class VerifyReport:
     @property
     def passed(self) -> bool:
         """Every check holds, and every level that says something about values was reached."""
+        return all(check.passed for check in self.checks) and not self.missing()
+
+    def missing(self) -> list[str]:
+        """Return the levels that were not reached, though a verdict needs them."""
         reached = {check.level for check in self.checks}
-        return all(check.passed for check in self.checks) and {"integrity", "weights", "outputs", "task"} <= reached
+        return [level for level in NEEDED if level not in reached]
 
     @property
     def failures(self) -> list[Check]:

@@ -76,7 +76,15 @@ def verify(
         backends=load_backends(backends, threads),
         threads=threads,
     )
-    (verify_csq if file.suffix == ".csq" else verify_onnx)(subject)
+    packed = file.suffix == ".csq"
+    if packed and tuple(backends) != ("onnxruntime",):
+        raise ConfigError(
+            f"{file} is unpacked and run in PyTorch; backends are for ONNX files. Verify the one that "
+            "csqtool unpack -o model.onnx writes, or export one"
+        )
+    (verify_csq if packed else verify_onnx)(subject)
+    for level in report.missing():
+        report.add(level, "reached", False, "nothing was compared at this level")
     (gates or Gates()).check(report, finalized, content)
     return report
 

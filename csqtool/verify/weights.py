@@ -161,6 +161,27 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
                 yield quantizer.name, f"the integers are not clipped to {quantizer.bits} bits"
 
 
+def named_tensors(proto: onnx.ModelProto, model: QuantizedModel) -> dict[str, NDArray[Any]]:
+    """Return the float tensors of a graph that are called as ones of the finalized model.
+
+    BatchNorms that are folded into a layer, and the layer's bias then, are compared with the layer, and so are biases
+    that are stored as integers.
+    """
+    folded = tuple(f"{layer.batch_norm}." for layer in model.layers if layer.batch_norm)
+    folded_into = {f"{layer.name.removesuffix('weight')}bias" for layer in model.layers if layer.batch_norm}
+    return {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer
+        if tensor.name in model.tensors and tensor.name not in folded_into
+        and not (folded and tensor.name.startswith(folded)) and tensor.data_type == onnx.TensorProto.FLOAT
+    }  # fmt: skip
+
+
+def onnx_tensor_problems(found: dict[str, NDArray[Any]], model: QuantizedModel) -> Iterator[Problem]:
+    """Yield what differs between such tensors, from `named_tensors`, and the finalized model's."""
+    for name, array in found.items():
+        yield from ((name, text) for text in array_differences(array, model.tensors[name], "values"))
+
+
 def csq_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: QuantizedModel) -> Iterator[Problem]:
     """Yield what differs between a `.csq` file's decoded tensors and the finalized model's."""
     wanted, wanted_metadata = to_tensors(model)

@@ -56,10 +56,10 @@ def test_openvino_passes_what_is_exported_for_it_and_names_what_it_cannot_read(
     ok("export", eight_bits.model, "--format", "onnx", "--runtime", "openvino", "-o", tmp_path / "m.onnx")
     code, report = eight_bits.verify(tmp_path / "m.onnx", "--backend", "openvino", "--backend", "onnxruntime")
     assert code == 0
-    assert check(report, "openvino")["figures"]["agreement"] >= 0.99
+    assert check(report, "openvino, optimizations on")["figures"]["agreement"] >= 0.99
     code, report = eight_bits.verify(eight_bits.onnx, "--backend", "openvino")
     assert code == 1
-    assert "csqtool.Weight" in check(report, "openvino")["detail"]
+    assert "csqtool.Weight" in check(report, "openvino, optimizations on")["detail"]
 
 
 def test_a_pipeline_names_its_backends(tmp_path: Path) -> None:
@@ -133,3 +133,24 @@ def test_without_a_compiler_there_is_no_check_of_the_c_reader(
     csq_c_reader._compiled.cache_clear()
     assert code == 0
     assert not any(c["name"] == "C reader" for c in report["checks"])  # type: ignore[attr-defined]
+
+
+def test_a_level_that_was_not_reached_is_a_failed_check_in_every_document(eight_bits: Built, tmp_path: Path) -> None:
+    # The reference evaluator alone measures no metric.
+    code, report = eight_bits.verify(eight_bits.onnx, "--backend", "reference", "--junit", tmp_path / "j.xml")
+    assert code == 1
+    assert [(c["level"], c["name"]) for c in report["checks"] if not c["passed"]] == [("task", "reached")]  # type: ignore[attr-defined]
+    assert 'failures="1"' in (tmp_path / "j.xml").read_text()
+
+
+@pytest.mark.parametrize("backend", ["reference", "openvino"])
+def test_a_backend_is_not_ignored_where_a_file_is_not_run_in_it(eight_bits: Built, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    result = invoke("verify", eight_bits.csq, "--against", eight_bits.model, "--backend", backend)
+    assert result.exit_code == 2
+    assert "backends are for ONNX files" in result.stderr
+
+
+def test_a_packed_file_is_held_to_the_gate_on_relative_difference(eight_bits: Built) -> None:
+    assert eight_bits.verify(eight_bits.csq, "--max-rel-diff", 0, "--samples", 64)[0] == 0

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
-from tests.conftest import DIGITS, QUICK, Built, invoke, ok
+from csqtool.factories import build_model
+from csqtool.nn.post_training import post_training_model
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verify.weights import named_tensors, onnx_tensor_problems
+from exporters.onnx import to_onnx
+from tests.conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 Proto = onnx.ModelProto
 Mutation = Callable[[Proto], None]
@@ -108,6 +115,10 @@ def batch_fixed(proto: Proto) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 450
 
 
+def output_batch_fixed(proto: Proto) -> None:
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
 def residual_added_twice(proto: Proto) -> None:
     add = node(proto, "block.relu@2")
     add.input[0] = add.input[1]
@@ -150,6 +161,9 @@ MUTATIONS: dict[str, tuple[Mutation, str, str | None]] = {
     "one weight − 1, depthwise": (changed("depthwise.0.weight", one_off(-1)), "weights", "depthwise.0.weight"),
     "one weight + 1, pointwise": (changed("pointwise.0.weight", one_off(1)), "weights", "pointwise.0.weight"),
     "one weight − 1, classifier": (changed("classifier.weight", one_off(-1)), "weights", "classifier.weight"),
+    "one weight + 1, residual": (changed("block.conv1.0.weight", one_off(1)), "weights", "block.conv1.0.weight"),
+    "one weight − 1, residual": (changed("block.conv2.0.weight", one_off(-1)), "weights", "block.conv2.0.weight"),
+    "one weight + 1, mix": (changed("mix.0.weight", one_off(1)), "weights", "mix.0.weight"),
     "scales of two layers swapped": (scales_of_two_layers_swapped, "weights", "block.conv1.0.weight"),
     "two layers swapped": (weights_of_two_layers_swapped, "weights", "block.conv2.0.weight"),
     "sign of one channel": (changed("mix.0.weight", first_channel_negated), "weights", "mix.0.weight"),
@@ -185,11 +199,13 @@ MUTATIONS: dict[str, tuple[Mutation, str, str | None]] = {
     "residual added twice": (residual_added_twice, "layers", "block.relu@2.output"),
     "padding moved": (stride_changed, "layers", "block.conv1.0.weight"),
     "batch axis fixed": (batch_fixed, "integrity", None),
+    "batch axis of the output fixed": (output_batch_fixed, "integrity", None),
     "a custom operator": (custom_operator, "integrity", None),
     "origin forgotten": (origin_forgotten, "integrity", None),
     "shapes that broadcast": (output_without_classes, "weights", "classifier.weight"),
 }  # fmt: skip
-CAUGHT: dict[str, list[str]] = {}
+
+Caught = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
@@ -200,21 +216,13 @@ def export(eight_bits: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    """Print what caught what behind the tests (pytest -s)."""
-    yield
-    width = max(map(len, CAUGHT), default=0)
-    print("\n" + "\n".join(f"{name:{width}}  {', '.join(levels)}" for name, levels in CAUGHT.items()))
-
-
 def test_the_untouched_export_passes(eight_bits: Built, export: Path) -> None:
     assert eight_bits.verify(export, "--samples", 100)[0] == 0
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_export_fails_at_the_right_level_and_layer(
-    eight_bits: Built, export: Path, tmp_path: Path, name: str
+    eight_bits: Built, export: Path, tmp_path: Path, name: str, record_property: Caught
 ) -> None:
     mutate, level, layer = MUTATIONS[name]
     proto = onnx.load(export)
@@ -227,7 +235,7 @@ def test_a_broken_export_fails_at_the_right_level_and_layer(
     assert level in {check["level"] for check in failed}
     blamed = {check["layer"] for check in failed if check["level"] == level}
     assert layer is None or any(layer in str(name) for name in blamed), blamed
-    CAUGHT[name] = sorted({check["level"] for check in failed})
+    record_property("caught", [name, ", ".join(sorted({check["level"] for check in failed}))])
 
 
 def attribute(proto: Proto, output: str, name: str) -> onnx.AttributeProto:
@@ -299,7 +307,7 @@ def packed_export(eight_bits: Built, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("name", PACKED)
 def test_a_broken_packed_export_fails_at_the_right_level_and_layer(
-    packed_export: Path, tmp_path: Path, name: str
+    packed_export: Path, tmp_path: Path, name: str, record_property: Caught
 ) -> None:
     mutate, level, layer = PACKED[name]
     proto = onnx.load(packed_export / "model.onnx")
@@ -311,7 +319,26 @@ def test_a_broken_packed_export_fails_at_the_right_level_and_layer(
     assert result.exit_code == 1
     failed = [check for check in json.loads(result.stdout)["checks"] if not check["passed"]]
     assert layer in {check["layer"] for check in failed if check["level"] == level}
-    CAUGHT[name] = sorted({check["level"] for check in failed})
+    record_property("caught", [name, ", ".join(sorted({check["level"] for check in failed}))])
+
+
+@pytest.fixture(scope="module")
+def transformer() -> tuple[QuantizedModel, onnx.ModelProto]:
+    net = build_model(f"{ROOT}/sample_models/digits_vit/model.py:digits_vit", {}).eval()
+    model = post_training_model(net, [torch.randn(8, 1, 8, 8)], planes=3, act_bits=8)
+    return model, onnx.load_from_string(to_onnx(model, copy.deepcopy(net))[0])
+
+
+@pytest.mark.parametrize("name", ["position", "blocks.0.norm1.weight", "blocks.0.mlp.0.bias", "patches.bias"])
+def test_a_changed_float_tensor_of_a_transformer_is_named(
+    transformer: tuple[QuantizedModel, onnx.ModelProto], name: str
+) -> None:
+    model, untouched = transformer
+    assert list(onnx_tensor_problems(named_tensors(untouched, model), model)) == []
+    broken = onnx.ModelProto()
+    broken.CopyFrom(untouched)
+    put(broken, name, array(broken, name) * np.float32(1.0001))
+    assert [layer for layer, _ in onnx_tensor_problems(named_tensors(broken, model), model)] == [name]
 
 
 def test_a_stale_file_after_another_search_fails_on_its_origin(
