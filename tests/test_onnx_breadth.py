@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
-from onnx_nets import Export, export_module
+from onnx_nets import ConvNet, Export, export_module
 from torch import Tensor, nn
 
 from csqtool.errors import ExportError
@@ -15,7 +15,7 @@ from csqtool.nn.post_training import post_training_model
 from csqtool.nn.signature import named_outputs, recorded_inputs
 from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import session
-from exporters.onnx import to_onnx
+from exporters.onnx import OnnxOptions, to_onnx
 
 
 class Attention(nn.Module):
@@ -211,3 +211,17 @@ def test_a_product_that_quantizes_its_input_by_itself_is_told_of() -> None:
     assert "MatMulNBits" in qdq.operators()
     assert "1 of the linear layers run as MatMulNBits" in qdq.report.notes[0]
     assert np.abs(qdq.onnxruntime_output() - qdq.torch_output()).max() > 1e-4  # what the note warns of
+
+
+@pytest.mark.parametrize("excluded", ["conv1", "depthwise", "conv2", "classifier"])
+def test_a_layer_left_in_float_is_computed_in_float_and_listed(excluded: str) -> None:
+    # onnxruntime would quantize its weight by itself, between quantized activations.
+    torch.manual_seed(0)
+    net = ConvNet()
+    batches = [torch.randn(16, 3, 8, 8)]
+    model = post_training_model(net, batches, act_bits=8, exclude=(f"{excluded}.*",))
+    content, report = to_onnx(model, copy.deepcopy(net), OnnxOptions(weights="int8"))
+    export = Export(model, finalized_net(copy.deepcopy(net), model), content, report, batches[0])
+    export.assert_faithful()
+    assert np.abs(export.onnxruntime_output() - export.onnxruntime_output("off")).max() < 1e-2
+    assert {node.operator for node in report.float_nodes} & {"Conv", "FusedConv", "Gemm"}

@@ -42,6 +42,7 @@ def post_training_model(
     *,
     planes: int | Callable[[str], int] = 3,
     act_bits: int | None = 8,
+    exclude: tuple[str, ...] = (),
     info: Mapping[str, Any] | None = None,
 ) -> QuantizedModel:
     """Return the finalized form of a float module without training it.
@@ -51,6 +52,7 @@ def post_training_model(
         batches: inputs [B, …], or tuples of them, to calibrate activations on; the first gives the shapes.
         planes: magnitude bits of each weight, or a function of the weight's name.
         act_bits: bits of the activations that feed weights, None for float.
+        exclude: patterns of parameter names that stay in float.
         info: what else the model records.
 
     Raises:
@@ -67,7 +69,7 @@ def post_training_model(
     if places:
         net.calibrate(iter(samples))
     integers = {}
-    for weight in quantizable_weights(module):
+    for weight in quantizable_weights(module, exclude):
         count = planes if isinstance(planes, int) else planes(weight.name)
         q, scale, mask = round_weight(weight.parameter.detach().numpy(), count)
         integers[weight.name] = (q, scale, mask)

@@ -20,6 +20,7 @@ INTEGER_FORMS = {
     "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Relu", "Clip",
     "LeakyRelu", "Sigmoid", "Softmax", "Where",
 }  # fmt: skip
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 KERNELS = re.compile(r"QLinear\w+|QGemm|\w*MatMulInteger\w*|DynamicQuantize\w+|ConvInteger|MatMulNBits|QAttention")
 # What moves, reshapes or converts values, and computes nothing.
 MOVES = {
@@ -78,6 +79,8 @@ def report_on(
 
 
 def _computes(node: onnx.NodeProto) -> bool:
+    if node.op_type == "Max" and len(node.input) == 1:
+        return False  # keeps a float weight from being quantized
     return node.op_type not in MOVES and not KERNELS.fullmatch(node.op_type) and bool(node.input) \
         and node.domain != "csqtool"  # fmt: skip
 
@@ -129,9 +132,11 @@ class _Reasons:
         """Tell whether quantized values come in and go out of an operator that has an integer form."""
         return node.op_type in INTEGER_FORMS and not self._unquantized(node) and self._quantized_after(node)
 
-    def __call__(self, node: onnx.NodeProto) -> str:
+    def __call__(self, node: onnx.NodeProto) -> str:  # noqa: PLR0911 - a reason each
         if not self._model.activations:
             return "activations are float"
+        if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in self._constants:
+            return f"its weight {node.input[1]} is float"
         if wide := [name for name in self._weights(node) if name in self._wide]:
             return f"{wide[0]} needs nine bits, integer kernels end at eight"
         if node.op_type not in INTEGER_FORMS:

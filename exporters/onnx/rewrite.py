@@ -22,6 +22,7 @@ from exporters.onnx.storage import WeightStore
 # onnxruntime turns a float bias into round(bias / (s_x·s_w)) by itself; up to here float32 names that integer.
 EXACT_IN_FLOAT = 1 << 22
 BIASED_OPS = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}  # operator to the position of its bias
+WEIGHTED_OPS = (*BIASED_OPS, "MatMul")
 # The lowest intermediate representation version that carries an opset; functions need 8.
 IR_VERSIONS = {18: 8, 19: 9, 21: 10, 25: 13}
 QDQ_OPSET = 19  # onnx's reference evaluator knows DequantizeLinear from here on
@@ -207,6 +208,9 @@ class _Activations:
             self._editor.graph.remove(clip, safe=True)
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
+        if _has_float_weight(source.producer()):
+            # Directly before a quantizer onnxruntime would quantize such a weight by itself, to eight bits.
+            source = self._editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
         scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
         zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
         quantized = self._editor.insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_q")
@@ -233,6 +237,13 @@ class _Activations:
         if keepdims is not None and keepdims.as_int() == 0:
             value = self._editor.insert(node, "Flatten", [value], f"{node.outputs[0].name}_flat", axis=1)
         self._editor.replace(node, value)
+
+
+def _has_float_weight(node: ir.Node | None) -> bool:
+    """Tell whether a node multiplies by a constant of the user's own that is not quantized."""
+    if node is None or node.op_type not in WEIGHTED_OPS or node.domain:
+        return False
+    return constant_of(node.inputs[1]) is not None
 
 
 def _clip_bounds(source: ir.Value) -> tuple[float, float] | None:
