@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from csqtool.data import DataSource, check_fit, load_data
-from csqtool.errors import DataError, ModelError, SearchInterrupted
+from csqtool.errors import ConfigError, DataError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.formats import load_exporter
@@ -79,6 +80,7 @@ class Session:
         self.model = self._build()
         if config.weights is not None:
             load_weights(self.model, Path(config.weights))
+        _check_patterns(self.model, config.exclude)
         self.weights = quantizable_weights(self.model, config.exclude)
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
@@ -453,6 +455,15 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
     content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     return content
+
+
+def _check_patterns(model: nn.Module, exclude: tuple[str, ...]) -> None:
+    weights = quantizable_weights(model)
+    names = [name for weight in weights for name in (weight.name, *weight.aliases)]
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            layers = ", ".join(weight.name for weight in weights)
+            raise ConfigError(f"exclude {pattern!r} matches no quantized layer; the layers are {layers}")
 
 
 def _sites(model: nn.Module, sample: Tensor) -> Any:
