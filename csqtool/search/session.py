@@ -77,6 +77,11 @@ class Session:
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)
+        if config.scheme is not None and self.method_class.searches:
+            raise ConfigError(
+                f"{config.method} searches a scheme of its own and would not train that of {config.scheme}; "
+                "--scheme goes with a method of fixed bits, such as --method lsq"
+            )
         self.model = self._build()
         if config.weights is not None:
             load_weights(self.model, Path(config.weights))

@@ -80,6 +80,14 @@ def test_an_exclude_that_matches_nothing_is_an_error_that_lists_the_layers(tmp_p
     assert not (tmp_path / "run" / "scheme.json").exists()
 
 
+@pytest.mark.parametrize("method", ["csq", "bsq"])
+def test_a_scheme_is_refused_by_methods_that_search_one(method: str, tmp_path: Path) -> None:
+    result = invoke(*SEARCH, "--target-bits", 3, "--method", method, "--scheme", "s.json", "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"{method} searches a scheme of its own" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "more",
     [
