@@ -27,6 +27,7 @@ from csqtool.nn.assemble import quantized_model
 from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.latent import LsqWeight
 from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.signature import inputs_of
 from csqtool.nn.weights import detach, quantizable_weights
 from csqtool.quantized_model import twos_complement_bits
 from csqtool.search.automatic import resolve
@@ -91,6 +92,7 @@ class Session:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
         sample, _ = next(batches_of(self.data.test, most=2))
         self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
+        self.inputs = inputs_of((sample,))
         check_fit(self.model, self.data)
         self.config = resolve(config, self.model, sample, self.processes.device)
         self.net = QuantizedNet(self.model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
@@ -147,7 +149,8 @@ class Session:
         return {
             "model": {"factory": config.model, "args": dict(config.model_args)},
             "data": {"source": config.data, **self.data.facts()},
-            "input_shape": list(next(batches_of(self.data.test, most=1))[0].shape[1:]),
+            "input_shape": list(self.inputs[0].shape),
+            "inputs": [i.to_json() for i in self.inputs],
             "method": {
                 "name": config.method,
                 "target_bits": config.target_bits,
