@@ -248,6 +248,13 @@ import torch
 def raises(): raise RuntimeError("no weights here")
 def no_module(): return 3
 def nothing(): return torch.nn.Flatten()
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 10)
+    def forward(self, x): return {"logits": self.head(x.flatten(1))}
+def named(): return Named()
+def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(6), torch.zeros(5)), 0)] * 4
 """
 
 
@@ -258,6 +265,8 @@ def nothing(): return torch.nn.Flatten()
         (["search", "bad.py:raises", "--data", "digits", "--target-bits", "3", "-o", "r"], "no weights here"),
         (["search", "bad.py:no_module", "--data", "digits", "--target-bits", "3", "-o", "r"], "not a torch.nn.Module"),
         (["search", "bad.py:nothing", "--data", "digits", "--target-bits", "3", "-o", "r"], "no quantizable layers"),
+        (["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"], "the model returns dict"),
+        (["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"], "a sample is list of 2"),
         (["search", "none.py:x", "--data", "digits", "--target-bits", "3", "-o", "r"], "no such file"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "target bits must be 1 to 8"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "target bits must be 1 to 8"),
