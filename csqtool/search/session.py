@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from csqtool.data import DataSource, check_fit, load_data
-from csqtool.errors import ConfigError, DataError, ModelError, SearchInterrupted
+from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.formats import load_exporter
@@ -387,10 +387,15 @@ class Session:
     def _log(self, entry: dict[str, Any]) -> None:
         if not self.processes.first:
             return
-        with open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        if self.config.tensorboard:
-            self._write_events(entry)
+        path = self.output / "log.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            if self.config.tensorboard:
+                path = self.output / "tensorboard"
+                self._write_events(entry)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _write_events(self, entry: dict[str, Any]) -> None:
         if self._events is None:
