@@ -87,7 +87,7 @@ def main() -> None:
     wanted = runs(arguments.epochs)
     with stderr_progress() as progress:
         # A search of one epoch ends the float runs; only their float model is used.
-        tail = {"method": "lsq", "target_bits": 8, "epochs": 1, "finetune_epochs": 0}
+        tail = {"method": "lsq", "target_bits": 7, "epochs": 1, "finetune_epochs": 0}
         weights = arguments.weights
         if not arguments.finetuned:
             config = SearchConfig.make(**base, **tail, weights=weights, pretrain_epochs=FLOAT_EPOCHS)

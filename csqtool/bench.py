@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,23 +75,32 @@ class BenchResult:
 
 
 def bench(
-    files: Sequence[Path], *, threads: int = 1, batch: int = 1, rounds: int = 50, loads: int = 3
+    files: Sequence[Path],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    rounds: int = 50,
+    loads: int = 3,
 ) -> list[BenchResult]:
     """Measure files side by side.
 
     Args:
         files: ONNX files; ratios are to the first.
         threads: threads of one operator.
-        batch: samples a run.
+        batch: samples a run: the first axis of the inputs, where it is dynamic.
+        sizes: sizes of the other dynamic axes, by the name or the number (from 0) that the axis has.
         rounds: runs of each file, interleaved.
         loads: fresh processes that load each file.
 
     Raises:
-        ConfigError: a number is below 1.
+        ConfigError: a number is below 1, or a dynamic axis has no size.
         InputError: a file is missing.
         FormatError: onnxruntime does not load or run a file.
     """
-    for name, value in (("threads", threads), ("batch", batch), ("rounds", rounds), ("loads", loads)):
+    sizes = sizes or {}
+    numbers = {"threads": threads, "batch": batch, "rounds": rounds, "loads": loads}
+    for name, value in [*numbers.items(), *((f"the size of axis {axis}", size) for axis, size in sizes.items())]:
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
     sessions, feeds, kernels = [], [], []
@@ -101,8 +110,10 @@ def bench(
         try:
             sessions.append(session(file, threads=threads))
             kernels.append(dict(sorted(Counter(optimized_operators(file)).items())))
-            feeds.append(random_inputs(sessions[-1], batch))
+            feeds.append(random_inputs(sessions[-1], batch, sizes))
             sessions[-1].run(None, feeds[-1])
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
         except Exception as error:
             raise FormatError(f"{file}: onnxruntime does not run it: {str(error).splitlines()[0]}") from error
     times: list[list[float]] = [[] for _ in files]
@@ -127,18 +138,34 @@ def bench(
     ]  # fmt: skip
 
 
-def random_inputs(loaded: Any, batch: int) -> dict[str, NDArray[Any]]:
-    """Return inputs that fit a session: normal float values, zeros for integers; dynamic axes get `batch`."""
+def random_inputs(loaded: Any, batch: int, sizes: Mapping[str, int] | None = None) -> dict[str, NDArray[Any]]:
+    """Return inputs that fit a session: normal float values, zeros for integers.
+
+    Raises:
+        ConfigError: a dynamic axis behind the batch has no size.
+    """
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}
     for value in loaded.get_inputs():
-        shape = [axis if isinstance(axis, int) else batch for axis in value.shape]
+        shape = [_size(value.name, i, axis, batch, sizes or {}) for i, axis in enumerate(value.shape)]
         if value.type == "tensor(float)":
             feeds[value.name] = rng.standard_normal(shape).astype(np.float32)
         else:
             kind = value.type.removeprefix("tensor(").removesuffix(")")
             feeds[value.name] = np.zeros(shape, {"double": "float64", "float16": "float16"}.get(kind, kind))
     return feeds
+
+
+def _size(name: str, position: int, axis: int | str | None, batch: int, sizes: Mapping[str, int]) -> int:
+    if isinstance(axis, int):
+        return axis
+    for key in (axis, str(position)):
+        if key is not None and key in sizes:
+            return sizes[key]
+    if position == 0:
+        return batch
+    called = f"{axis} (axis {position} of {name})" if axis else f"{position} of {name}"
+    raise ConfigError(f"the axis {called} is dynamic: give its size, such as --size {axis or position}=224")
 
 
 def _load_once(file: Path, threads: int) -> dict[str, float]:

@@ -216,11 +216,53 @@ def test_methods_and_formats_are_listed() -> None:
     assert {"csq", "onnx"} <= set(json.loads(ok("formats", "--json").stdout))
 
 
+WORDS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 16), nn.Linear(16, 4)
+    def forward(self, x):
+        return self.head(torch.relu(self.embedding(x)).mean(1))
+
+class Words(torch.utils.data.Dataset):
+    def __init__(self, count, seed):
+        self.words = torch.randint(20, (count, 12), generator=torch.Generator().manual_seed(seed))
+    def __len__(self):
+        return len(self.words)
+    def __getitem__(self, index):
+        return self.words[index], int((self.words[index] == 3).sum().clip(0, 3))
+
+def net(): return Net()
+def words(): return Words(200, 0), Words(64, 1)
+"""
+
+
+def test_a_model_of_integer_inputs_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.py").write_text(WORDS)
+    ok("search", "words.py:net", "--data", "words.py:words", "--target-bits", 3, "--act-bits", 8, *QUICK, "-o", "run")
+    ok("finalize", "run", "-o", "m.safetensors")
+    assert read_finalized(Path("m.safetensors")).info["inputs"] == [{"name": "input", "shape": [12], "dtype": "int64"}]
+    ok("export", "m.safetensors", "-o", "m.onnx")
+    assert onnx.load("m.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT64
+    ok("verify", "m.onnx", "--against", "m.safetensors", "--data", "words.py:words")
+
+
 BAD_MODELS = """
 import torch
 def raises(): raise RuntimeError("no weights here")
 def no_module(): return 3
 def nothing(): return torch.nn.Flatten()
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 10)
+    def forward(self, x): return {"logits": self.head(x.flatten(1))}
+def named(): return Named()
+def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(6), torch.zeros(5)), 0)] * 4
 """
 
 
@@ -231,6 +273,8 @@ def nothing(): return torch.nn.Flatten()
         (["search", "bad.py:raises", "--data", "digits", "--target-bits", "3", "-o", "r"], "no weights here"),
         (["search", "bad.py:no_module", "--data", "digits", "--target-bits", "3", "-o", "r"], "not a torch.nn.Module"),
         (["search", "bad.py:nothing", "--data", "digits", "--target-bits", "3", "-o", "r"], "no quantizable layers"),
+        (["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"], "the model returns dict"),
+        (["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"], "a sample is list of 2"),
         (["search", "none.py:x", "--data", "digits", "--target-bits", "3", "-o", "r"], "no such file"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "target bits must be 1 to 8"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "target bits must be 1 to 8"),

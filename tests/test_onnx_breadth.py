@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
+from conftest import invoke, ok
 from onnx_nets import ConvNet, Export, export_module
 from torch import Tensor, nn
 
-from csqtool.errors import ExportError
+from csqtool.bench import bench, random_inputs
+from csqtool.errors import ConfigError, ExportError
 from csqtool.nn.net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.signature import named_outputs, recorded_inputs
@@ -185,6 +188,18 @@ def test_axes_are_dynamic_where_asked() -> None:
     export = export_module(net, (3, 8, 8), dynamic=(2, 3))
     export.inputs = torch.randn(3, 3, 11, 9)
     export.assert_faithful()
+
+
+def test_bench_takes_the_sizes_of_dynamic_axes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(export_module(net, (3, 8, 8), dynamic=(2, 3)).content)
+    with pytest.raises(ConfigError, match=r"axis_3 \(axis 3 of input\) is dynamic: give its size, .*--size axis_3="):
+        bench([path], sizes={"2": 9}, rounds=1, loads=1)
+    loaded = session(path.read_bytes())
+    assert random_inputs(loaded, 2, {"2": 9, "axis_3": 7})["input"].shape == (2, 3, 9, 7)
+    ok("bench", path, "--batch", 1, "--size", "axis_2=9", "--size", "3=7", "--rounds", 1, "--json")
+    assert invoke("bench", path, "--size", "9").exit_code == 2
 
 
 def test_graphs_hold_no_leftovers_of_the_capture() -> None:

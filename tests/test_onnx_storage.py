@@ -20,6 +20,7 @@ from onnx_nets import ConvNet, export_module
 
 from csqtool.errors import ConfigError, ExportError
 from csqtool.finalized_file import read_finalized
+from csqtool.onnx_file import flattened
 from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel, smallest_dtype, twos_complement_bits
 from exporters.onnx import OnnxOptions, to_onnx
@@ -144,6 +145,15 @@ def test_every_storage_loads_in_onnxruntime_without_a_slow_node(weights: str, ac
         assert "DequantizeLinear" not in operators  # weights are folded to float32 at load
     else:
         assert operators.count("QLinearConv") == 3
+
+
+def test_float_nodes_bear_names_of_the_exported_file() -> None:
+    # onnxruntime lays images out anew for convolutions, and names what it makes by itself.
+    export = export_module(ConvNet(), (3, 6, 6))
+    made = {name for node in flattened(export.proto, where="x").graph.node for name in node.output}
+    convolutions = [node.name for node in export.report.float_nodes if "Conv" in node.operator]
+    assert convolutions == ["norm1", "depthwise", "conv2"]
+    assert {node.name for node in export.report.float_nodes} <= made
 
 
 def test_weights_of_other_consumers_stand_directly_behind_dequantize_linear() -> None:

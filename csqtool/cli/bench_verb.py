@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from csqtool.cli.output import print_json
+from csqtool.errors import ConfigError
 from csqtool.text import size, table
 
 FILE = click.Path(path_type=Path)
@@ -17,13 +18,22 @@ FILE = click.Path(path_type=Path)
 @click.option("--against", type=FILE, multiple=True, help="Another file to measure in the same run.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads of one operator.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Samples a run.")
+@click.option("--size", "sizes", multiple=True, metavar="AXIS=N", help="Size of another dynamic axis. Repeatable.")
 @click.option("--rounds", type=int, default=50, show_default=True, help="Runs of each file, interleaved.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def bench(model: Path, against: tuple[Path, ...], threads: int, batch: int, rounds: int, as_json: bool) -> None:
+def bench(
+    model: Path,
+    against: tuple[Path, ...],
+    threads: int,
+    batch: int,
+    sizes: tuple[str, ...],
+    rounds: int,
+    as_json: bool,
+) -> None:
     """Measure the ONNX file MODEL in onnxruntime: latency, load time, memory, bytes, kernels."""
     from csqtool.bench import bench as measure
 
-    results = measure([model, *against], threads=threads, batch=batch, rounds=rounds)
+    results = measure([model, *against], threads=threads, batch=batch, sizes=_sizes(sizes), rounds=rounds)
     if as_json:
         print_json({"threads": threads, "batch": batch, "rounds": rounds, "files": [r.to_json() for r in results]})
         return
@@ -36,3 +46,13 @@ def bench(model: Path, against: tuple[Path, ...], threads: int, batch: int, roun
     click.echo(table(("file", "bytes", "ms a run", "ratio", "load ms", "load peak MB"), rows))
     for r in results:
         click.echo(f"\n{r.file}: " + ", ".join(f"{count} {name}" for name, count in r.kernels.items()))
+
+
+def _sizes(sizes: tuple[str, ...]) -> dict[str, int]:
+    found = {}
+    for given in sizes:
+        axis, equals, number = given.rpartition("=")
+        if not equals or not axis or not number.isdecimal():
+            raise ConfigError(f"--size {given!r}: write AXIS=N, such as 2=224")
+        found[axis] = int(number)
+    return found

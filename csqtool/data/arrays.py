@@ -141,10 +141,16 @@ def take(dataset: Dataset, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
 
     try:
         inputs, targets = default_collate([dataset[int(i)] for i in indices])
-        return _single(inputs), _single(targets)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"samples {list(indices)[:3]} … do not make a batch of (input, target): {error}") from error
+    return _single(inputs, "input"), _single(targets, "target")
 
 
-def _single(values: Tensor) -> Tensor:
+def _single(values: Any, what: str) -> Tensor:
+    if not isinstance(values, Tensor):
+        parts = f" of {len(values)}" if isinstance(values, list | tuple | dict) else ""
+        raise DataError(
+            f"the {what} of a sample is {type(values).__name__}{parts}; search and verify take samples of one tensor "
+            "in and one tensor out"
+        )
     return values.float() if values.is_floating_point() else values

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data.arrays import Dataset, DataSource, take
-from csqtool.errors import DataError
+from csqtool.errors import DataError, ModelError
 
 
 @torch.no_grad()
@@ -16,6 +16,7 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
     Labels are looked at in every sample of a data set that tells them without reading its inputs (`targets`).
 
     Raises:
+        ModelError: the model returns anything but one tensor.
         DataError: training and test inputs differ in shape, targets do not fit the outputs, or a label has no class.
     """
     (train_inputs, _), (inputs, targets) = (
@@ -31,6 +32,11 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
     device = next((p.device for p in model.parameters()), inputs.device)
     outputs = model(inputs.to(device))
     model.train(was_training)
+    if not isinstance(outputs, Tensor):
+        raise ModelError(
+            f"the model returns {type(outputs).__name__}; search and verify take models with one tensor in and one "
+            "tensor out"
+        )
     try:
         source.task.loss(outputs, targets.to(device))
     except DataError as error:

@@ -109,7 +109,7 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
         fixed_bytes: what a packed file takes beside its packed integers, when the target is a size.
 
     Raises:
-        ConfigError: a pattern matches no layer, or not even the smallest scheme fits.
+        ConfigError: a pattern matches no layer, or the target is below the least or above the most that a scheme takes.
     """
     most = dict.fromkeys(elements, min(config.planes, config.max_bits))
     least = dict.fromkeys(elements, config.min_bits)
@@ -123,7 +123,14 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
         assert fixed_bytes is not None
         return Budget(elements, least, most, parse_size(config.target_size), "bytes", fixed_bytes)
     assert config.target_bits is not None
-    return Budget(elements, least, most, config.target_bits, config.budget_weighting)
+    budget = Budget(elements, least, most, config.target_bits, config.budget_weighting)
+    largest = budget.cost({name: uniform(bits) for name, bits in most.items()})
+    if largest < config.target_bits:
+        raise ConfigError(
+            f"the target of {budget.describe(config.target_bits)} cannot be met: the layers and pins allow at most "
+            f"{budget.describe(largest)}; lower the target or raise --max-bits"
+        )
+    return budget
 
 
 def uniform_scheme(budget: Budget, *, method: str) -> dict[str, tuple[int, ...]]:

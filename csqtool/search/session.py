@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from csqtool.data import DataSource, check_fit, load_data
-from csqtool.errors import DataError, ModelError, SearchInterrupted
+from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.formats import load_exporter
@@ -26,6 +27,7 @@ from csqtool.nn.assemble import quantized_model
 from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.latent import LsqWeight
 from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.signature import inputs_of
 from csqtool.nn.weights import detach, quantizable_weights
 from csqtool.quantized_model import twos_complement_bits
 from csqtool.search.automatic import resolve
@@ -76,14 +78,21 @@ class Session:
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)
+        if config.scheme is not None and self.method_class.searches:
+            raise ConfigError(
+                f"{config.method} searches a scheme of its own and would not train that of {config.scheme}; "
+                "--scheme goes with a method of fixed bits, such as --method lsq"
+            )
         self.model = self._build()
         if config.weights is not None:
             load_weights(self.model, Path(config.weights))
+        _check_patterns(self.model, config.exclude)
         self.weights = quantizable_weights(self.model, config.exclude)
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
         sample, _ = next(batches_of(self.data.test, most=2))
         self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
+        self.inputs = inputs_of((sample,))
         check_fit(self.model, self.data)
         self.config = resolve(config, self.model, sample, self.processes.device)
         self.net = QuantizedNet(self.model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
@@ -140,7 +149,8 @@ class Session:
         return {
             "model": {"factory": config.model, "args": dict(config.model_args)},
             "data": {"source": config.data, **self.data.facts()},
-            "input_shape": list(next(batches_of(self.data.test, most=1))[0].shape[1:]),
+            "input_shape": list(self.inputs[0].shape),
+            "inputs": [i.to_json() for i in self.inputs],
             "method": {
                 "name": config.method,
                 "target_bits": config.target_bits,
@@ -377,10 +387,15 @@ class Session:
     def _log(self, entry: dict[str, Any]) -> None:
         if not self.processes.first:
             return
-        with open(self.output / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        if self.config.tensorboard:
-            self._write_events(entry)
+        path = self.output / "log.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            if self.config.tensorboard:
+                path = self.output / "tensorboard"
+                self._write_events(entry)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _write_events(self, entry: dict[str, Any]) -> None:
         if self._events is None:
@@ -453,6 +468,15 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
     content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     return content
+
+
+def _check_patterns(model: nn.Module, exclude: tuple[str, ...]) -> None:
+    weights = quantizable_weights(model)
+    names = [name for weight in weights for name in (weight.name, *weight.aliases)]
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            layers = ", ".join(weight.name for weight in weights)
+            raise ConfigError(f"exclude {pattern!r} matches no quantized layer; the layers are {layers}")
 
 
 def _sites(model: nn.Module, sample: Tensor) -> Any:

@@ -65,7 +65,8 @@ def report_on(
     for node in graph.node:
         if not _computes(node) or not (types.is_float(node.output[0]) or types.is_float(node.input[0])):
             continue
-        original = by_name.get(re.sub(r"_token_\d+$", "", node.name)) or by_name.get(node.output[0])
+        original = by_name.get(re.sub(r"(_nchwc|_token_\d+)+$", "", node.name)) or by_name.get(node.output[0])
+        original = original and explain.behind(original, node.op_type)
         name = original.output[0] if original is not None else node.output[0]
         found.append(FloatNode(name, node.op_type, explain(original or node)))
     kernels = Counter(node.op_type for node in graph.node)
@@ -146,6 +147,11 @@ class _Reasons:
         if not self._quantized_after(node):
             return "its result is not quantized"
         return "the runtime does not fuse it"
+
+    def behind(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
+        """Return the node of `operator` that a runtime fused with the activation `node`; else `node` itself."""
+        maker = self._makers.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
+        return maker if maker is not None and maker.op_type == operator else node
 
     def _unquantized(self, node: onnx.NodeProto) -> list[str]:
         return [name for name in node.input if name and not self._is_constant(name) and not self._dequantized(name)]

@@ -73,6 +73,21 @@ def test_pinned_excluded_and_bounded_layers_get_what_was_asked_for(tmp_path: Pat
     assert "stem.0.weight" in read_finalized(tmp_path / "m.safetensors").tensors
 
 
+def test_an_exclude_that_matches_nothing_is_an_error_that_lists_the_layers(tmp_path: Path) -> None:
+    result = invoke(*SEARCH, "--target-bits", 3, "--exclude", "stem.*", "--exclude", "fc*", "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "exclude 'fc*' matches no quantized layer; the layers are stem.0.weight, " in result.stderr
+    assert not (tmp_path / "run" / "scheme.json").exists()
+
+
+@pytest.mark.parametrize("method", ["csq", "bsq"])
+def test_a_scheme_is_refused_by_methods_that_search_one(method: str, tmp_path: Path) -> None:
+    result = invoke(*SEARCH, "--target-bits", 3, "--method", method, "--scheme", "s.json", "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"{method} searches a scheme of its own" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "more",
     [

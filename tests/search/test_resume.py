@@ -13,6 +13,7 @@ import pytest
 from conftest import DIGITS, QUICK, Built, invoke, ok
 
 from csqtool.errors import FormatError, InputError
+from csqtool.search import session
 from csqtool.search.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "--act-bits", "8", *QUICK]
@@ -72,6 +73,23 @@ def test_a_full_disk_leaves_both_checkpoints_as_they_were(tmp_path: Path, monkey
     with pytest.raises(InputError, match="No space left on device"):
         save_checkpoint(tmp_path, {"step": 3})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "tensorboard"])
+def test_a_full_disk_at_the_log_is_one_error_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def open_unless_full(file: object, *more: object, **named: object) -> object:
+        return full() if Path(str(file)).name == name else open(file, *more, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(session, "open", open_unless_full, raising=False)
+    monkeypatch.setattr(session, "check_available", lambda: None)
+    monkeypatch.setattr(session.Session, "_write_events", full)
+    result = invoke(*SEARCH, "--tensorboard", "-o", tmp_path / "run")
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert errors == [f"error: cannot write {tmp_path / 'run' / name}: No space left on device"]
 
 
 def test_other_settings_on_resume_are_refused_with_the_difference(eight_bits: Built) -> None:

@@ -84,6 +84,16 @@ def test_a_budget_below_the_minimum_says_the_minimum() -> None:
         make_budget(config(pin={"a": 8}), {"a": 10, "b": 10})
 
 
+@pytest.mark.parametrize("unit", ["elements", "layers"])
+def test_a_budget_above_the_maximum_says_the_maximum(unit: str) -> None:
+    with pytest.raises(ConfigError, match=r"allow at most 7 planes a (weight|layer); lower the target or raise --max"):
+        make_budget(config(target_bits=8, budget_weighting=unit), {"a": 10, "b": 10})
+    with pytest.raises(ConfigError, match=r"allow at most 4\.5 planes"):
+        make_budget(config(target_bits=5, pin={"a": 2}, budget_weighting=unit), {"a": 10, "b": 10})
+    assert make_budget(config(target_bits=8, max_bits=8, budget_weighting=unit), {"a": 10, "b": 10}).limit == 8
+    assert make_budget(config(target_bits=7, budget_weighting=unit), {"a": 10, "b": 10}).limit == 7
+
+
 def test_a_pin_that_matches_nothing_is_an_error_that_lists_the_layers() -> None:
     with pytest.raises(ConfigError, match=r"pin 'fc\*' matches no quantized layer; the layers are conv.weight"):
         make_budget(config(pin={"fc*": 8}), {"conv.weight": 10})
