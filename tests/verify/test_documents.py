@@ -170,6 +170,18 @@ def test_the_github_action_s_script_gates_on_the_verdict(eight_bits: Built, brok
         assert (tmp_path / "csqtool-junit.xml").is_file()
 
 
+def test_the_github_action_s_script_reads_every_line_of_its_arguments(eight_bits: Built, tmp_path: Path) -> None:
+    step = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "CSQTOOL_FILE": str(eight_bits.onnx),
+        "CSQTOOL_AGAINST": str(eight_bits.model), "CSQTOOL_ARGUMENTS": "--samples 16\n--max-size 1KB\n",
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 1
+    checks = json.loads((tmp_path / "csqtool-report.json").read_text())["checks"]
+    assert [c["name"] for c in checks if c["level"] == "gates"] == ["file size"]
+
+
 def test_the_reference_evaluator_agrees_and_sees_a_broken_file(eight_bits: Built, broken: Path) -> None:
     both = ["--backend", "onnxruntime", "--backend", "reference"]
     code, found = eight_bits.verify(eight_bits.onnx, *both)
