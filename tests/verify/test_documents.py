@@ -12,7 +12,10 @@ import onnx
 import pytest
 import yaml
 
+from csqtool.errors import FormatError
 from csqtool.verify import documents
+from csqtool.verify.gates import _check_baseline
+from csqtool.verify.report import VerifyReport
 from tests.conftest import ROOT, Built, invoke
 
 SCHEMA = json.loads((ROOT / "docs" / "verify-report.schema.json").read_text())
@@ -133,6 +136,15 @@ def test_a_regression_against_an_earlier_report_fails(eight_bits: Built, tmp_pat
             one["figures"]["metric"] += 0.02
     baseline.write_text(json.dumps(better))
     assert eight_bits.verify(eight_bits.onnx, *limits)[0] == 1
+
+
+@pytest.mark.parametrize("wrong", [{"checks": [{}]}, {"size_bytes": "x"}, {"average_bit_width": []}], ids=str)
+def test_a_baseline_that_is_no_report_is_bad_input(tmp_path: Path, wrong: dict[str, object]) -> None:
+    baseline = tmp_path / "before.json"
+    found = VerifyReport("m.onnx", "m.safetensors", 1, 1.0)
+    baseline.write_text(json.dumps(found.to_json() | wrong))
+    with pytest.raises(FormatError, match="is no report of csqtool verify --json"):
+        _check_baseline(found, str(baseline), 0.0)
 
 
 @pytest.mark.parametrize(
