@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from csqtool.errors import FormatError
 from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
 from csqtool.quantized_model import QuantizedModel
+from csqtool.report_file import checked_report
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,7 @@ def _read(path: Path) -> QuantizedModel | dict[str, Any]:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict) or not {"checks", "size_bytes", "passed"} <= document.keys():
-        raise FormatError(f"{path} is neither a finalized model nor a report of csqtool verify --json")
-    return document
+    return checked_report(document, where=str(path))
 
 
 def _models(a: QuantizedModel, b: QuantizedModel) -> list[Change]:
@@ -82,7 +83,7 @@ def _models(a: QuantizedModel, b: QuantizedModel) -> list[Change]:
         if one is None or other is None:
             note(name, "layer", one and "there", other and "there")
             continue
-        for what in ("shape", "precision", "mask", "bit_width"):
+        for what in ("shape", "precision", "mask", "bit_width", "input_quantizer", "batch_norm"):
             note(name, what, *(_plain(getattr(layer, what)) for layer in (one, other)))
         note(name, "scale", float(one.scale), float(other.scale))
         if one.shape == other.shape and not np.array_equal(one.q, other.q):
@@ -103,29 +104,58 @@ def _models(a: QuantizedModel, b: QuantizedModel) -> list[Change]:
     for what in ("average_precision", "average_bit_width"):
         note("model", what, *(round(getattr(model, what), 6) for model in (a, b)))
     note("model", "packed integer bytes", *(sum(x.packed_bytes for x in model.layers) for model in (a, b)))
-    metrics = [model.info.get("metrics") or {} for model in (a, b)]
-    note("model", str(metrics[1].get("name", "metric")), *(m.get("finalized") for m in metrics))
+    note("model", "tied weights", *(dict(model.tied) for model in (a, b)))
+    infos = [_leaves(model.info) for model in (a, b)]
+    for name in dict.fromkeys([*infos[0], *infos[1]]):
+        what = str(infos[1].get("metrics.name", "metric")) if name == "metrics.finalized" else name
+        note("model", what, *(info.get(name) for info in infos))
     return changes
+
+
+def _leaves(document: Any, name: str = "") -> dict[str, Any]:
+    """Return the values in nested objects, by their dotted names."""
+    if not isinstance(document, Mapping):
+        return {name: document}
+    prefix = f"{name}." if name else ""
+    return {k: v for key, value in document.items() for k, v in _leaves(value, f"{prefix}{key}").items()}
 
 
 def _reports(a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
     changes = [
-        Change("file", what, a.get(what), b.get(what))
-        for what in ("passed", "size_bytes", "average_bit_width", "samples") if a.get(what) != b.get(what)
+        Change("file", what, a[what], b[what])
+        for what in ("passed", "size_bytes", "average_bit_width", "samples") if a[what] != b[what]
     ]  # fmt: skip
-    checks = [{(c["level"], c["name"], c["layer"]): c for c in report["checks"]} for report in (a, b)]
-    for key in dict.fromkeys([*checks[0], *checks[1]]):
-        one, other = (part.get(key) for part in checks)
-        where = ": ".join(str(part) for part in key if part)
-        verdicts = [None if c is None else "ok" if c["passed"] else "FAIL" for c in (one, other)]
-        if verdicts[0] != verdicts[1]:
-            changes.append(Change(where, "verdict", *verdicts))
-        figures = [{} if c is None else c["figures"] for c in (one, other)]
-        changes += [
-            Change(where, what, figures[0][what], figures[1][what])
-            for what in figures[0].keys() & figures[1].keys() if figures[0][what] != figures[1][what]
-        ]  # fmt: skip
+    changes += _figures("tolerances", *(report.get("tolerances") or {} for report in (a, b)))
+    parts = (("checks", ("level", "name", "layer")), ("layers", ("name", "optimizations")))
+    for part, keys in parts:
+        items = [_numbered(report[part], keys) for report in (a, b)]
+        for where in dict.fromkeys([*items[0], *items[1]]):
+            one, other = (found.get(where) for found in items)
+            verdicts = [None if c is None else "ok" if c["passed"] else "FAIL" for c in (one, other)]
+            if verdicts[0] != verdicts[1]:
+                changes.append(Change(where, "verdict", *verdicts))
+            if one is not None and other is not None:
+                changes += _figures(where, one["figures"], other["figures"])
     return changes
+
+
+def _numbered(items: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Return the items by their names; those of one name are numbered."""
+    found: dict[str, dict[str, Any]] = {}
+    seen: Counter[str] = Counter()
+    for item in items:
+        name = ": ".join(str(item[key]) for key in keys if item[key])
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name} ({seen[name]})"] = item
+    return found
+
+
+def _figures(where: str, a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
+    """Return the figures that differ, in the document's order; what one side does not have is None there."""
+    return [
+        Change(where, what, a.get(what), b.get(what))
+        for what in dict.fromkeys([*a, *b]) if what not in a or what not in b or a[what] != b[what]
+    ]  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

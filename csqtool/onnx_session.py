@@ -37,7 +37,7 @@ def session(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions; onnxruntime would print the names in files raw, too
     options.intra_op_num_threads = threads
     # Threads that wait for the next run in a loop would take the cores from other sessions of this process.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -13,11 +13,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
+from csqtool.cli import cli
+from csqtool.cli.output import tell
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
 from csqtool.onnx_file import stored_tensors
-from csqtool.onnx_session import optimized_operators
+from csqtool.onnx_session import optimized_operators, session
+from csqtool.search.progress import stderr_progress
+from csqtool.verify.runtime import run_batches
 from exporters.csq import CsqFile
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
@@ -305,3 +310,29 @@ def test_bad_input_is_one_error_line_and_exit_2(
     assert lines[0].startswith("error:")
     assert expected in lines[0]
     assert {p.name for p in Path().iterdir()} - {"__pycache__"} == before
+
+
+def test_names_from_files_reach_no_terminal_raw(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nasty = "\x1b[31m\x1b]0;title\x07"
+    missing = tmp_path / f"{nasty}.csq"
+    result = CliRunner().invoke(cli, ["inspect", str(missing)], color=True)
+    assert result.exit_code == 2
+    tell(f"next: {missing}\nand {nasty}")
+    with stderr_progress() as progress:
+        progress.line(f"progress {nasty}")
+    said = capfd.readouterr().err
+    for text in (result.output, said):
+        assert "\\x1b[31m\\x1b]0;title\\x07" in text
+        assert not {"\x1b", "\x07"} & set(text)
+    assert said.count("\n") == 3
+
+
+def test_onnxruntime_prints_no_names_of_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [3, 7])
+    places = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"], name="\x1b[31mnode")
+    graph = onnx.helper.make_graph([node], "g", places[:1], places[1:], [shape])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(RuntimeError, match="Reshape"):
+        run_batches(session(model.SerializeToString(), "off"), {"x": np.zeros((2, 4), np.float32)})
+    assert capfd.readouterr().err == ""

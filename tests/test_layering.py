@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 # Each part may import what stands before it, and itself.
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding csqtool.plots "
-    "csqtool.onnx_file csqtool.onnx_session csqtool.bench",
+    "csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.bench",
     "csqtool.finalized_file csqtool.factories csqtool.task",
     "csqtool.data",
     "csqtool.nn",

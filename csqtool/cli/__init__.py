@@ -11,6 +11,7 @@ import click
 from csqtool import __version__
 from csqtool.cli.output import process_index
 from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted
+from csqtool.text import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -89,7 +90,7 @@ class Verbs(click.Group):
         if self.debug:
             traceback.print_exc()
         where = f"[process {process_index()}] " if process_index() else ""
-        click.echo(f"{where}{word}: {' '.join(message.split())}", err=True)
+        click.echo(f"{where}{word}: {printable(' '.join(message.split()))}", err=True)
         return code
 
 

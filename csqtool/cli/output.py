@@ -16,9 +16,14 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, allow_nan=False, default=str))
 
 
-def tell(text: str) -> None:
-    """Say something to the person, on stderr."""
-    click.echo(text, err=True)
+def tell(text: str, *, coloured: bool = False) -> None:
+    """Say something to the person, on stderr.
+
+    Args:
+        text: lines; control characters in them are shown as escapes, for names come from files.
+        coloured: the text is printable already and may hold colours of ours.
+    """
+    click.echo(text if coloured else "\n".join(map(printable, text.split("\n"))), err=True)
 
 
 def process_index() -> int:

@@ -32,7 +32,7 @@ def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
     else:
         for report in result.reports.values():
             if not report["passed"]:
-                tell(report_text(report) + "\n")
+                tell(report_text(report) + "\n", coloured=True)
         click.echo(_summary(result, page))
     ctx.exit(0 if result.passed else 1)
 

@@ -14,6 +14,7 @@ from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import parse_finalized
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
+from csqtool.report_file import is_report
 from csqtool.search.config import SearchConfig
 
 PARTS = ("integers", "scales and zero points", "biases and other tensors", "graph and metadata")
@@ -99,7 +100,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
             document = read_json(path)
             if _is_bench(document):
                 found.benches.append(document)
-            elif _is_verification(document):
+            elif is_report(document):
                 loose.append((str(path), document))
             else:
                 raise InputError(f"{path} is neither a report of csqtool verify --json nor of csqtool bench --json")
@@ -128,7 +129,7 @@ def _pipeline_output(path: Path, found: Gathered) -> Subject:
             subject.exports.append(export)
     for file in sorted(path.glob("*.json")):
         document = read_json(file)
-        if _is_verification(document):
+        if is_report(document):
             subject.verifications.append(document)
         elif _is_bench(document):
             found.benches.append(document)
@@ -195,23 +196,12 @@ def _onnx_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
 
 _SUMMARY = {"metric_name", "metric_float", "metric", "seconds"}
 _SCHEME = {"name", "precision", "mask", "bit_width", "elements"}
-_VERIFICATION = {"checks", "layers", "size_bytes", "samples", "passed", "file", "against"}
-_CHECK = {"level", "name", "passed", "detail", "layer", "figures"}
-_FINDING = {"name", "optimizations", "passed", "detail"}
 _BENCH = {"threads", "batch", "rounds", "files"}
 _BENCHED = {"file", "size_bytes", "median_ms", "ratio", "load_ms", "load_peak_bytes", "kernels"}
 
 
 def _has(document: Any, keys: set[str]) -> bool:
     return isinstance(document, dict) and keys <= document.keys()
-
-
-def _is_verification(document: Any) -> bool:
-    return (
-        _has(document, _VERIFICATION)
-        and all(_has(check, _CHECK) for check in document["checks"])
-        and all(_has(finding, _FINDING) for finding in document["layers"])
-    )
 
 
 def _is_bench(document: Any) -> bool:

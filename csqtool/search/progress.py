@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from csqtool.text import printable
+
 
 class Progress(Protocol):
     """What a long loop reports to."""
@@ -66,7 +68,7 @@ def format_facts(facts: dict[str, float]) -> list[str]:
 def stderr_progress() -> Iterator[Progress]:
     """Yield a progress bar if stderr is a terminal, plain lines otherwise."""
     if not sys.stderr.isatty():
-        yield PlainLines(lambda text: print(text, file=sys.stderr, flush=True))
+        yield PlainLines(lambda text: print(printable(text), file=sys.stderr, flush=True))
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -87,7 +89,7 @@ def stderr_progress() -> Iterator[Progress]:
             self._bars.update(task_id, completed=done, facts=words)  # type: ignore[arg-type]
 
         def line(self, text: str) -> None:
-            self._bars.console.print(text, markup=False, highlight=False)
+            self._bars.console.print(printable(text), markup=False, highlight=False)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[facts]}"))  # fmt: skip

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csqtool.errors import ConfigError, FormatError, nearest
-from csqtool.files import read_json
+from csqtool.errors import ConfigError, nearest
 from csqtool.quantized_model import QuantizedModel
+from csqtool.report_file import read_report
 from csqtool.text import parse_size
 from csqtool.verify.report import VerifyReport
 
@@ -170,9 +170,7 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
     Raises:
         FormatError: the file is no report.
     """
-    before = read_json(Path(path))
-    if not isinstance(before, dict) or not {"checks", "size_bytes", "average_bit_width"} <= before.keys():
-        raise FormatError(f"{path} is no report of csqtool verify; write one with --json FILE")
+    before = read_report(Path(path))
     metric = next((c["figures"]["metric"] for c in before["checks"] if "metric" in c["figures"]), None)
     found = report.figure("task", "metric")
     drop = None if metric is None or found is None else metric - found

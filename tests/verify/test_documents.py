@@ -12,7 +12,10 @@ import onnx
 import pytest
 import yaml
 
+from csqtool.errors import FormatError
 from csqtool.verify import documents
+from csqtool.verify.gates import _check_baseline
+from csqtool.verify.report import VerifyReport
 from tests.conftest import ROOT, Built, invoke
 
 SCHEMA = json.loads((ROOT / "docs" / "verify-report.schema.json").read_text())
@@ -135,6 +138,15 @@ def test_a_regression_against_an_earlier_report_fails(eight_bits: Built, tmp_pat
     assert eight_bits.verify(eight_bits.onnx, *limits)[0] == 1
 
 
+@pytest.mark.parametrize("wrong", [{"checks": [{}]}, {"size_bytes": "x"}, {"average_bit_width": []}], ids=str)
+def test_a_baseline_that_is_no_report_is_bad_input(tmp_path: Path, wrong: dict[str, object]) -> None:
+    baseline = tmp_path / "before.json"
+    found = VerifyReport("m.onnx", "m.safetensors", 1, 1.0)
+    baseline.write_text(json.dumps(found.to_json() | wrong))
+    with pytest.raises(FormatError, match="is no report of csqtool verify --json"):
+        _check_baseline(found, str(baseline), 0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -168,6 +180,18 @@ def test_the_github_action_s_script_gates_on_the_verdict(eight_bits: Built, brok
         assert done.returncode == wanted
         assert json.loads((tmp_path / "csqtool-report.json").read_text())["passed"] is (wanted == 0)
         assert (tmp_path / "csqtool-junit.xml").is_file()
+
+
+def test_the_github_action_s_script_reads_every_line_of_its_arguments(eight_bits: Built, tmp_path: Path) -> None:
+    step = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "CSQTOOL_FILE": str(eight_bits.onnx),
+        "CSQTOOL_AGAINST": str(eight_bits.model), "CSQTOOL_ARGUMENTS": "--samples 16\n--max-size 1KB\n",
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 1
+    checks = json.loads((tmp_path / "csqtool-report.json").read_text())["checks"]
+    assert [c["name"] for c in checks if c["level"] == "gates"] == ["file size"]
 
 
 def test_the_reference_evaluator_agrees_and_sees_a_broken_file(eight_bits: Built, broken: Path) -> None:
