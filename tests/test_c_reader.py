@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import invoke
 from csq_files import GOLDEN, HERE, golden_models, layers_of, spread, with_right_checksums
-from test_csq_format import RANS, ROWS, assemble, integers, rans_stream, row
+from test_csq_format import RANS, ROWS, assemble, integers, one_value, rans_stream, row
 
 from csqtool.finalized_file import to_bytes
 from csqtool.verify.csq_decoder import decode
@@ -107,7 +107,7 @@ def test_every_broken_row_and_stream_is_an_error_without_an_access_beyond_the_fi
     first = row("a", "U8", 0, 8, (1,), b"x")
     contents = {name: assemble([first, bad]) for name, (bad, _) in ROWS.items()}
     contents |= {f"entropy: {name}": integers(2, 4, stored, 9) for name, (stored, _) in RANS.items()}
-    contents["many words missing"] = integers(2, 4, rans_stream(), 4000)
+    contents["many words missing"] = integers(2, 4, rans_stream(lanes=1, states=(1 << 16,) * 2), 4000)
     # Dense fields of odd widths that end with the file: eight at a time are read from whole words.
     contents |= {f"{bits} bits": integers(bits, 1, bytes(bits * 8), 64) for bits in range(1, 8)}
     for number, (name, content) in enumerate(contents.items()):
@@ -115,6 +115,15 @@ def test_every_broken_row_and_stream_is_an_error_without_an_access_beyond_the_fi
         path.write_bytes(content)
         verdict = run(dump, path)[-1]
         assert verdict.endswith(": ok") == (name not in ROWS and name[1:] == " bits"), name
+
+
+@pytest.mark.parametrize("count", [2047, 2048, 32_767, 32_768, 262_143, 262_144])
+def test_the_number_of_lanes_follows_from_the_number_of_elements(dump, tmp_path, count):
+    stored = one_value(count)
+    for lanes in (None, (1 << stored[4]) // 2 or 4, 2 << stored[4]):
+        path = tmp_path / str(lanes)
+        path.write_bytes(integers(2, 4, one_value(count, lanes), count, more=True))
+        assert run(dump, path)[-1].rpartition(": ")[2] == ("damaged" if lanes else "ok")
 
 
 def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):

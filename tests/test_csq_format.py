@@ -1,5 +1,6 @@
 """Version 2 of the `.csq` format: two readers, written apart, against every rule of the specification."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -120,8 +121,10 @@ def small_with(name, **fields):
     return assemble(rows, metadata, digest)
 
 
-def integers(bits, encoding, stored, count, dtype="I8", **fields):
-    return assemble([row("w", dtype, encoding, bits, (count,), stored, **fields)])
+def integers(bits, encoding, stored, count, dtype="I8", more=False, **fields):
+    """Return a file of one tensor; `more` adds bytes, so that the file justifies as many elements."""
+    rest = [row("z", "U8", 0, 8, (count // 60 + 1,), bytes(count // 60 + 1))] if more else []
+    return assemble([row("w", dtype, encoding, bits, (count,), stored, **fields), *rest])
 
 
 # --- golden files and round trips -------------------------------------------------------------------------
@@ -409,7 +412,8 @@ RANS = {
     "values below the bits": (rans_stream(lowest=-3), "fit"),
     "2^11 lanes": (rans_stream(lanes=11), "lanes"),
     "2^255 lanes": (rans_stream(lanes=255), "lanes"),
-    "states cut short": (rans_stream(lanes=3), "short"),
+    "more lanes than the elements have": (rans_stream(lanes=1, states=(1 << 16,) * 2), "lanes"),
+    "states cut short": (rans_stream()[:-2], "short"),
     "a sum below 2^12": (rans_stream(frequencies=(1024, 2047, 1024)), "sum"),
     "a sum above 2^12": (rans_stream(frequencies=(1024, 2049, 1024)), "sum"),
     "a zero first": (rans_stream(frequencies=(0, 3072, 1024)), "zero"),
@@ -441,6 +445,44 @@ def test_an_entropy_coded_stream_with_words_left_or_a_wrong_end_is_rejected(read
         (stored, q.size + 1),
     ):
         assert_rejected(read, integers(2, 4, broken, count), "words")
+
+
+def one_value(count, lanes=None):
+    """Return a stream of `count` times −1, of as many lanes as the specification says or of others."""
+    wanted = max(1, min(count // 1024, 32), min(count // 4096, 1024))
+    lanes = 1 << (wanted.bit_length() - 1) if lanes is None else lanes
+    states, words = [1 << 16] * lanes, []
+    for i in reversed(range(count)):
+        x = states[i % lanes]
+        if x >= 4095 << 20:
+            words.append((x & 0xFFFF).to_bytes(2, "little"))
+            x >>= 16
+        states[i % lanes] = (x // 4095 << 12) + x % 4095
+    return rans_stream(-1, (4095, 1), lanes.bit_length() - 1, states, b"".join(reversed(words)))
+
+
+@pytest.mark.parametrize("count", [1, 2047, 2048, 32_767, 32_768, 262_143, 262_144])
+def test_the_number_of_lanes_follows_from_the_number_of_elements(count):
+    right = one_value(count)
+    assert rans_encode(np.full(count, -1, np.int8), fitted(-1, np.array([4095, 1]))) == right
+    lanes = 1 << right[4]
+    for read in (by_exporter, by_decoder):
+        assert (read(integers(2, 4, right, count, more=True))["w"] == -1).all()
+        for other in (lanes // 2, lanes * 2):
+            if other:
+                with pytest.raises(FormatError, match=r"'w' at byte .*lanes"):
+                    read(integers(2, 4, one_value(count, other), count, more=True))
+
+
+@READERS
+def test_a_small_file_of_entropy_coded_tensors_does_not_keep_a_reader_busy(read):
+    # One lane each: a million rounds of vectors of one element would take as long as a thousand million elements.
+    stored = one_value(2047)
+    rows = [row(f"{i:03}", "I8", 4, 2, (2047,), stored) for i in range(512)]
+    begin = time.process_time()
+    with contextlib.suppress(FormatError):  # it describes no model
+        read(assemble(rows), where="x")
+    assert time.process_time() - begin < 5
 
 
 @READERS

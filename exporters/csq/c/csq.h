@@ -510,6 +510,14 @@ CSQ_API csq_status csq__begin_codebook(csq_decoder *d) {
     return CSQ_OK;
 }
 
+/* log2 of the lanes that `count` elements have. */
+CSQ_API unsigned csq__lanes(uint64_t count) {
+    unsigned power = 0;
+    uint64_t wanted = count >> 10 < 32 ? count >> 10 : count >> 12 < 32 ? 32 : count >> 12;
+    while (power < 10 && wanted >> (power + 1)) power++;
+    return power;
+}
+
 CSQ_API csq_status csq__begin_rans(csq_decoder *d) {
     uint32_t i, j, slot = 0;
     int32_t half = (int32_t)1 << (d->bits - 1);
@@ -517,7 +525,8 @@ CSQ_API csq_status csq__begin_rans(csq_decoder *d) {
     if (d->length < 5) return CSQ_DAMAGED;
     d->lowest = csq__i16(d->stored);
     d->symbols = csq__u16(d->stored + 2);
-    if (d->symbols < 2 || d->symbols > CSQ_MAX_SYMBOLS || d->stored[4] > 10) return CSQ_DAMAGED;
+    if (d->symbols < 2 || d->symbols > CSQ_MAX_SYMBOLS || d->stored[4] != csq__lanes(d->kept))
+        return CSQ_DAMAGED;
     if (d->lowest < -half || d->lowest + (int32_t)d->symbols > half) return CSQ_DAMAGED;
     d->lanes = (uint32_t)1 << d->stored[4];
     d->lane = 0;
