@@ -507,6 +507,57 @@ def test_a_small_file_that_claims_gigabytes_is_rejected_before_memory_is_taken(r
         tracemalloc.stop()
 
 
+@contextlib.contextmanager
+def memory_within_four_times(content):
+    """Fail where more than four times the file and a fixed 1.5 MB are taken at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(content) + 1_500_000
+    finally:
+        tracemalloc.stop()
+
+
+@READERS
+def test_a_table_of_tiny_tensors_takes_no_more_memory_than_the_file_justifies(read):
+    content = assemble([row(f"{i:05x}", "I8", 3, 1, (1,), b"") for i in range(65_536)])
+    with memory_within_four_times(content):
+        assert_rejected(read, content, "65536 tensors")
+    # As many as there may be: the smallest rows, and one that makes the file large enough.
+    wide = row("zz", "U8", 0, 8, (1 << 20,), bytes(1 << 20))
+    most = 3250
+    content = assemble([*(row(f"{i:05x}", "U8", 0, 8, (1,), b"x") for i in range(most)), wide])
+    with memory_within_four_times(content):
+        assert_rejected(checked, content, "SHA-256|metadata")
+    with memory_within_four_times(content):
+        assert len(decode(content, where="x")[0]) == most + 1
+
+
+def test_nothing_with_more_tensors_than_its_bytes_justify_is_written():
+    many = {f"t{i}": np.zeros(1, np.uint8) for i in range(1500)}
+    with pytest.raises(ExportError, match=r"1502 tensors, at most \d+ in a file of"):
+        pack(one_layer(np.array([1, -1], np.int8), **many))
+
+
+@pytest.mark.parametrize(("encoding", "shape"), [(3, (1 << 20,)), (4, (1 << 20,)), (6, (1 << 10, 1 << 10))])
+def test_a_stream_that_turns_out_damaged_has_taken_no_memory_for_the_tensor(encoding, shape):
+    count = 1 << 20
+    stored = {  # an index beyond the levels, words left over, bytes too few
+        3: b"\2" + struct.pack("<3h", -1, 0, 1) + bytes(count // 4 - 1) + b"\xc0",
+        4: one_value(count) + b"\0\0",
+        6: b"\1" + b"\xff" * 127 + b"\x7f" + b"\xff" * 128 + bytes(128),
+    }[encoding]
+    content = assemble([row("w", "I16", encoding, 2, shape, stored), row("z", "U8", 0, 8, (1 << 15,), bytes(1 << 15))])
+    file = CsqFile(content, where="x")
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="'w' at byte"):
+            file.tensor("w")
+        assert tracemalloc.get_traced_memory()[1] < 1_900_000  # the tensor takes 2 MiB
+    finally:
+        tracemalloc.stop()
+
+
 @READERS
 def test_metadata_nested_a_million_deep_are_an_error(read):
     deep = b"[" * 1_000_000
@@ -652,6 +703,39 @@ def test_a_changed_recipe_is_rejected_or_gives_the_right_file():
             places.append(str(error)[:8])
     assert set(places) == {"x: graph"}
     assert len(unnoticed) <= 1  # transposing (7, 1, 1) changes nothing
+
+
+def sealed(rows, metadata, **graph):
+    """Return a file that is right down to its SHA-256, with a recipe beside it."""
+    digest = hashlib.sha256(b"".join(CsqFile(assemble(rows, metadata), where="x").finalized())).digest()
+    return assemble(rows, metadata, digest, **graph)
+
+
+def with_recipe(recipe, *more):
+    """Return the small model's file with a recipe; tensor 1 is `conv.input_scale`, four bytes."""
+    rows, metadata, _ = disassemble(SMALL)
+    return sealed([*rows, *more], metadata, graph_part=zlib.compress(recipe, 9), graph_size=len(recipe))
+
+
+@pytest.mark.parametrize("count", [130_000, 500_000])
+def test_a_recipe_of_many_pieces_takes_no_more_memory_than_the_file_justifies(count):
+    piece = struct.pack("<BBBBI", 1, 0, 0, 0, 1)
+    many = struct.pack("<32sQI", bytes(32), 4 * count, count) + piece * count
+    content = with_recipe(many, row("zz", "U8", 0, 8, (800_000,), bytes(800_000)))
+    file = CsqFile(content, where="x")
+    with memory_within_four_times(content), pytest.raises(FormatError, match=r"^x: graph at byte \d+.* pieces"):
+        graph.rebuild(file)
+
+
+def test_a_recipe_that_makes_another_file_is_noticed_before_it_is_made():
+    # Sixty times a tensor of 64,000 bytes, which is almost all of the file; each piece is right.
+    piece = struct.pack("<BBBBI", 1, 0, 0, 0, 9)
+    wide = row("zz", "U8", 0, 8, (64_000,), bytes(64_000))
+    for total, message in ((64_000 * 60, "SHA-256"), (64_000 * 60 - 1, "pieces have 3840000 bytes")):
+        content = with_recipe(struct.pack("<32sQI", bytes(32), total, 60) + piece * 60, wide)
+        file = CsqFile(content, where="x")
+        with memory_within_four_times(content), pytest.raises(FormatError, match=rf"^x: graph at byte \d+.*{message}"):
+            graph.rebuild(file)
 
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(GOLDEN.glob("*.csq"))])

@@ -166,11 +166,26 @@ def test_a_wrong_preamble_is_rejected(read, fields, message):
 @READERS
 @pytest.mark.parametrize(
     "header",
-    [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b"1" * 10_000, b"{}{}", b"\xef\xbb\xbf{}", b"\xed\xa0\x80"],
+    [b"", b"{", b"\xff\xfe{}", b"[" * 10_000, b"1" * 10_000, b"{}{}", b"\xef\xbb\xbf{}", b"\xed\xa0\x80"],
     ids=["empty", "cut", "not UTF-8", "deeply nested", "endless number", "two documents", "BOM", "surrogate"],
 )
 def test_a_header_that_is_no_json_is_rejected(read, header):
     assert_rejected(read, assemble(header, b""), "not JSON in UTF-8")
+
+
+@READERS
+@pytest.mark.parametrize("item", [b"[],", b"{},", b'{"":0},', b'"a":1,', b"1.5,"])
+def test_a_header_takes_no_more_memory_than_the_file_justifies(read, item):
+    for count in (2_000_000 // len(item), 20_000):
+        items = item * count
+        header = b"{" + items + b'"":0}' if item.startswith(b'"') else b"[" + items + b"0]"
+        content = assemble(header, b"")
+        tracemalloc.start()
+        try:
+            assert_rejected(read, content, "header")
+            assert tracemalloc.get_traced_memory()[1] < 4 * len(content) + 1_500_000
+        finally:
+            tracemalloc.stop()
 
 
 @READERS

@@ -20,6 +20,7 @@ from csqtool.errors import FormatError
 # Limits of the specification, each against a file that asks for more than it holds.
 HEADER_LIMIT_BYTES = 64 * 1024 * 1024  # memory for parsing JSON
 AXES_LIMIT = 32  # shapes that an array library can hold
+VALUE_BYTES = 96  # of memory for a parsed JSON value and its key
 ELEMENTS_LIMIT = 2**48  # sizes in bits that fit 64-bit integers
 
 PREAMBLE_BYTES = 24
@@ -103,6 +104,12 @@ def _read_header(content: bytes, where: str) -> tuple[int, Any]:
     _require(end <= len(content), where, f"truncated at byte {len(content)}, the header ends at {end}")
     text = content[PREAMBLE_BYTES:end]
     _require(zlib.crc32(text) == checksum, where, "damaged header, its CRC-32 differs")
+    marks = len(text) - len(text.translate(None, b",:[{"))
+    _require(
+        marks * VALUE_BYTES <= 4 * len(content) + 2**20,
+        where,
+        f"header holds some {marks} JSON values, too many for {len(content)} bytes",
+    )
     try:
         return end, json.loads(str(text, "utf-8"), object_pairs_hook=lambda pairs: _object(pairs, where))
     except (ValueError, RecursionError) as error:

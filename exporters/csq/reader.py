@@ -19,15 +19,13 @@ from csqtool.finalized_file import METADATA_KEY, from_tensors
 from csqtool.quantized_model import QuantizedModel
 from exporters.csq import container, encodings, version1
 from exporters.csq.container import MAGIC, Container
-from exporters.csq.entry import DTYPES, Encoding, Entry
+from exporters.csq.entry import DTYPES, MEMORY_FLOOR, PARSED_BYTES, Encoding, Entry
 from exporters.csq.rans import StreamError
 
 VERSIONS = {1: version1.parse, container.VERSION: container.parse}
 
 # The order of dtypes in a safetensors file (annex A of the specification).
 _SAFETENSORS_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
-_PARSED_BYTES = 96  # what json.loads takes at most for one value beside its text
-_MEMORY_FLOOR = 1 << 20
 
 
 class CsqFile:
@@ -41,6 +39,8 @@ class CsqFile:
         metadata: the JSON text of the finalized file.
         entries: what the table says about each tensor, by name.
         graph: the recipe of the ONNX file, if the package carries one.
+        metadata_place: file and byte of the metadata, for messages.
+        graph_place: file and byte of the graph, for messages.
     """
 
     def __init__(self, content: bytes | mmap.mmap, *, where: str) -> None:
@@ -57,6 +57,8 @@ class CsqFile:
         self.finalized_sha256 = found.finalized_sha256
         self.metadata = found.metadata
         self.graph = found.graph
+        self.metadata_place = f"{where}: metadata at byte {found.metadata_start}"
+        self.graph_place = f"{where}: graph at byte {found.graph_start}"
         self.entries = {entry.name: entry for entry in found.entries}
 
     def _parse(self) -> Container:
@@ -85,6 +87,9 @@ class CsqFile:
         try:
             if entry.encoding is Encoding.RAW and entry.dtype != "BOOL" and entry.native == DTYPES[entry.dtype]:
                 return np.frombuffer(stored, entry.native).reshape(entry.shape)
+            if entry.decoded_bytes > 4 * self.size_bytes:
+                for _ in encodings.blocks(entry, stored):
+                    pass  # a bad stream is found before it takes more memory than the file justifies
             return encodings.decode(entry, stored)
         except StreamError as error:
             raise FormatError(f"{self._place(entry)}: {error}") from error
@@ -142,7 +147,7 @@ class CsqFile:
     def _document_is_small(self) -> bool:
         """Whether parsing the metadata stays within four times the file."""
         values = sum(self.metadata.count(c) for c in ",[{:")
-        return values * _PARSED_BYTES <= 4 * len(self._content) + _MEMORY_FLOOR
+        return values * PARSED_BYTES <= 4 * len(self._content) + MEMORY_FLOOR
 
     def model(self) -> QuantizedModel:
         """Return the finalized model, everything checked before memory for it is taken.
