@@ -18,6 +18,7 @@ from conftest import invoke
 from csq_files import (
     GOLDEN,
     MAGIC,
+    WRONG_METADATA,
     brute_force_stream,
     golden_models,
     golden_onnx,
@@ -31,7 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csqtool.errors import ExportError, FormatError, InputError
-from csqtool.finalized_file import to_bytes, to_tensors
+from csqtool.finalized_file import serialize, to_bytes, to_tensors
 from csqtool.verify.csq_decoder import decode
 from exporters.csq import CsqFile, graph, open_csq, pack, unpack
 from exporters.csq.entry import Encoding
@@ -570,9 +571,55 @@ def test_metadata_nested_a_million_deep_are_an_error(read):
         read(content, where="x")  # text to this reader; the caller compares it
 
 
+@pytest.mark.parametrize(("old", "new", "message"), WRONG_METADATA, ids=range(len(WRONG_METADATA)))
+def test_metadata_that_describe_no_such_model_are_rejected(old, new, message):
+    rows, metadata, _ = disassemble(SMALL)
+    changed = metadata.decode().replace(old, new, 1)
+    assert changed != metadata.decode()
+    assert_rejected(checked, sealed(rows, changed.encode()), rf"metadata at byte \d+: .*{message}")
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0])
-def test_a_scale_that_is_not_finite_and_above_zero_is_rejected(scale):
-    assert_rejected(checked, resealed("conv.weight_scale", np.float32(scale)), "'conv.weight_scale' at byte .*scale")
+@pytest.mark.parametrize("name", ["conv.weight_scale", "conv.input_scale"])
+def test_a_scale_that_is_not_finite_and_above_zero_is_rejected(name, scale):
+    assert_rejected(checked, resealed(name, np.float32(scale)), f"tensor '{name}' at byte .*scale")
+
+
+def packed_by_hand(old, new):
+    """Return the finalized file of the small model with other metadata, as another writer could make it."""
+    tensors, metadata = to_tensors(small_model())
+    assert old in metadata
+    return serialize(tensors, metadata.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("verb", [("pack",), ("export", "--format", "csq"), ("export", "--format", "c")])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bits":4', '"bits":4.7', "bits is 4.7"),
+        ('"bits":4', '"bits": 4', "not those that csqtool finalize writes"),
+        ('"accuracy":0.875', '"accuracy":0.8750', "not those that csqtool finalize writes"),
+    ],
+)
+def test_what_unpack_could_not_give_back_is_not_packed(tmp_path, verb, old, new, message):
+    (tmp_path / "m.safetensors").write_bytes(packed_by_hand(old, new))
+    done = invoke(verb[0], tmp_path / "m.safetensors", *verb[1:], "-o", tmp_path / "m.csq")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert message in done.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_a_pipe_named_as_output_stays_a_pipe(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(to_bytes(small_model()))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        done = invoke("pack", tmp_path / "m.safetensors", "-o", tmp_path / name)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert "is no regular file" in done.stderr
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["link", "m.safetensors", "pipe"]
 
 
 def resealed(name, value):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError, InputError
-from csqtool.finalized_file import METADATA_KEY, from_tensors
+from csqtool.finalized_file import METADATA_KEY, from_tensors, parse_document
 from csqtool.quantized_model import QuantizedModel
 from exporters.csq import container, encodings, version1
 from exporters.csq.container import MAGIC, Container
@@ -157,18 +157,10 @@ class CsqFile:
         """
         self.check()
         if not self._document_is_small:
-            raise FormatError(f"{self.where}: the metadata hold more values than the file's size justifies")
-        try:
-            json.loads(self.metadata, object_pairs_hook=self._unique)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{self.where}: the metadata are not JSON: {error}") from error
-        self._check_scales()
+            raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
+        self._check_scales(parse_document(self.metadata, where=self.metadata_place))
         tensors = {name: self.tensor(name) for name in self.entries}
-        try:
-            model = from_tensors(tensors, self.metadata, where=self.where)
-        except FormatError as error:
-            text = str(error)
-            raise FormatError(text if text.startswith(self.where) else f"{self.where}: {text}") from error
+        model = from_tensors(tensors, self.metadata, where=self.metadata_place)
         stored = {entry.name: entry.bits for entry in self.entries.values() if entry.is_quantized}
         if stored != (expected := {layer.name: layer.bit_width for layer in model.layers}):
             wrong = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
@@ -178,17 +170,14 @@ class CsqFile:
             )
         return model
 
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document = dict(pairs)
-        if len(document) != len(pairs):
-            raise FormatError(f"{self.where}: the metadata have a key twice: {', '.join(key for key, _ in pairs):.200}")
-        return document
-
-    def _check_scales(self) -> None:
-        """Check the scale of every quantized tensor here, where its place in the file is known."""
-        for entry in self.entries.values():
-            scale = self.entries.get(f"{entry.name}_scale")
-            if entry.is_quantized and scale is not None and scale.shape == () and scale.dtype == "F32":
+    def _check_scales(self, document: dict[str, Any]) -> None:
+        """Check the scale of every quantized tensor and activation here, where its place in the file is known."""
+        names: list[Any] = [entry.name for entry in self.entries.values() if entry.is_quantized]
+        activations = document.get("activations")
+        names += [a.get("name") for a in activations if isinstance(a, dict)] if isinstance(activations, list) else []
+        for name in names:
+            scale = self.entries.get(f"{name}_scale")
+            if scale is not None and scale.shape == () and scale.dtype == "F32":
                 value = float(self.tensor(scale.name))
                 if not (np.isfinite(value) and value > 0):
                     raise FormatError(f"{self._place(scale)}: a scale is finite and above zero, this one is {value}")
