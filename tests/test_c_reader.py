@@ -1,5 +1,6 @@
 """The C99 reader: compiled strictly, run under sanitizers, compared with both Python readers."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 from conftest import invoke
 from csq_files import GOLDEN, HERE, golden_models, layers_of, spread, with_right_checksums
 from test_csq_format import RANS, ROWS, assemble, integers, one_value, rans_stream, row
+from test_csq_version1 import assemble as assemble_1
+from test_csq_version1 import disassemble
 
 from csqtool.finalized_file import to_bytes
 from csqtool.verify.csq_decoder import decode
@@ -126,6 +129,16 @@ def test_the_number_of_lanes_follows_from_the_number_of_elements(dump, tmp_path,
         path = tmp_path / str(lanes)
         path.write_bytes(integers(2, 4, one_value(count, lanes), count, more=True))
         assert run(dump, path)[-1].rpartition(": ")[2] == ("damaged" if lanes else "ok")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "\x7f", "__metadata__", "x" * 256, "right"])
+def test_names_of_version_1_are_those_of_version_2(dump, tmp_path, name):
+    document, data = disassemble((GOLDEN / "v1.csq").read_bytes())
+    document["tensors"][-1 if name > "c" else 0]["name"] = name  # names stay in order
+    header = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    (tmp_path / "m.csq").write_bytes(assemble_1(header, data))
+    verdict = run(dump, tmp_path / "m.csq")[-1].rpartition(": ")[2]
+    assert verdict == "ok" if name == "right" else verdict in ("damaged", "not in the form that csqtool writes")
 
 
 def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):

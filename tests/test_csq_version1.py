@@ -219,7 +219,10 @@ WRONG_VALUES = {
     "finalized_sha256": [None, 1, "", "0" * 63, "0" * 65, "A" * 64, "g" * 64, "0" * 63 + "\n", ["0"] * 64],
     "metadata": [None, {}, 1, "\ud800", "x\udc80"],
     "tensors": [None, {}, "", [None], [[]], [1], ["name"]],
-    "name": [None, 1, True, [], "__metadata__", "\ud800"],
+    "name": [
+        None, 1, True, [], "__metadata__", "\ud800", "", ".", "..", "a/b", "../a", "a\\b", "\0", "a\n", "\x7f",
+        "x" * 256, "é" * 128,
+    ],
     "dtype": [None, 1, [], {}, "", "i8", "BF16", "F8_E4M3", "float32", "I128"],
     "encoding": [None, 1, [], {}, "", "Raw", "zstd"],
     "shape": [None, 7, "7", {}, [True], [7.0], ["7"], [None], [[7]], [-7, -1], [-1], [7] + [1] * 32],
@@ -227,7 +230,7 @@ WRONG_VALUES = {
     "offset": [None, True, "0", 0.0, -8, 2**63, 10**4000, math.nan],
     "length": [None, True, "3", 3.0, -3, 0, 2, 4, 2**63, 10**4000],
     "crc32": [None, True, "0", 0.5, -1, 2**32, 2**63],
-}
+}  # fmt: skip
 
 
 @READERS

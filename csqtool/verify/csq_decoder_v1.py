@@ -128,7 +128,7 @@ def _check_item(item: Any, what: str) -> None:
     """Check all that one tensor's entry says by itself; nothing is allocated before this holds."""
     _require(_has_keys(item, TENSOR_KEYS), what, f"keys must be {', '.join(TENSOR_KEYS)}")
     name, shape, bits = item["name"], item["shape"], item["bits"]
-    _require(_is_unicode(name) and name != "__metadata__", what, "name is not a usable string")
+    _require(_is_unicode(name) and _is_name(name), what, "name is not a usable string")
     what = f"{what} {name!r}"
     for key in ("bits", "crc32", "length", "offset"):
         _require(_is_natural(item[key]), what, f"{key} is not an integer of 0 to 2^63 − 1")
@@ -183,6 +183,15 @@ def _has_keys(document: Any, keys: list[str]) -> bool:
 
 def _is_natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_name(name: str) -> bool:
+    raw = name.encode()
+    return (
+        0 < len(raw) < 256
+        and raw not in (b".", b"..", b"__metadata__")
+        and not any(byte < 32 or byte in b"/\\\x7f" for byte in raw)
+    )
 
 
 def _is_unicode(value: Any) -> bool:

@@ -21,6 +21,7 @@ from exporters.csq.entry import (
     MEMORY_FLOOR,
     PARSED_BYTES,
     Encoding,
+    name_problem,
     stored_bytes,
 )
 from exporters.csq.entry import Entry as TensorEntry
@@ -119,8 +120,10 @@ def _parse_header(header: bytes, file_bytes: int, where: str) -> tuple[str, str,
 
 def _parse_entry(tensor: Any, what: str) -> Entry:
     _check_keys(tensor, {field.name for field in fields(Entry)}, what)
-    if not _is_text(tensor["name"]) or tensor["name"] == "__metadata__":
+    if not _is_text(tensor["name"]):
         raise FormatError(f"{what}: bad name {tensor['name']!r:.100}")
+    if (problem := name_problem(tensor["name"])) is not None:
+        raise FormatError(f"{what}: bad name {tensor['name']!r:.100}: {problem}")
     entry = Entry(**tensor)
     what = f"{what} ({entry.name!r})"
     for key in ("bits", "offset", "length", "crc32"):
