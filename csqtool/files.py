@@ -21,12 +21,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Missing parent folders are created.
 
     Raises:
-        InputError: the folder cannot be created or written to.
+        InputError: the folder cannot be created or written to, or `path` is a folder, a pipe or a device.
     """
     path = Path(path)
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name a file to write")
+        if path.exists() and not path.is_file():  # renaming onto it would put a file in its place
+            raise InputError(f"{path} is no regular file; name a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:

@@ -8,6 +8,8 @@ stand as ``NAME_scale`` and ``NAME_zero_point`` (NAME ends in ``.input`` or ``.o
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,54 +66,125 @@ def from_tensors(tensors: dict[str, NDArray[Any]], metadata: str, *, where: str)
     Raises:
         FormatError: the document and the tensors do not describe a quantized model.
     """
+    document = parse_document(metadata, where=where)
     try:
-        document = json.loads(metadata)
-        if not isinstance(document, dict):
-            raise FormatError(f"{where}: the csqtool metadata is not a JSON object")
         version = document.pop("format_version")
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise FormatError(f"{where}: format version {version}, this csqtool reads {FORMAT_VERSION}")
         rest = dict(tensors)
-        layers = []
-        for entry in document.pop("layers"):
-            layer = QuantizedLayer(
-                name=entry["name"],
-                q=rest.pop(entry["name"]),
-                scale=_scalar(rest.pop(f"{entry['name']}_scale"), np.float32),
-                mask=entry["mask"],
-                input_quantizer=entry["input_quantizer"],
-                batch_norm=entry["batch_norm"],
-            )
-            for key in ("bit_width", "precision", "elements"):
-                if getattr(layer, key) != entry[key]:
-                    raise FormatError(
-                        f"{where}: {layer.name}: {key} is {getattr(layer, key)}, the metadata say {entry[key]}"
-                    )
-            if list(layer.shape) != entry["shape"] or float(layer.scale) != entry["scale"]:
-                raise FormatError(f"{where}: {layer.name}: shape or scale differ from the metadata")
-            layers.append(layer)
-        activations = tuple(
-            ActivationQuantizer(
-                name=entry["name"],
-                scale=_scalar(rest.pop(f"{entry['name']}_scale"), np.float32),
-                zero_point=int(_scalar(rest.pop(f"{entry['name']}_zero_point"), np.uint8)),
-                bits=int(entry["bits"]),
-            )
-            for entry in document.pop("activations")
-        )
+        layers = tuple(_layer(entry, rest) for entry in _list(document.pop("layers"), "layers"))
+        activations = tuple(_activation(entry, rest) for entry in _list(document.pop("activations"), "activations"))
         tied = document.pop("tied")
-        return QuantizedModel(tuple(layers), activations, rest, tied, document)
+        if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
+            raise FormatError(f"tied is {tied!r:.100}, expected an object of names")
+        return QuantizedModel(layers, activations, rest, tied, document)
     except KeyError as error:
-        raise FormatError(f"{where}: {error.args[0]} is missing") from error
+        raise FormatError(f"{where}: {error.args[0]!r:.300} is missing") from error
     except FormatError as error:
         raise error if str(error).startswith(where) else FormatError(f"{where}: {error}") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(f"{where}: damaged csqtool metadata: {error}") from error
 
 
-def _scalar(array: NDArray[Any], dtype: Any) -> Any:
+def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
+    """Return the metadata document: an object without a key twice, an infinite number or half a character.
+
+    What JSON parsers read in different ways, or what `to_tensors` could not write again, is no document.
+
+    Raises:
+        FormatError: it is not one.
+    """
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"the number {text:.40} is not finite")
+        return value
+
+    try:
+        document = json.loads(metadata, object_pairs_hook=_unique, parse_constant=number, parse_float=number)
+        json.dumps(document, ensure_ascii=False).encode()  # escapes can spell lone surrogates
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: the csqtool metadata are not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{where}: the csqtool metadata are not a JSON object")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"the key {key!r:.100} stands twice")
+        document[key] = value
+    return document
+
+
+# The types of the values, whole: true is no 1 and 3.0 no 3, or what is written again would be another file.
+_LAYER = {
+    "name": (str,), "shape": (list,), "precision": (int,), "mask": (str,), "bit_width": (int,), "scale": (float,),
+    "elements": (int,), "input_quantizer": (str, type(None)), "batch_norm": (str, type(None)),
+}  # fmt: skip
+_ACTIVATION = {"name": (str,), "bits": (int,)}
+
+
+def _checked(entry: Any, types: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise FormatError(f"{what} is {entry!r:.100}, expected an object")
+    if unknown := entry.keys() - types.keys():
+        raise FormatError(f"{what} has an unknown key {min(unknown)!r:.100}")
+    for key, allowed in types.items():
+        if type(entry[key]) not in allowed:
+            raise FormatError(f"{what}: {key} is {entry[key]!r:.100}, expected {allowed[0].__name__}")
+    return entry
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise FormatError(f"{what} is {value!r:.100}, expected a list")
+    return value
+
+
+def _layer(entry: Any, rest: dict[str, NDArray[Any]]) -> QuantizedLayer:
+    """Return the layer that an entry of ``layers`` describes, its tensors taken out of `rest`."""
+    entry = _checked(entry, _LAYER, "a layer")
+    layer = QuantizedLayer(
+        name=entry["name"],
+        q=_taken(rest, entry["name"]),
+        scale=_scalar(rest, f"{entry['name']}_scale", np.float32),
+        mask=entry["mask"],
+        input_quantizer=entry["input_quantizer"],
+        batch_norm=entry["batch_norm"],
+    )
+    for key in ("bit_width", "precision", "elements"):
+        if getattr(layer, key) != entry[key]:
+            raise FormatError(f"{layer.name}: {key} is {getattr(layer, key)}, the metadata say {entry[key]}")
+    if [(type(d), d) for d in entry["shape"]] != [(int, d) for d in layer.shape]:
+        raise FormatError(f"{layer.name}: shape is {list(layer.shape)}, the metadata say {entry['shape']!r:.100}")
+    if float(layer.scale) != entry["scale"]:
+        raise FormatError(f"{layer.name}: scale is {float(layer.scale)}, the metadata say {entry['scale']}")
+    return layer
+
+
+def _activation(entry: Any, rest: dict[str, NDArray[Any]]) -> ActivationQuantizer:
+    entry = _checked(entry, _ACTIVATION, "an activation quantizer")
+    return ActivationQuantizer(
+        name=entry["name"],
+        scale=_scalar(rest, f"{entry['name']}_scale", np.float32),
+        zero_point=int(_scalar(rest, f"{entry['name']}_zero_point", np.uint8)),
+        bits=entry["bits"],
+    )
+
+
+def _taken(rest: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if name not in rest:
+        raise FormatError(f"there is no tensor {name!r:.300}, which the metadata name")
+    return rest.pop(name)
+
+
+def _scalar(rest: dict[str, NDArray[Any]], name: str, dtype: Any) -> Any:
+    array = _taken(rest, name)
     if array.shape != () or array.dtype != dtype:
-        raise FormatError(f"expected one {np.dtype(dtype).name}, got {array.dtype}{list(array.shape)}")
+        raise FormatError(f"{name}: expected one {np.dtype(dtype).name}, got {array.dtype}{list(array.shape)}")
     return array[()]
 
 
@@ -142,6 +215,23 @@ def read_finalized(path: Path) -> QuantizedModel:
         FormatError: it is no safetensors file, or not one that csqtool finalized.
     """
     return parse_finalized(read_bytes(path), where=str(path))
+
+
+def read_exact(path: Path) -> QuantizedModel:
+    """Read a finalized model of which `to_bytes` gives back the file bit for bit, as packing it promises.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+        FormatError: it is no finalized model, or its bytes are others than those that are written of it.
+    """
+    content = read_bytes(path)
+    model = parse_finalized(content, where=str(path))
+    if to_bytes(model) != content:
+        raise FormatError(
+            f"{path}: its bytes are not those that csqtool finalize writes of this model; "
+            "it was changed or written by something else, and unpack could not give it back"
+        )
+    return model
 
 
 def parse_finalized(content: bytes, *, where: str) -> QuantizedModel:

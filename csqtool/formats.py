@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from csqtool.errors import ConfigError, nearest
-from csqtool.finalized_file import read_finalized
+from csqtool.finalized_file import read_exact, read_finalized
 from csqtool.quantized_model import QuantizedModel
 
 
@@ -156,7 +156,8 @@ def export(
         CheckFailed: the file would not hold a condition that an option sets; nothing is written.
     """
     exporter = load_exporter(format, options)
-    finalized = read_finalized(source)
+    # The formats that promise the finalized file bit for bit.
+    finalized = (read_exact if format in ("csq", "c") else read_finalized)(source)
     build_module = module_builder(finalized, model, source)
     report = exporter.export(finalized, output, build_module=build_module)
     return exported(exporter, finalized, output, build_module, report)

@@ -8,7 +8,7 @@ from typing import Any
 
 from csqtool.errors import ConfigError
 from csqtool.files import read_bytes, write_bytes
-from csqtool.finalized_file import parse_finalized, read_finalized
+from csqtool.finalized_file import parse_finalized, read_exact
 from csqtool.formats import Exported, ExportReport, exported, load_exporter, module_builder
 from csqtool.quantized_model import QuantizedModel
 
@@ -42,7 +42,7 @@ def pack(
     if not float16 and (max_metric_change is not None or data is not None):
         raise ConfigError("--max-metric-change and --data only go with --float16")
     exporter: Any = load_exporter("csq")
-    finalized = read_finalized(source)
+    finalized = read_exact(source)
     if float16:
         from csqtool.float16 import MAX_METRIC_CHANGE, to_float16
 

@@ -114,6 +114,52 @@ def golden_models():
     }  # fmt: skip
 
 
+# A change of the small model's metadata, and what the error says of it.
+WRONG_METADATA = [
+    ('"format_version":1', '"format_version":2', "format version 2"),
+    ('"format_version":1', '"format_version":true', "format version True"),
+    ('"format_version":1', '"format_version":1.0', "format version 1.0"),
+    ('"format_version":1', '"format_version":1,"x":' + "[" * 10_000 + "]" * 10_000, "not JSON"),
+    ('"format_version":1', '"format_version":1,"x":NaN', "not finite"),
+    ('"format_version":1', '"format_version":1,"x":[-Infinity]', "not finite"),
+    ('"format_version":1', '"format_version":1,"x":1e999', "not finite"),
+    ('"format_version":1', '"format_version":1,"x":"\\ud800"', "surrogates not allowed"),
+    ('"format_version":1', '"format_version":1,"\\udc00":1', "surrogates not allowed"),
+    ('"format_version":1', '"format_version":1,"format_version":1', "key 'format_version' stands twice"),
+    ('"bit_width":3', '"bit_width":3,"bit_width":3', "key 'bit_width' stands twice"),
+    ('"bits":4', '"bits":4,"bits":4', "key 'bits' stands twice"),
+    ('"tied":{"head.weight"', '"tied":{"head.weight":"fc.weight","head.weight"', "key 'head.weight' stands twice"),
+    ('"bit_width":3', '"bit_width":4', "bit_width is 3, the metadata say 4"),
+    ('"bit_width":3', '"bit_width":3.0', "bit_width is 3.0, expected int"),
+    ('"bit_width":3', '"bit_width":"3"', "bit_width is '3', expected int"),
+    ('"bit_width":3', '"bit_width":3,"colour":1', "unknown key 'colour'"),
+    ('"bit_width":3,', "", "'bit_width' is missing"),
+    ('"elements":7', '"elements":7.0', "elements is 7.0, expected int"),
+    ('"precision":3', '"precision":2', "precision is 3, the metadata say 2"),
+    ('"shape":[7,1,1]', '"shape":[7,true,1]', r"shape is \[7, 1, 1\], the metadata say \[7, True, 1\]"),
+    ('"shape":[7,1,1]', '"shape":[7]', "shape is"),
+    ('"scale":0.125', '"scale":0.25', "scale is 0.125, the metadata say 0.25"),
+    ('"scale":0.125', '"scale":"0.125"', "scale is '0.125', expected float"),
+    ('"mask":"00000111"', '"mask":"2"', "mask must be zeros and ones"),
+    ('"mask":"00000111"', '"mask":7', "mask is 7, expected str"),
+    ('"bits":4', '"bits":4.7', "bits is 4.7, expected int"),
+    ('"bits":4', '"bits":true', "bits is True, expected int"),
+    ('"bits":4', '"bits":1e999', "not finite"),
+    ('"bits":4', '"bits":99', "activation bits must be 2 to 8, got 99"),
+    ('"bits":4', '"bits":' + "9" * 5000, "not JSON"),
+    ('"name":"conv.weight"', '"name":"nowhere"', "there is no tensor 'nowhere'"),
+    ('"name":"conv.weight"', '"name":"x\\ny"', r"there is no tensor 'x\\ny'"),
+    ('"name":"conv.weight"', '"name":[]', r"name is \[\], expected str"),
+    ('"layers":[', '"layers":[1,', "a layer is 1, expected an object"),
+    ('"activations":[', '"activations":{},"x":[', r"activations is \{\}, expected a list"),
+    ('"tied":{"head.weight":"fc.weight"}', '"tied":{"head.weight":"gone"}', "tied to layers that do not exist: gone"),
+    ('"tied":{"head.weight":"fc.weight"}', '"tied":[]', r"tied is \[\], expected an object"),
+    ('"tied":{"head.weight":"fc.weight"}', '"tied":{"head.weight":[]}', "tied is"),
+    ("{", "", "not JSON"),
+    ("{", "[{", "not JSON"),
+]
+
+
 def golden_onnx():
     """Return an ONNX file of bytes that no library chooses; its weight is the small model's `conv.weight`."""
     weight = small_model().layers[0].q.tobytes()

@@ -1,5 +1,6 @@
 """The C99 reader: compiled strictly, run under sanitizers, compared with both Python readers."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from conftest import invoke
 from csq_files import GOLDEN, HERE, golden_models, layers_of, spread, with_right_checksums
-from test_csq_format import RANS, ROWS, assemble, integers, rans_stream, row
+from test_csq_format import RANS, ROWS, assemble, integers, one_value, rans_stream, row
+from test_csq_version1 import assemble as assemble_1
+from test_csq_version1 import disassemble
 
 from csqtool.finalized_file import to_bytes
 from csqtool.verify.csq_decoder import decode
@@ -107,7 +110,9 @@ def test_every_broken_row_and_stream_is_an_error_without_an_access_beyond_the_fi
     first = row("a", "U8", 0, 8, (1,), b"x")
     contents = {name: assemble([first, bad]) for name, (bad, _) in ROWS.items()}
     contents |= {f"entropy: {name}": integers(2, 4, stored, 9) for name, (stored, _) in RANS.items()}
-    contents["many words missing"] = integers(2, 4, rans_stream(), 4000)
+    many = [row(f"{i:05}", "U8", 0, 8, (1,), b"x") for i in range(1200)]
+    contents["more tensors than the file justifies"] = assemble(many)
+    contents["many words missing"] = integers(2, 4, rans_stream(lanes=1, states=(1 << 16,) * 2), 4000)
     # Dense fields of odd widths that end with the file: eight at a time are read from whole words.
     contents |= {f"{bits} bits": integers(bits, 1, bytes(bits * 8), 64) for bits in range(1, 8)}
     for number, (name, content) in enumerate(contents.items()):
@@ -115,6 +120,25 @@ def test_every_broken_row_and_stream_is_an_error_without_an_access_beyond_the_fi
         path.write_bytes(content)
         verdict = run(dump, path)[-1]
         assert verdict.endswith(": ok") == (name not in ROWS and name[1:] == " bits"), name
+
+
+@pytest.mark.parametrize("count", [2047, 2048, 32_767, 32_768, 262_143, 262_144])
+def test_the_number_of_lanes_follows_from_the_number_of_elements(dump, tmp_path, count):
+    stored = one_value(count)
+    for lanes in (None, (1 << stored[4]) // 2 or 4, 2 << stored[4]):
+        path = tmp_path / str(lanes)
+        path.write_bytes(integers(2, 4, one_value(count, lanes), count, more=True))
+        assert run(dump, path)[-1].rpartition(": ")[2] == ("damaged" if lanes else "ok")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "\x7f", "__metadata__", "x" * 256, "right"])
+def test_names_of_version_1_are_those_of_version_2(dump, tmp_path, name):
+    document, data = disassemble((GOLDEN / "v1.csq").read_bytes())
+    document["tensors"][-1 if name > "c" else 0]["name"] = name  # names stay in order
+    header = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    (tmp_path / "m.csq").write_bytes(assemble_1(header, data))
+    verdict = run(dump, tmp_path / "m.csq")[-1].rpartition(": ")[2]
+    assert verdict == "ok" if name == "right" else verdict in ("damaged", "not in the form that csqtool writes")
 
 
 def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):

@@ -127,7 +127,7 @@ def test_one_changed_scale_in_the_csq_file_fails_and_names_the_layer(eight_bits:
     scale = np.asarray(tensors["mix.0.weight_scale"] * np.float32(1.01))
     tensors["mix.0.weight_scale"] = scale
     next(entry for entry in document["layers"] if entry["name"] == "mix.0.weight")["scale"] = float(scale)
-    changed.write_bytes(serialize(tensors, json.dumps(document)))
+    changed.write_bytes(serialize(tensors, json.dumps(document, ensure_ascii=False, separators=(",", ":"))))
     pack(changed, tmp_path / "changed.csq")
     code, report = eight_bits.verify(tmp_path / "changed.csq")
     assert code == 1

@@ -1,5 +1,6 @@
 """Version 2 of the `.csq` format: two readers, written apart, against every rule of the specification."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -17,6 +18,7 @@ from conftest import invoke
 from csq_files import (
     GOLDEN,
     MAGIC,
+    WRONG_METADATA,
     brute_force_stream,
     golden_models,
     golden_onnx,
@@ -30,7 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csqtool.errors import ExportError, FormatError, InputError
-from csqtool.finalized_file import to_bytes, to_tensors
+from csqtool.finalized_file import serialize, to_bytes, to_tensors
 from csqtool.verify.csq_decoder import decode
 from exporters.csq import CsqFile, graph, open_csq, pack, unpack
 from exporters.csq.entry import Encoding
@@ -120,8 +122,10 @@ def small_with(name, **fields):
     return assemble(rows, metadata, digest)
 
 
-def integers(bits, encoding, stored, count, dtype="I8", **fields):
-    return assemble([row("w", dtype, encoding, bits, (count,), stored, **fields)])
+def integers(bits, encoding, stored, count, dtype="I8", more=False, **fields):
+    """Return a file of one tensor; `more` adds bytes, so that the file justifies as many elements."""
+    rest = [row("z", "U8", 0, 8, (count // 60 + 1,), bytes(count // 60 + 1))] if more else []
+    return assemble([row("w", dtype, encoding, bits, (count,), stored, **fields), *rest])
 
 
 # --- golden files and round trips -------------------------------------------------------------------------
@@ -409,7 +413,8 @@ RANS = {
     "values below the bits": (rans_stream(lowest=-3), "fit"),
     "2^11 lanes": (rans_stream(lanes=11), "lanes"),
     "2^255 lanes": (rans_stream(lanes=255), "lanes"),
-    "states cut short": (rans_stream(lanes=3), "short"),
+    "more lanes than the elements have": (rans_stream(lanes=1, states=(1 << 16,) * 2), "lanes"),
+    "states cut short": (rans_stream()[:-2], "short"),
     "a sum below 2^12": (rans_stream(frequencies=(1024, 2047, 1024)), "sum"),
     "a sum above 2^12": (rans_stream(frequencies=(1024, 2049, 1024)), "sum"),
     "a zero first": (rans_stream(frequencies=(0, 3072, 1024)), "zero"),
@@ -443,6 +448,44 @@ def test_an_entropy_coded_stream_with_words_left_or_a_wrong_end_is_rejected(read
         assert_rejected(read, integers(2, 4, broken, count), "words")
 
 
+def one_value(count, lanes=None):
+    """Return a stream of `count` times −1, of as many lanes as the specification says or of others."""
+    wanted = max(1, min(count // 1024, 32), min(count // 4096, 1024))
+    lanes = 1 << (wanted.bit_length() - 1) if lanes is None else lanes
+    states, words = [1 << 16] * lanes, []
+    for i in reversed(range(count)):
+        x = states[i % lanes]
+        if x >= 4095 << 20:
+            words.append((x & 0xFFFF).to_bytes(2, "little"))
+            x >>= 16
+        states[i % lanes] = (x // 4095 << 12) + x % 4095
+    return rans_stream(-1, (4095, 1), lanes.bit_length() - 1, states, b"".join(reversed(words)))
+
+
+@pytest.mark.parametrize("count", [1, 2047, 2048, 32_767, 32_768, 262_143, 262_144])
+def test_the_number_of_lanes_follows_from_the_number_of_elements(count):
+    right = one_value(count)
+    assert rans_encode(np.full(count, -1, np.int8), fitted(-1, np.array([4095, 1]))) == right
+    lanes = 1 << right[4]
+    for read in (by_exporter, by_decoder):
+        assert (read(integers(2, 4, right, count, more=True))["w"] == -1).all()
+        for other in (lanes // 2, lanes * 2):
+            if other:
+                with pytest.raises(FormatError, match=r"'w' at byte .*lanes"):
+                    read(integers(2, 4, one_value(count, other), count, more=True))
+
+
+@READERS
+def test_a_small_file_of_entropy_coded_tensors_does_not_keep_a_reader_busy(read):
+    # One lane each: a million rounds of vectors of one element would take as long as a thousand million elements.
+    stored = one_value(2047)
+    rows = [row(f"{i:03}", "I8", 4, 2, (2047,), stored) for i in range(512)]
+    begin = time.process_time()
+    with contextlib.suppress(FormatError):  # it describes no model
+        read(assemble(rows), where="x")
+    assert time.process_time() - begin < 5
+
+
 @READERS
 def test_trailing_bytes_padding_and_holes_are_rejected(read):
     content = bytearray(assemble([row("w", "U8", 0, 8, (3,), b"abc")]))
@@ -465,6 +508,57 @@ def test_a_small_file_that_claims_gigabytes_is_rejected_before_memory_is_taken(r
         tracemalloc.stop()
 
 
+@contextlib.contextmanager
+def memory_within_four_times(content):
+    """Fail where more than four times the file and a fixed 1.5 MB are taken at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(content) + 1_500_000
+    finally:
+        tracemalloc.stop()
+
+
+@READERS
+def test_a_table_of_tiny_tensors_takes_no_more_memory_than_the_file_justifies(read):
+    content = assemble([row(f"{i:05x}", "I8", 3, 1, (1,), b"") for i in range(65_536)])
+    with memory_within_four_times(content):
+        assert_rejected(read, content, "65536 tensors")
+    # As many as there may be: the smallest rows, and one that makes the file large enough.
+    wide = row("zz", "U8", 0, 8, (1 << 20,), bytes(1 << 20))
+    most = 3250
+    content = assemble([*(row(f"{i:05x}", "U8", 0, 8, (1,), b"x") for i in range(most)), wide])
+    with memory_within_four_times(content):
+        assert_rejected(checked, content, "SHA-256|metadata")
+    with memory_within_four_times(content):
+        assert len(decode(content, where="x")[0]) == most + 1
+
+
+def test_nothing_with_more_tensors_than_its_bytes_justify_is_written():
+    many = {f"t{i}": np.zeros(1, np.uint8) for i in range(1500)}
+    with pytest.raises(ExportError, match=r"1502 tensors, at most \d+ in a file of"):
+        pack(one_layer(np.array([1, -1], np.int8), **many))
+
+
+@pytest.mark.parametrize(("encoding", "shape"), [(3, (1 << 20,)), (4, (1 << 20,)), (6, (1 << 10, 1 << 10))])
+def test_a_stream_that_turns_out_damaged_has_taken_no_memory_for_the_tensor(encoding, shape):
+    count = 1 << 20
+    stored = {  # an index beyond the levels, words left over, bytes too few
+        3: b"\2" + struct.pack("<3h", -1, 0, 1) + bytes(count // 4 - 1) + b"\xc0",
+        4: one_value(count) + b"\0\0",
+        6: b"\1" + b"\xff" * 127 + b"\x7f" + b"\xff" * 128 + bytes(128),
+    }[encoding]
+    content = assemble([row("w", "I16", encoding, 2, shape, stored), row("z", "U8", 0, 8, (1 << 15,), bytes(1 << 15))])
+    file = CsqFile(content, where="x")
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="'w' at byte"):
+            file.tensor("w")
+        assert tracemalloc.get_traced_memory()[1] < 1_900_000  # the tensor takes 2 MiB
+    finally:
+        tracemalloc.stop()
+
+
 @READERS
 def test_metadata_nested_a_million_deep_are_an_error(read):
     deep = b"[" * 1_000_000
@@ -477,9 +571,55 @@ def test_metadata_nested_a_million_deep_are_an_error(read):
         read(content, where="x")  # text to this reader; the caller compares it
 
 
+@pytest.mark.parametrize(("old", "new", "message"), WRONG_METADATA, ids=range(len(WRONG_METADATA)))
+def test_metadata_that_describe_no_such_model_are_rejected(old, new, message):
+    rows, metadata, _ = disassemble(SMALL)
+    changed = metadata.decode().replace(old, new, 1)
+    assert changed != metadata.decode()
+    assert_rejected(checked, sealed(rows, changed.encode()), rf"metadata at byte \d+: .*{message}")
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0])
-def test_a_scale_that_is_not_finite_and_above_zero_is_rejected(scale):
-    assert_rejected(checked, resealed("conv.weight_scale", np.float32(scale)), "'conv.weight_scale' at byte .*scale")
+@pytest.mark.parametrize("name", ["conv.weight_scale", "conv.input_scale"])
+def test_a_scale_that_is_not_finite_and_above_zero_is_rejected(name, scale):
+    assert_rejected(checked, resealed(name, np.float32(scale)), f"tensor '{name}' at byte .*scale")
+
+
+def packed_by_hand(old, new):
+    """Return the finalized file of the small model with other metadata, as another writer could make it."""
+    tensors, metadata = to_tensors(small_model())
+    assert old in metadata
+    return serialize(tensors, metadata.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("verb", [("pack",), ("export", "--format", "csq"), ("export", "--format", "c")])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bits":4', '"bits":4.7', "bits is 4.7"),
+        ('"bits":4', '"bits": 4', "not those that csqtool finalize writes"),
+        ('"accuracy":0.875', '"accuracy":0.8750', "not those that csqtool finalize writes"),
+    ],
+)
+def test_what_unpack_could_not_give_back_is_not_packed(tmp_path, verb, old, new, message):
+    (tmp_path / "m.safetensors").write_bytes(packed_by_hand(old, new))
+    done = invoke(verb[0], tmp_path / "m.safetensors", *verb[1:], "-o", tmp_path / "m.csq")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert message in done.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_a_pipe_named_as_output_stays_a_pipe(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(to_bytes(small_model()))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        done = invoke("pack", tmp_path / "m.safetensors", "-o", tmp_path / name)
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+        assert "is no regular file" in done.stderr
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["link", "m.safetensors", "pipe"]
 
 
 def resealed(name, value):
@@ -610,6 +750,39 @@ def test_a_changed_recipe_is_rejected_or_gives_the_right_file():
             places.append(str(error)[:8])
     assert set(places) == {"x: graph"}
     assert len(unnoticed) <= 1  # transposing (7, 1, 1) changes nothing
+
+
+def sealed(rows, metadata, **graph):
+    """Return a file that is right down to its SHA-256, with a recipe beside it."""
+    digest = hashlib.sha256(b"".join(CsqFile(assemble(rows, metadata), where="x").finalized())).digest()
+    return assemble(rows, metadata, digest, **graph)
+
+
+def with_recipe(recipe, *more):
+    """Return the small model's file with a recipe; tensor 1 is `conv.input_scale`, four bytes."""
+    rows, metadata, _ = disassemble(SMALL)
+    return sealed([*rows, *more], metadata, graph_part=zlib.compress(recipe, 9), graph_size=len(recipe))
+
+
+@pytest.mark.parametrize("count", [130_000, 500_000])
+def test_a_recipe_of_many_pieces_takes_no_more_memory_than_the_file_justifies(count):
+    piece = struct.pack("<BBBBI", 1, 0, 0, 0, 1)
+    many = struct.pack("<32sQI", bytes(32), 4 * count, count) + piece * count
+    content = with_recipe(many, row("zz", "U8", 0, 8, (800_000,), bytes(800_000)))
+    file = CsqFile(content, where="x")
+    with memory_within_four_times(content), pytest.raises(FormatError, match=r"^x: graph at byte \d+.* pieces"):
+        graph.rebuild(file)
+
+
+def test_a_recipe_that_makes_another_file_is_noticed_before_it_is_made():
+    # Sixty times a tensor of 64,000 bytes, which is almost all of the file; each piece is right.
+    piece = struct.pack("<BBBBI", 1, 0, 0, 0, 9)
+    wide = row("zz", "U8", 0, 8, (64_000,), bytes(64_000))
+    for total, message in ((64_000 * 60, "SHA-256"), (64_000 * 60 - 1, "pieces have 3840000 bytes")):
+        content = with_recipe(struct.pack("<32sQI", bytes(32), total, 60) + piece * 60, wide)
+        file = CsqFile(content, where="x")
+        with memory_within_four_times(content), pytest.raises(FormatError, match=rf"^x: graph at byte \d+.*{message}"):
+            graph.rebuild(file)
 
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(GOLDEN.glob("*.csq"))])

@@ -20,6 +20,8 @@ from csqtool.verify.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, BadStre
 
 PREAMBLE_BYTES = 88
 COUNT_LIMIT = 65_536  # tensors
+FREE_COUNT = 1024  # and beyond these one for each …
+BYTES_A_ROW = 512  # … of the file, because a row that has been read takes more memory than its bytes
 TABLE_LIMIT_BYTES = 32 * 1024 * 1024  # as many tensors with long names
 PART_LIMIT_BYTES = 1024 * 1024 * 1024  # inflated metadata or graph
 AXES_LIMIT = 32  # shapes that an array library can hold
@@ -27,7 +29,7 @@ ELEMENTS_LIMIT = 2**48  # sizes in bits that fit 64-bit integers
 GROWTH_LIMIT = 64  # decoded tensors against the file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     name: str
     dtype: int
@@ -94,6 +96,7 @@ def _structure(content: bytes, where: str) -> tuple[list[_Row], str, int]:
         _u32(content, at) for at in range(12, 40, 4)
     )
     _require(reserved == 0, where, f"reserved field is {reserved}, not 0")
+    _require(count <= FREE_COUNT + len(content) // BYTES_A_ROW, where, f"{count} tensors in {len(content)} bytes")
     _require(count <= COUNT_LIMIT and table_bytes <= TABLE_LIMIT_BYTES, where, f"{count} tensors or table too large")
     position = PREAMBLE_BYTES
     parts = {}

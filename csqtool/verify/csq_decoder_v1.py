@@ -20,6 +20,7 @@ from csqtool.errors import FormatError
 # Limits of the specification, each against a file that asks for more than it holds.
 HEADER_LIMIT_BYTES = 64 * 1024 * 1024  # memory for parsing JSON
 AXES_LIMIT = 32  # shapes that an array library can hold
+VALUE_BYTES = 96  # of memory for a parsed JSON value and its key
 ELEMENTS_LIMIT = 2**48  # sizes in bits that fit 64-bit integers
 
 PREAMBLE_BYTES = 24
@@ -103,6 +104,12 @@ def _read_header(content: bytes, where: str) -> tuple[int, Any]:
     _require(end <= len(content), where, f"truncated at byte {len(content)}, the header ends at {end}")
     text = content[PREAMBLE_BYTES:end]
     _require(zlib.crc32(text) == checksum, where, "damaged header, its CRC-32 differs")
+    marks = len(text) - len(text.translate(None, b",:[{"))
+    _require(
+        marks * VALUE_BYTES <= 4 * len(content) + 2**20,
+        where,
+        f"header holds some {marks} JSON values, too many for {len(content)} bytes",
+    )
     try:
         return end, json.loads(str(text, "utf-8"), object_pairs_hook=lambda pairs: _object(pairs, where))
     except (ValueError, RecursionError) as error:
@@ -121,7 +128,7 @@ def _check_item(item: Any, what: str) -> None:
     """Check all that one tensor's entry says by itself; nothing is allocated before this holds."""
     _require(_has_keys(item, TENSOR_KEYS), what, f"keys must be {', '.join(TENSOR_KEYS)}")
     name, shape, bits = item["name"], item["shape"], item["bits"]
-    _require(_is_unicode(name) and name != "__metadata__", what, "name is not a usable string")
+    _require(_is_unicode(name) and _is_name(name), what, "name is not a usable string")
     what = f"{what} {name!r}"
     for key in ("bits", "crc32", "length", "offset"):
         _require(_is_natural(item[key]), what, f"{key} is not an integer of 0 to 2^63 − 1")
@@ -176,6 +183,15 @@ def _has_keys(document: Any, keys: list[str]) -> bool:
 
 def _is_natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_name(name: str) -> bool:
+    raw = name.encode()
+    return (
+        0 < len(raw) < 256
+        and raw not in (b".", b"..", b"__metadata__")
+        and not any(byte < 32 or byte in b"/\\\x7f" for byte in raw)
+    )
 
 
 def _is_unicode(value: Any) -> bool:

@@ -6,6 +6,7 @@ bits, divides by three and searches cumulative frequencies.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 ELEMENT_TYPES = ["?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8", "<c8"]
 FLOAT32 = 10
 INTEGERS = (2, 4)  # codes of I8 and I16
+LANES = [1 << i for i in range(11)]
 VALUES_AT_ONCE = 1 << 16  # a multiple of 8, so that slices of bit streams start on a byte
 
 
@@ -119,13 +121,14 @@ def codebook(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
 
 
 def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
-    """Yield one round after the other: one value of each lane."""
+    """Yield one round after the other: one value of each lane; few lanes all at once, without vectors."""
     require(len(stored) >= 5, "the frequency table is cut short")
     lowest = int.from_bytes(stored[0:2], "little", signed=True)
     size = int.from_bytes(stored[2:4], "little")
     require(2 <= size <= 512, f"{size} symbols in the frequency table")
-    require(stored[4] <= 10, f"2^{stored[4]} lanes")
-    lanes = 1 << stored[4]
+    wanted = max(1, min(count // 1024, 32), min(count // 4096, 1024))
+    lanes = max(power for power in LANES if power <= wanted)
+    require(stored[4] == lanes.bit_length() - 1, f"2^{stored[4]} lanes, {count} elements have {lanes}")
     require(-(2 ** (bits - 1)) <= lowest and lowest + size <= 2 ** (bits - 1), f"the values do not fit {bits} bits")
     table_end = 5 + -(-12 * size // 8)
     state_end = table_end + 4 * lanes
@@ -139,7 +142,23 @@ def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
     require(states.min() >= 65536, "a state is below 2^16")
     words = np.frombuffer(stored[state_end:], "<u2")
     position = 0
-    for first in range(0, count, lanes):
+    if lanes <= 8:
+        f, c = frequency.tolist(), cumulative.tolist()[:-1]
+        lane = states.tolist()
+        symbols = []
+        supply = iter(words[:count].tolist())
+        for turn in itertools.islice(itertools.cycle(range(lanes)), count):
+            rest, slot = divmod(lane[turn], 4096)
+            symbols.append(bisect.bisect(c, slot) - 1)
+            lane[turn] = f[symbols[-1]] * rest + slot - c[symbols[-1]]
+            if lane[turn] < 65536:
+                word = next(supply, None)
+                require(word is not None, "the words end too early")
+                lane[turn] = lane[turn] * 65536 + word
+                position += 1
+        states = np.array(lane)
+        yield np.array(symbols) + lowest
+    for first in range(0, count if lanes > 8 else 0, lanes):
         now = states[: count - first]
         slot = (now % 4096).astype(np.int64)
         symbol = np.searchsorted(cumulative, slot, side="right") - 1

@@ -13,10 +13,10 @@ from exporters.csq.entry import (
     DTYPES,
     MAX_EXPANSION,
     MAX_RANK,
-    MAX_TENSORS,
     Encoding,
     Entry,
     encoding_problem,
+    most_tensors,
     name_problem,
     shape_problem,
 )
@@ -47,6 +47,9 @@ class Container:
         metadata: the JSON text of the finalized file.
         entries: the tensors, in the order of their bytes.
         graph: the recipe of an ONNX file, inflated; None without one.
+        metadata_start: the byte at which the metadata stand: of version 2 those of the zlib stream, of version 1
+            those of the header.
+        graph_start: the byte at which the graph's zlib stream stands, or would.
     """
 
     version: int
@@ -54,6 +57,8 @@ class Container:
     metadata: str
     entries: tuple[Entry, ...]
     graph: bytes | None
+    metadata_start: int
+    graph_start: int
 
 
 def assemble(
@@ -68,7 +73,6 @@ def assemble(
     parts = [table, zlib.compress(metadata.encode(), 9), b"" if graph is None else zlib.compress(graph, 9)]
     inflated = [len(metadata.encode()), len(graph or b"")]
     for what, size, limit in (
-        ("tensors", len(tensors), MAX_TENSORS),
         ("bytes of tensor table", len(table), MAX_TABLE_BYTES),
         ("bytes of metadata", inflated[0], MAX_PART_BYTES),
         ("bytes of graph", inflated[1], MAX_PART_BYTES),
@@ -84,6 +88,10 @@ def assemble(
     content[-4:] = zlib.crc32(content[:-4]).to_bytes(4, "little")
     for part in (*parts, *(stored for _, stored in tensors)):
         content += part + bytes(-len(part) % ALIGNMENT)
+    if len(tensors) > most_tensors(len(content)):
+        raise ExportError(
+            f"csq: {len(tensors)} tensors, at most {most_tensors(len(content))} in a file of {len(content)} bytes"
+        )
     for what, size in zip(("metadata", "graph"), inflated, strict=True):
         if size > INFLATED_FLOOR + 4 * len(content):
             raise ExportError(f"csq: {size} bytes of {what} are too many for a file of {len(content)} bytes")
@@ -122,10 +130,10 @@ def parse(content: memoryview, where: str) -> Container:
         raise FormatError(f"{where}: damaged preamble: its CRC-32 differs from that at byte {PREAMBLE.size - 4}")
     if reserved:
         raise FormatError(f"{where}: the reserved field at byte 36 holds {reserved}, expected 0")
-    if count > MAX_TENSORS or table_size > MAX_TABLE_BYTES:
+    if count > most_tensors(len(content)) or table_size > MAX_TABLE_BYTES:
         raise FormatError(
             f"{where}: {count} tensors in a table of {table_size} bytes at byte 12, "
-            f"at most {MAX_TENSORS} in {MAX_TABLE_BYTES}"
+            f"at most {most_tensors(len(content))} in {MAX_TABLE_BYTES} in a file of {len(content)} bytes"
         )
     position = PREAMBLE.size
     parts = []
@@ -163,7 +171,7 @@ def parse(content: memoryview, where: str) -> Container:
     if graph_size or graph_inflated:
         recipe = _inflate(graph, graph_inflated, len(content), f"{where}: graph at byte {graph_start}")
     entries = tuple(_rows(table, count, table_start, position, where))
-    return Container(VERSION, digest.hex(), document, entries, recipe)
+    return Container(VERSION, digest.hex(), document, entries, recipe, metadata_start, graph_start)
 
 
 def _padded_end(content: memoryview, start: int, length: int, what: str) -> int:

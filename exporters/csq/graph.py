@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from csqtool.errors import FormatError
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import MAX_BIT_WIDTH
-from exporters.csq.entry import MAX_EXPANSION, stored_bytes
+from exporters.csq.entry import MAX_EXPANSION, Entry, stored_bytes
 from exporters.csq.integers import pack_fields, unpacked_blocks
 from exporters.csq.reader import CsqFile
 
@@ -28,6 +28,7 @@ PIECE = struct.Struct("<BBBBI")  # form, bits, flags, 0; literal: its bytes; els
 LITERAL, VALUES, TWOS_COMPLEMENT, OFFSET, LANES = range(5)  # forms
 SIGNED, TRANSPOSED = 1, 2  # flags
 MIN_REFERENCE_BYTES = 16  # shorter ones cost more as a reference
+FREE_PIECES, PIECES_A_TENSOR = 1 << 10, 16  # of a recipe: a reference decodes a tensor anew
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class _Reference:
         fields = flat.astype(np.int16) + np.int16(offset)
         return _to_lanes(fields, self.bits) if self.form == LANES else pack_fields(fields, self.bits)
 
+    def size(self, entry: Entry) -> int:
+        """Return how many bytes that is, from what the table says of the tensor."""
+        if self.form == VALUES:
+            return entry.decoded_bytes
+        return self.bits * -(-entry.elements // 8) if self.form == LANES else stored_bytes(entry.elements, self.bits)
+
 
 def _to_lanes(fields: NDArray[np.int16], bits: int) -> bytes:
     """Return a stream that lies in lanes: eighth j of the fields is field j of all lanes, byte by byte of a lane."""
@@ -78,6 +85,11 @@ def _from_lanes(raw: bytes, count: int, bits: int) -> NDArray[np.int16]:
     return fields.reshape(-1)[:count]
 
 
+def most_pieces(tensors: int) -> int:
+    """Return how many pieces the recipe of a package with so many tensors may have."""
+    return FREE_PIECES + PIECES_A_TENSOR * tensors
+
+
 def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """Return the recipe from which, with `tensors`, `rebuild` makes `onnx_file` again."""
     numbers = {name: i for i, name in enumerate(sorted(tensors, key=str.encode))}
@@ -93,7 +105,8 @@ def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
 
     for raw in _tensors(onnx_file):
         start = onnx_file.find(raw, position)
-        found = _reference(raw, tensors) if start >= 0 and len(raw) >= MIN_REFERENCE_BYTES else None
+        room = count + 3 <= most_pieces(len(tensors))  # a literal before it, itself, and the rest of the file
+        found = _reference(raw, tensors) if start >= 0 and len(raw) >= MIN_REFERENCE_BYTES and room else None
         if found is None:
             continue
         literal(start)
@@ -160,37 +173,51 @@ def rebuild(file: CsqFile) -> bytes:
     """
     if file.graph is None:
         raise FormatError(f"{file.where} carries no ONNX graph; pack it with --with-graph")
-    where = f"{file.where}: graph"
+    where = file.graph_place
     recipe = memoryview(file.graph)
     if len(recipe) < HEAD.size:
         raise FormatError(f"{where}: the recipe ends in its head")
     digest, total, count = HEAD.unpack_from(recipe)
     if total > MAX_EXPANSION * file.size_bytes:
         raise FormatError(f"{where}: it claims {total} bytes, more than {MAX_EXPANSION} times the file's size")
-    pieces, position = _pieces(recipe, count, file, where)
-    content = bytearray()
-    for piece in pieces:
+    if count > most_pieces(len(file.entries)):
+        raise FormatError(f"{where}: {count} pieces, at most {most_pieces(len(file.entries))}")
+    # Checked first and put together last: what a wrong recipe makes is never in memory as a whole.
+    literals, size = HEAD.size, 0
+    for piece, end in _pieces(recipe, count, file, where):
+        size += piece if isinstance(piece, int) else piece.size(file.entries[piece.tensor])
+        literals = end
+    if size != total:
+        raise FormatError(f"{where}: its pieces have {size} bytes, the ONNX file {total}")
+    found = hashlib.sha256()
+    for part in _parts(recipe, count, literals, file, where):
+        found.update(part)
+    if found.digest() != digest:
+        raise FormatError(f"{where}: the rebuilt ONNX file is not the one with SHA-256 {digest.hex()}")
+    return b"".join(_parts(recipe, count, literals, file, where))
+
+
+def _parts(recipe: memoryview, count: int, literals: int, file: CsqFile, where: str) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of each piece; literals begin at `literals`, and the recipe ends behind the last."""
+    position = literals
+    for piece, _ in _pieces(recipe, count, file, where):
         if isinstance(piece, int):
             if position + piece > len(recipe):
                 raise FormatError(f"{where}: the recipe ends inside a literal")
-            content += recipe[position : position + piece]
+            yield recipe[position : position + piece]
             position += piece
         else:
-            content += piece.bytes(file.tensor(piece.tensor))
-        if len(content) > total:
-            raise FormatError(f"{where}: the rebuilt ONNX file exceeds {total} bytes")
-    if position != len(recipe) or len(content) != total or hashlib.sha256(content).digest() != digest:
-        raise FormatError(f"{where}: the rebuilt ONNX file is not the one with SHA-256 {digest.hex()}")
-    return bytes(content)
+            yield piece.bytes(file.tensor(piece.tensor))
+    if position != len(recipe):
+        raise FormatError(f"{where}: {len(recipe) - position} bytes are left behind the literals of the recipe")
 
 
-def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> tuple[list[int | _Reference], int]:
-    """Return the pieces, literals as their size in bytes, and where the literals begin."""
+def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> Iterator[tuple[int | _Reference, int]]:
+    """Yield each piece, a literal as its size in bytes, and where it ends in the recipe."""
     names = list(file.entries)
-    pieces: list[int | _Reference] = []
     position = HEAD.size
     for number in range(count):
-        what = f"{where}: piece {number}"
+        what = f"{where}: piece {number}, at byte {position} of the recipe"
         if position + PIECE.size > len(recipe):
             raise FormatError(f"{what}: the recipe ends inside it")
         form, bits, flags, reserved, value = PIECE.unpack_from(recipe, position)
@@ -198,7 +225,7 @@ def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> tuple[
         if reserved:
             raise FormatError(f"{what}: its reserved byte is {reserved}, expected 0")
         if form == LITERAL and not bits and not flags:
-            pieces.append(value)
+            yield value, position
             continue
         if form not in (VALUES, TWOS_COMPLEMENT, OFFSET, LANES) or flags > SIGNED | TRANSPOSED or value >= len(names):
             raise FormatError(f"{what}: unknown form {form}, flags {flags} or tensor {value}")
@@ -215,5 +242,4 @@ def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> tuple[
             or (signs is not None and (signs.size != entry.shape[0] or (np.abs(signs.astype(int)) > 1).any()))
         ):  # fmt: skip
             raise FormatError(f"{what}: form {form} of {bits} bits does not fit tensor {entry.name!r}")
-        pieces.append(_Reference(entry.name, form, bits, signs, bool(flags & TRANSPOSED)))
-    return pieces, position
+        yield _Reference(entry.name, form, bits, signs, bool(flags & TRANSPOSED)), position

@@ -9,7 +9,8 @@ where decoding has to end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ MAX_LANES = 1 << 10  # decoders keep every lane's state: 4 kB
 MAX_SYMBOLS = 512  # nine bits
 HEAD_BYTES = 5  # lowest value (i16), symbols (u16), log2 of the lanes (u8)
 _BLOCK_ELEMENTS = 1 << 16
+_FEW_LANES = 8  # up to here a vectorised round takes longer than its elements one by one
 
 
 class StreamError(ValueError):
@@ -62,7 +64,10 @@ def fitted(lowest: int, counts: NDArray[np.int64]) -> Model:
 
 
 def lanes_for(elements: int) -> int:
-    """Return how many lanes to use: a lane costs three bytes, fewer lanes make vectorised decoding slower."""
+    """Return how many lanes a stream has: one costs three bytes, fewer make vectorised decoding slower.
+
+    The format prescribes them: with one lane for a million elements a few bytes would keep a reader busy for long.
+    """
     wanted = max(elements >> 12, min(elements >> 10, 32), 1)
     return min(1 << (wanted.bit_length() - 1), MAX_LANES)
 
@@ -99,12 +104,7 @@ def decode(stored: memoryview, elements: int, bits: int) -> Iterator[NDArray[np.
     Raises:
         StreamError: the table, the words or the final states are not those of a stream.
     """
-    model, lanes, position = _read_head(stored, bits)
-    f = model.frequencies
-    symbol = np.repeat(np.arange(f.size), f)  # by slot
-    value = (symbol + model.lowest).astype(np.int16)
-    frequency = f[symbol]
-    offset = np.arange(SLOTS) - (np.cumsum(f) - f)[symbol]
+    model, lanes, position = _read_head(stored, elements, bits)
     states = np.frombuffer(stored, "<u4", lanes, position).astype(np.int64)
     if (states < LOWEST_STATE).any():
         raise StreamError("an entropy coder's state is below 2^16")
@@ -112,7 +112,46 @@ def decode(stored: memoryview, elements: int, bits: int) -> Iterator[NDArray[np.
     if (len(stored) - position) % 2:
         raise StreamError("the entropy-coded words end in half a word")
     words = np.frombuffer(stored, "<u2", offset=position)
-    taken = 0
+    decoder = _one_by_one if lanes <= _FEW_LANES else _in_rounds
+    taken = yield from decoder(model, states, words, elements)
+    if taken != words.size or (states != LOWEST_STATE).any():
+        raise StreamError("the entropy coder does not end where it began: words are left or states are wrong")
+
+
+def _one_by_one(
+    model: Model, states: NDArray[np.int64], words: NDArray[np.uint16], elements: int
+) -> Generator[NDArray[np.int16], None, int]:
+    """Yield the elements and return how many words they took; `states` are left as they end."""
+    f, c = model.frequencies.tolist(), (np.cumsum(model.frequencies) - model.frequencies).tolist()
+    lanes, food, taken = states.tolist(), words[:elements].tolist(), 0
+    block = np.empty(elements, np.int16)  # few lanes have few elements
+    for i in range(elements):
+        lane = i % len(lanes)
+        x = lanes[lane]
+        slot = x & (SLOTS - 1)
+        symbol = bisect_right(c, slot) - 1
+        x = f[symbol] * (x >> SCALE_BITS) + slot - c[symbol]
+        if x < LOWEST_STATE:
+            if taken == len(food):
+                raise StreamError("the entropy-coded words end too early")
+            x = x << 16 | food[taken]
+            taken += 1
+        lanes[lane] = x
+        block[i] = symbol + model.lowest
+    states[:] = lanes
+    yield block
+    return taken
+
+
+def _in_rounds(
+    model: Model, states: NDArray[np.int64], words: NDArray[np.uint16], elements: int
+) -> Generator[NDArray[np.int16], None, int]:
+    """Do what `_one_by_one` does for all lanes at once."""
+    f, lanes, taken = model.frequencies, states.size, 0
+    symbol = np.repeat(np.arange(f.size), f)  # by slot
+    value = (symbol + model.lowest).astype(np.int16)
+    frequency = f[symbol]
+    offset = np.arange(SLOTS) - (np.cumsum(f) - f)[symbol]
     rounds = max(_BLOCK_ELEMENTS // lanes, 1)
     for first in range(0, elements, rounds * lanes):
         block = np.empty(min(rounds * lanes, elements - first), np.int16)
@@ -128,11 +167,10 @@ def decode(stored: memoryview, elements: int, bits: int) -> Iterator[NDArray[np.
             x[hungry] = x[hungry] << 16 | food
             taken += hungry.size
         yield block
-    if taken != words.size or (states != LOWEST_STATE).any():
-        raise StreamError("the entropy coder does not end where it began: words are left or states are wrong")
+    return taken
 
 
-def _read_head(stored: memoryview, bits: int) -> tuple[Model, int, int]:
+def _read_head(stored: memoryview, elements: int, bits: int) -> tuple[Model, int, int]:
     """Return the model, the number of lanes, and where the states begin."""
     if len(stored) < HEAD_BYTES:
         raise StreamError("the frequency table is cut short")
@@ -143,8 +181,8 @@ def _read_head(stored: memoryview, bits: int) -> tuple[Model, int, int]:
         raise StreamError(f"{count} symbols, expected 2 to {MAX_SYMBOLS}")
     if lowest < -(1 << (bits - 1)) or lowest + count > 1 << (bits - 1):
         raise StreamError(f"values {lowest} … {lowest + count - 1} do not fit {bits} bits")
-    if lanes > MAX_LANES:
-        raise StreamError(f"2^{stored[4]} lanes, at most {MAX_LANES}")
+    if lanes != lanes_for(elements):
+        raise StreamError(f"2^{stored[4]} lanes, {elements} elements have {lanes_for(elements)}")
     table_end = HEAD_BYTES + (count * SCALE_BITS + 7) // 8
     states_end = table_end + 4 * lanes
     if states_end > len(stored):

@@ -15,19 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError, InputError
-from csqtool.finalized_file import METADATA_KEY, from_tensors
+from csqtool.finalized_file import METADATA_KEY, from_tensors, parse_document
 from csqtool.quantized_model import QuantizedModel
 from exporters.csq import container, encodings, version1
 from exporters.csq.container import MAGIC, Container
-from exporters.csq.entry import DTYPES, Encoding, Entry
+from exporters.csq.entry import DTYPES, MEMORY_FLOOR, PARSED_BYTES, Encoding, Entry
 from exporters.csq.rans import StreamError
 
 VERSIONS = {1: version1.parse, container.VERSION: container.parse}
 
 # The order of dtypes in a safetensors file (annex A of the specification).
 _SAFETENSORS_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
-_PARSED_BYTES = 96  # what json.loads takes at most for one value beside its text
-_MEMORY_FLOOR = 1 << 20
 
 
 class CsqFile:
@@ -41,6 +39,8 @@ class CsqFile:
         metadata: the JSON text of the finalized file.
         entries: what the table says about each tensor, by name.
         graph: the recipe of the ONNX file, if the package carries one.
+        metadata_place: file and byte of the metadata, for messages.
+        graph_place: file and byte of the graph, for messages.
     """
 
     def __init__(self, content: bytes | mmap.mmap, *, where: str) -> None:
@@ -57,6 +57,8 @@ class CsqFile:
         self.finalized_sha256 = found.finalized_sha256
         self.metadata = found.metadata
         self.graph = found.graph
+        self.metadata_place = f"{where}: metadata at byte {found.metadata_start}"
+        self.graph_place = f"{where}: graph at byte {found.graph_start}"
         self.entries = {entry.name: entry for entry in found.entries}
 
     def _parse(self) -> Container:
@@ -85,6 +87,9 @@ class CsqFile:
         try:
             if entry.encoding is Encoding.RAW and entry.dtype != "BOOL" and entry.native == DTYPES[entry.dtype]:
                 return np.frombuffer(stored, entry.native).reshape(entry.shape)
+            if entry.decoded_bytes > 4 * self.size_bytes:
+                for _ in encodings.blocks(entry, stored):
+                    pass  # a bad stream is found before it takes more memory than the file justifies
             return encodings.decode(entry, stored)
         except StreamError as error:
             raise FormatError(f"{self._place(entry)}: {error}") from error
@@ -142,7 +147,7 @@ class CsqFile:
     def _document_is_small(self) -> bool:
         """Whether parsing the metadata stays within four times the file."""
         values = sum(self.metadata.count(c) for c in ",[{:")
-        return values * _PARSED_BYTES <= 4 * len(self._content) + _MEMORY_FLOOR
+        return values * PARSED_BYTES <= 4 * len(self._content) + MEMORY_FLOOR
 
     def model(self) -> QuantizedModel:
         """Return the finalized model, everything checked before memory for it is taken.
@@ -152,18 +157,10 @@ class CsqFile:
         """
         self.check()
         if not self._document_is_small:
-            raise FormatError(f"{self.where}: the metadata hold more values than the file's size justifies")
-        try:
-            json.loads(self.metadata, object_pairs_hook=self._unique)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{self.where}: the metadata are not JSON: {error}") from error
-        self._check_scales()
+            raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
+        self._check_scales(parse_document(self.metadata, where=self.metadata_place))
         tensors = {name: self.tensor(name) for name in self.entries}
-        try:
-            model = from_tensors(tensors, self.metadata, where=self.where)
-        except FormatError as error:
-            text = str(error)
-            raise FormatError(text if text.startswith(self.where) else f"{self.where}: {text}") from error
+        model = from_tensors(tensors, self.metadata, where=self.metadata_place)
         stored = {entry.name: entry.bits for entry in self.entries.values() if entry.is_quantized}
         if stored != (expected := {layer.name: layer.bit_width for layer in model.layers}):
             wrong = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
@@ -173,17 +170,14 @@ class CsqFile:
             )
         return model
 
-    def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document = dict(pairs)
-        if len(document) != len(pairs):
-            raise FormatError(f"{self.where}: the metadata have a key twice: {', '.join(key for key, _ in pairs):.200}")
-        return document
-
-    def _check_scales(self) -> None:
-        """Check the scale of every quantized tensor here, where its place in the file is known."""
-        for entry in self.entries.values():
-            scale = self.entries.get(f"{entry.name}_scale")
-            if entry.is_quantized and scale is not None and scale.shape == () and scale.dtype == "F32":
+    def _check_scales(self, document: dict[str, Any]) -> None:
+        """Check the scale of every quantized tensor and activation here, where its place in the file is known."""
+        names: list[Any] = [entry.name for entry in self.entries.values() if entry.is_quantized]
+        activations = document.get("activations")
+        names += [a.get("name") for a in activations if isinstance(a, dict)] if isinstance(activations, list) else []
+        for name in names:
+            scale = self.entries.get(f"{name}_scale")
+            if scale is not None and scale.shape == () and scale.dtype == "F32":
                 value = float(self.tensor(scale.name))
                 if not (np.isfinite(value) and value > 0):
                     raise FormatError(f"{self._place(scale)}: a scale is finite and above zero, this one is {value}")

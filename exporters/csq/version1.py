@@ -14,7 +14,16 @@ from typing import Any
 from csqtool.errors import FormatError
 from csqtool.quantized_model import MAX_BIT_WIDTH
 from exporters.csq.container import ALIGNMENT, Container
-from exporters.csq.entry import DTYPES, MAX_ELEMENTS, MAX_RANK, Encoding, stored_bytes
+from exporters.csq.entry import (
+    DTYPES,
+    MAX_ELEMENTS,
+    MAX_RANK,
+    MEMORY_FLOOR,
+    PARSED_BYTES,
+    Encoding,
+    name_problem,
+    stored_bytes,
+)
 from exporters.csq.entry import Entry as TensorEntry
 
 MAX_HEADER_BYTES = 64 << 20  # a parsed JSON header takes some 10 times its bytes in memory; real ones are < 1 MB
@@ -44,7 +53,7 @@ def parse(content: memoryview, where: str) -> Container:
         FormatError: a rule of structure is broken.
     """
     header, data_start = _header_bytes(content, where)
-    finalized_sha256, metadata, entries = _parse_header(header, where)
+    finalized_sha256, metadata, entries = _parse_header(header, len(content), where)
     _check_layout(entries, content, data_start, where)
     tensors = tuple(
         TensorEntry(
@@ -53,7 +62,7 @@ def parse(content: memoryview, where: str) -> Container:
         )
         for entry in entries
     )  # fmt: skip
-    return Container(1, finalized_sha256, metadata, tensors, None)
+    return Container(1, finalized_sha256, metadata, tensors, None, PREAMBLE.size, data_start)
 
 
 def _header_bytes(content: memoryview, where: str) -> tuple[bytes, int]:
@@ -76,7 +85,7 @@ def _header_bytes(content: memoryview, where: str) -> tuple[bytes, int]:
     return header, data_start
 
 
-def _parse_header(header: bytes, where: str) -> tuple[str, str, list[Entry]]:
+def _parse_header(header: bytes, file_bytes: int, where: str) -> tuple[str, str, list[Entry]]:
     """Return the header's SHA-256, metadata and tensor entries."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,6 +96,9 @@ def _parse_header(header: bytes, where: str) -> tuple[str, str, list[Entry]]:
             document[key] = value
         return document
 
+    values = sum(header.count(c) for c in b",[{:")
+    if values * PARSED_BYTES > 4 * file_bytes + MEMORY_FLOOR:
+        raise FormatError(f"{where}: the header holds some {values} JSON values, too many for {file_bytes} bytes")
     try:
         document = json.loads(header.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
@@ -108,8 +120,10 @@ def _parse_header(header: bytes, where: str) -> tuple[str, str, list[Entry]]:
 
 def _parse_entry(tensor: Any, what: str) -> Entry:
     _check_keys(tensor, {field.name for field in fields(Entry)}, what)
-    if not _is_text(tensor["name"]) or tensor["name"] == "__metadata__":
+    if not _is_text(tensor["name"]):
         raise FormatError(f"{what}: bad name {tensor['name']!r:.100}")
+    if (problem := name_problem(tensor["name"])) is not None:
+        raise FormatError(f"{what}: bad name {tensor['name']!r:.100}: {problem}")
     entry = Entry(**tensor)
     what = f"{what} ({entry.name!r})"
     for key in ("bits", "offset", "length", "crc32"):

@@ -219,6 +219,16 @@ CSQ_API csq_status csq__check_encoding(const csq_tensor *t) {
     return t->length == csq__stream_size(t->elements, t->bits) ? CSQ_OK : CSQ_DAMAGED;
 }
 
+/* Take a name of at most 255 bytes, UTF-8, if it is allowed: never a part of a path. */
+CSQ_API int csq__name(csq_tensor *t, const uint8_t *p, size_t length) {
+    size_t i;
+    for (i = 0; i < length; i++)
+        if (p[i] < 0x20 || p[i] == 0x7f || p[i] == '/' || p[i] == '\\') return 0;
+    memcpy(t->name, p, length);
+    t->name[length] = 0;
+    return length && strcmp(t->name, ".") && strcmp(t->name, "..") && strcmp(t->name, "__metadata__");
+}
+
 /* Read the row at `row` of a version 2 table, for the tensor stored at `stored`. */
 CSQ_API csq_status csq__row(const csq_file *file, csq_tensor *t, size_t row, size_t stored) {
     const uint8_t *p = file->data + row;
@@ -240,12 +250,8 @@ CSQ_API csq_status csq__row(const csq_file *file, csq_tensor *t, size_t row, siz
     p += 4 * t->rank;
     left -= 4 * t->rank + 1;
     name_length = *p++;
-    if (name_length == 0 || name_length > left || !csq__is_utf8(p, name_length)) return CSQ_DAMAGED;
-    for (i = 0; i < name_length; i++)
-        if (p[i] < 0x20 || p[i] == 0x7f || p[i] == '/' || p[i] == '\\') return CSQ_DAMAGED;
-    memcpy(t->name, p, name_length);
-    t->name[name_length] = 0;
-    if (!strcmp(t->name, ".") || !strcmp(t->name, "..") || !strcmp(t->name, "__metadata__")) return CSQ_DAMAGED;
+    if (name_length > left || !csq__is_utf8(p, name_length)) return CSQ_DAMAGED;
+    if (!csq__name(t, p, name_length)) return CSQ_DAMAGED;
     status = csq__skip(file, stored, length, &t->next_stored);
     if (status != CSQ_OK) return status;
     t->stored = file->data + stored;
@@ -310,9 +316,7 @@ CSQ_API csq_status csq__row_1(const csq_file *file, csq_tensor *t, size_t row, s
     name = at;
     if (!csq__eat_string(file, &at)) return CSQ_UNSUPPORTED;
     if (at - name > CSQ_MAX_NAME || memchr(file->data + name, '\\', at - name)) return CSQ_UNSUPPORTED;
-    memcpy(t->name, file->data + name, at - name);
-    t->name[at - name] = 0;
-    if (!strcmp(t->name, "__metadata__")) return CSQ_DAMAGED;
+    if (!csq__name(t, file->data + name, at - name)) return CSQ_DAMAGED;
     if (!csq__eat(file, &at, "\",\"dtype\":\"")) return CSQ_UNSUPPORTED;
     for (dtype = 0; dtype <= CSQ_C64; dtype++)
         if (csq__eat(file, &at, dtypes[dtype])) break;
@@ -422,6 +426,7 @@ CSQ_API csq_status csq__open_2(csq_file *file) {
     if (csq_crc32(0, data, 84) != csq__u32(data + 84) || csq__u32(data + 36)) return CSQ_DAMAGED;
     file->tensors = csq__u32(data + 12);
     for (i = 0; i < 3; i++) sizes[i] = csq__u32(data + 16 + 4 * i);
+    if (file->tensors > 1024 + file->size / 512) return CSQ_DAMAGED; /* more than so small a file justifies */
     if (file->tensors > CSQ_MAX_TENSORS || sizes[0] > CSQ_MAX_TABLE) return CSQ_DAMAGED;
     room = ((uint64_t)1 << 20) + 4 * (uint64_t)file->size;
     if (room > CSQ_MAX_PART) room = CSQ_MAX_PART;
@@ -510,6 +515,14 @@ CSQ_API csq_status csq__begin_codebook(csq_decoder *d) {
     return CSQ_OK;
 }
 
+/* log2 of the lanes that `count` elements have. */
+CSQ_API unsigned csq__lanes(uint64_t count) {
+    unsigned power = 0;
+    uint64_t wanted = count >> 10 < 32 ? count >> 10 : count >> 12 < 32 ? 32 : count >> 12;
+    while (power < 10 && wanted >> (power + 1)) power++;
+    return power;
+}
+
 CSQ_API csq_status csq__begin_rans(csq_decoder *d) {
     uint32_t i, j, slot = 0;
     int32_t half = (int32_t)1 << (d->bits - 1);
@@ -517,7 +530,8 @@ CSQ_API csq_status csq__begin_rans(csq_decoder *d) {
     if (d->length < 5) return CSQ_DAMAGED;
     d->lowest = csq__i16(d->stored);
     d->symbols = csq__u16(d->stored + 2);
-    if (d->symbols < 2 || d->symbols > CSQ_MAX_SYMBOLS || d->stored[4] > 10) return CSQ_DAMAGED;
+    if (d->symbols < 2 || d->symbols > CSQ_MAX_SYMBOLS || d->stored[4] != csq__lanes(d->kept))
+        return CSQ_DAMAGED;
     if (d->lowest < -half || d->lowest + (int32_t)d->symbols > half) return CSQ_DAMAGED;
     d->lanes = (uint32_t)1 << d->stored[4];
     d->lane = 0;
