@@ -55,7 +55,12 @@ _training = _settings(
     _setting("learning_rate", float, "Of weights, BatchNorm and scales. [default: 0.05; adamw 0.001]"),
     _setting("gate_learning_rate", float, "Of the bit gates. [default: 3; adamw 0.1]"),
     _setting("warmup_epochs", float, "Learning rates rise over this many epochs of each phase. [default: 0]"),
-    _setting("weight_decay", float, "Of float weights; gates have none. [default: 0.0005]"),
+    _setting("momentum", float, "Of SGD. [default: 0.9]"),
+    _setting("weight_decay", float, "Of float weights. [default: 0.0005]"),
+    _setting("gate_weight_decay", float, "Of gates, masks and their scales. [default: 0]"),
+    _setting("decay_all", bool, "Let BatchNorm, biases and activation scales decay, too. [default: no]"),
+    _setting("init", click.Choice(["csq", "paper"]), "Gates start from the weights, or as the authors' do."),
+    _setting("gate_init", float, "Bit gates start at ± this. [default: 1]"),
     _setting("beta_max", float, "Gate temperature at the end. [default: 200]"),
     _setting("beta_schedule", click.Choice(["epoch", "step"]), "How often the temperature rises. [default: epoch]"),
     _setting("amp", click.Choice(["auto", "no", "bf16"]), "Autocast; gates stay in float32. [default: auto]"),
@@ -91,6 +96,8 @@ _training = _settings(
 @_setting("seed", int, "Seed of everything random. [default: 0]")
 @_setting("task", str, "classification or regression, where the data name no task.")
 @_setting("mask_learning_rate", float, "Learning rate of the mask gates. [default: 0.1; adamw 0.01]")
+@_setting("mask_momentum", float, "Momentum of the mask gates. [default: 0]")
+@_setting("mask_init", float, "Mask gates of plane b start at (b + 1) times this. [default: 0.05]")
 @_setting("strength", float, "Strength λ of the budget's regularization. [default: 0.01]")
 @_setting("planes", int, "Bit planes a layer. [default: 8]")
 @_training

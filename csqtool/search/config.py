@@ -23,6 +23,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "mask_momentum": 0.9,
         "weight_decay": 5e-4,
         "gate_weight_decay": 5e-4,
+        "decay_all": True,
         "init": "paper",
         "budget_weighting": "elements",
         "element_pressure": False,
@@ -87,6 +88,7 @@ class SearchConfig:
         mask_momentum: of the mask gates; with none they follow the budget without overshooting.
         weight_decay: on float weights alone.
         gate_weight_decay: on gates, masks and their scales.
+        decay_all: BatchNorm, biases and activation scales decay as float weights do.
         strength: base regularization strength λ (CSQ, eq. 7).
         element_pressure: the budget presses on a plane in proportion to the weights it costs; else on all alike.
         beta_max: gate temperature at the end.
@@ -140,6 +142,7 @@ class SearchConfig:
     mask_momentum: float = 0.0
     weight_decay: float = 5e-4
     gate_weight_decay: float = 0.0
+    decay_all: bool = False
     strength: float = 0.01
     element_pressure: bool = True
     beta_max: float = 200.0

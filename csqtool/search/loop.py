@@ -1,18 +1,20 @@
 """The training loop: one phase (float training, search, finetuning) of epochs, exact to resume at any step.
 
-Everything random is a function of (seed, phase, epoch, batch) or of the random state that checkpoints carry;
+Everything random in a step is a function of (seed, phase, epoch, batch); checkpoints carry torch's state as well;
 learning rate and temperature are functions of the step. So a run that stops and resumes is the same run.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
@@ -74,6 +76,7 @@ class Phase:
         self.config = config
         self.data = data
         self.position = Position()
+        self.measured: dict[str, float] = {}  # behind the last epoch, to be shown with every step
         self.batches = batches_per_epoch(len(data.train), config.batch_size)
         self.steps = max(1, round(epochs * self.batches)) if epochs else 0
         self.processes = processes
@@ -142,11 +145,11 @@ class Phase:
                     where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
                     raise TrainingError(
                         f"the loss became {loss} in {where}: "
-                        "lower the learning rates or check the data; the last good state is kept"
+                        "lower the learning rates or check the data; what was saved before is kept"
                     )
                 self.position.batch += 1
                 self.position.loss_sum += loss
-                facts = {"loss": self.position.loss_sum / self.position.batch}
+                facts = {"loss": self.position.loss_sum / self.position.batch} | self.measured
                 if self.method:
                     facts |= self.method.status()
                 progress.step(self.name, epoch * self.batches + batch + 1, self.steps, facts)
@@ -172,11 +175,11 @@ class Phase:
 
     def _step(self, chosen: Tensor, epoch: int, batch: int) -> float:
         seed = hash_seed(self.config.seed, self.name, epoch, batch)
+        seed_all(seed)  # for data sets that draw from one of these
         inputs, targets = self.data.training_batch(chosen.tolist(), seed)
         mine, weight = self.processes.share(chosen)
         inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
-        if self.processes.count > 1:  # dropout and the like differ between processes, and do not stand in checkpoints
-            torch.manual_seed(hash_seed(self.config.seed, self.name, epoch, batch, self.processes.index))
+        seed_all(hash_seed(seed, self.processes.index))  # for dropout and the like, which differ between processes
         inputs = laid_out(inputs, channels_last=bool(self.config.channels_last))
         annealing = self._annealing(epoch + batch / self.batches)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
@@ -196,6 +199,9 @@ class Phase:
         extras = [self.method.regularization()] if self.method else []
         extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
         penalty = sum(extra for extra in extras if extra is not None)
+        value = float(self.processes.added_up(weight * loss.detach()))
+        if not math.isfinite(value):
+            return value  # nothing is trained with it
         with self._early_steps():
             torch.autograd.backward(weight * loss + penalty / self.processes.count)
         self.processes.add_up_gradients(self._parameters)
@@ -204,7 +210,7 @@ class Phase:
             self.method.after_step()
         for quantizer in self.net.quantizers.values():
             quantizer.after_step()
-        return float(self.processes.added_up(weight * loss.detach()))
+        return value
 
     @contextmanager
     def _early_steps(self) -> Iterator[None]:
@@ -249,6 +255,13 @@ class Phase:
         torch.set_rng_state(state["random"])
 
 
+def seed_all(seed: int) -> None:
+    """Seed every random state that a model or data set may draw from: what a step draws depends on nothing before."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def start_processes(device: str) -> Processes:
     """Return the processes of this run, computing on a device.
 
@@ -276,9 +289,9 @@ def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchCon
     steps = [p for p in rest if id(p) in scales]
     groups += [
         {"params": decayed, "lr": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": plain, "lr": config.learning_rate, "weight_decay": 0.0},
+        {"params": plain, "lr": config.learning_rate, "weight_decay": config.weight_decay * config.decay_all},
         # A step size is orders of magnitude smaller than a weight; it is trained at a tenth of the rate.
-        {"params": steps, "lr": 0.1 * config.learning_rate, "weight_decay": 0.0},
+        {"params": steps, "lr": 0.1 * config.learning_rate, "weight_decay": config.weight_decay * config.decay_all},
     ]
     return [group for group in groups if group["params"]]
 

@@ -378,6 +378,7 @@ class Session:
             precisions = {name: len(planes) for name, planes in method.scheme().items()}
             entry |= method.status() | {"average_precision": self.budget.average(precisions)}
             entry["precision"] = precisions
+        phase.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
         self._log(entry)
         shown = {k: v for k, v in entry.items() if isinstance(v, int | float) and k not in ("epoch", "bits")}
         words = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import DIGITS, QUICK, Built, invoke, ok
 
-from csqtool.errors import FormatError, InputError
-from csqtool.search import session
+from csqtool.errors import FormatError, InputError, SearchInterrupted
+from csqtool.finalize import finalize
+from csqtool.search import SearchConfig, resume_search, search, session
 from csqtool.search.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from csqtool.search.progress import Silent
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "--act-bits", "8", *QUICK]
 
@@ -145,3 +148,46 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "state saved, go on with: csqtool search --resume" in errors
     assert (run / "checkpoints" / "last.pt").is_file()
+
+
+NOISY = """
+import random
+import numpy as np
+from csqtool.data import load_data
+
+class Noisy:
+    def __init__(self, base):
+        self.base = base
+
+    def __len__(self):
+        return 128
+
+    def __getitem__(self, index):
+        x, y = self.base[index]
+        return x + np.float32(0.1 * np.random.rand() + 0.1 * random.random()), y
+
+def noisy():
+    source = load_data("digits")
+    return Noisy(source.train), source.test
+"""
+
+
+def test_data_that_draw_from_numpy_and_random_resume_to_the_same_model(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(NOISY)
+    config = SearchConfig.make(model=DIGITS, data=f"{tmp_path}/data.py:noisy", target_bits=3, batch_size=16,
+                               pretrain_epochs=1, epochs=1, finetune_epochs=1)  # fmt: skip
+
+    class Interrupting(Silent):
+        def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+            if (phase, done) == ("search", 5):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    search(config, tmp_path / "whole")
+    with pytest.raises(SearchInterrupted):
+        search(config, tmp_path / "stopped", progress=Interrupting())
+    np.random.seed(99)
+    random.seed(99)
+    resume_search(tmp_path / "stopped")
+    for run in ("whole", "stopped"):
+        finalize(tmp_path / run, tmp_path / f"{run}.safetensors")
+    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "stopped.safetensors").read_bytes()
