@@ -74,7 +74,7 @@ _training = _settings(
 
 @click.command()
 @click.argument("model", required=False)
-@_setting("data", str, "digits, cifar10:DIR, npz:FILE or file.py:factory.")
+@_setting("data", str, "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or file.py:factory.")
 @_setting("target_bits", float, "Budget: planes a weight on average, 1 to 8.")
 @_setting("target_size", str, "Budget: size of the packed file, such as 60KB.")
 @click.option("-o", "--output", type=FOLDER, help="The run directory to write.")

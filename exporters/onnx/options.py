@@ -60,7 +60,7 @@ class OnnxOptions:
             raise ConfigError(f"weights {self.weights} for {self.runtime}: {reason}; use auto")
 
     def check(self, model: QuantizedModel) -> None:
-        """Refuse what the chosen runtime is known not to run.
+        """Refuse what the chosen runtime is known not to run, or not on integers where another storage is.
 
         Raises:
             ExportError: names the runtime and the reason.
@@ -69,6 +69,12 @@ class OnnxOptions:
             raise ExportError(
                 "tensorrt: activations here are unsigned 8-bit integers, and TensorRT quantizes to signed ones with "
                 "zero point 0 only; export for another runtime, or search with --act-bits float"
+            )
+
+        if self.runtime == "openvino" and self.weights == "int4" and model.activations:
+            raise ExportError(
+                "weights int4 for openvino: beside quantized activations OpenVINO computes int4 layers in float, "
+                "slower than int8; use auto, or search with --act-bits float"
             )
 
     @property
