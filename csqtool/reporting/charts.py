@@ -97,7 +97,9 @@ def histogram(title: str, q: NDArray[Any]) -> Markup:
         ET.SubElement(bar, "title").text = f"{value}: {count:,} weights, {count / q.size:.1%}"
     _line(svg, 0, height - bottom, width, height - bottom, "grid")
     for value in sorted({low, 0, high}):
-        if low <= value <= high:
+        # A zero beside an end would be written over it.
+        zero_fits = low < value < high and all(step * abs(end - value) > 8 * len(f"{end} ") for end in (low, high))
+        if value in (low, high) or zero_fits:
             centre = left + step * (value - low + 0.5)
             half = 3.8 * len(str(value))  # of the label's width, at most
             if centre < half:
