@@ -5,15 +5,16 @@ import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from csqtool.finalized_file import to_bytes
+from csqtool.finalized_file import read_finalized, to_bytes, write_finalized
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from csqtool.reporting.charts import Series, chart, histogram
+from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.page import _pipeline_text, report
 from csqtool.reporting.sources import gather
 from csqtool.search.config import SearchConfig
@@ -186,6 +187,63 @@ def test_a_histogram_has_a_bar_for_each_value_that_occurs() -> None:
         "0: 1 weights, 25.0%",
         "7: 1 weights, 25.0%",
     ]
+
+
+@pytest.mark.parametrize("values", [(-121, 121), (-128, 127), (-1, 1), (0, 100), (-200, 3), (-2, 90)])
+def test_labels_of_a_histogram_lie_inside_it(values: tuple[int, int]) -> None:
+    svg = histogram("h", np.array(values, np.int16))
+    found = re.findall(r'x="([\d.-]+)" y="[\d.]+" text-anchor="(\w+)">(-?\d+)<', svg)
+    assert {str(value) for value in values} <= {text for _, _, text in found}
+    last = 0.0
+    for x, anchor, text in found:
+        wide = 7 * len(text)
+        left = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        assert left >= last
+        last = left + wide
+    assert last <= 240
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 9, 11, 13, 90, 601])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    svg = chart("c", [Series("s", [(float(i + 1), 0.5) for i in range(epochs)])], x="epoch", y="y", whole_x=True)
+    ticks = re.findall(r'y="274.0" text-anchor="middle">([\d.,-]+)<', svg)
+    assert 2 <= len(ticks) <= 10
+    assert all(tick.replace(",", "").isdigit() for tick in ticks)
+
+
+def test_a_heat_map_keeps_its_size_however_few_its_columns_are() -> None:
+    for columns in (1, 3, 100):
+        svg = heatmap("h", [("fc.weight", [3.0] * columns)], largest=8, unit="planes")
+        match = re.search(r'viewBox="0 0 (\d+) (\d+)"', svg)
+        assert match
+        assert f'style="width:{match[1]}px;height:{match[2]}px"' in svg
+
+
+def test_a_run_and_its_model_are_one_subject(eight_bits: Built) -> None:
+    for sources in ([eight_bits.run, eight_bits.model], [eight_bits.model, eight_bits.csq, eight_bits.run]):
+        (subject,) = gather(sources).subjects
+        assert subject.label == str(eight_bits.run)
+        assert subject.model is not None
+        assert subject.log
+    assert len(subject.exports) == 1
+
+
+def test_a_model_of_another_seed_is_not_put_to_a_run(eight_bits: Built, tmp_path: Path) -> None:
+    model = read_finalized(eight_bits.model)
+    method = {**model.info["method"], "seed": 7}
+    write_finalized(replace(model, info={**model.info, "method": method}), tmp_path / "m.safetensors")
+    assert len(gather([eight_bits.run, tmp_path / "m.safetensors"]).subjects) == 2
+
+
+def test_a_run_without_a_model_has_no_empty_columns(eight_bits: Built, tmp_path: Path) -> None:
+    heads = {}
+    for source in (eight_bits.run, eight_bits.model):
+        html = report([source], tmp_path / "r.html").read_text().split('id="bits"')[1].split("</table>")[0]
+        heads[source] = re.findall(r"<th[^>]*>([^<]*)</th>", html.split("</thead>")[0])
+        cells = html.split("<tbody>")[1].split("</tr>")[0].count("<td") + 1
+        assert cells == len(heads[source])
+    assert heads[eight_bits.model][-2:] == ["shape", "scale"]
+    assert heads[eight_bits.run] == heads[eight_bits.model][:-2]
 
 
 @pytest.mark.parametrize("points", [[(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.5)], [(0.0, -3.0), (1e6, 1e-9)], [(0.0, 0.0)]])

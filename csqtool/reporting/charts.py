@@ -37,6 +37,7 @@ def chart(
     joined: bool = True,
     level: tuple[str, float] | None = None,
     from_zero: bool = False,
+    whole_x: bool = False,
 ) -> Markup:
     """Return a chart of several series.
 
@@ -48,10 +49,11 @@ def chart(
         joined: join the points of a series by a line.
         level: a horizontal line, with its label.
         from_zero: both axes begin at zero.
+        whole_x: the places on the first axis are whole numbers; no others are written at it.
     """
     xs = [p[0] for s in series for p in s.points]
     ys = [p[1] for s in series for p in s.points] + ([level[1]] if level else [])
-    x_ticks, y_ticks = (_ticks(min([*v, *zero]), max(v)) for v, zero in ((xs, [0.0] * from_zero), (ys, [])))
+    x_ticks, y_ticks = _ticks(min([*xs, *[0.0] * from_zero]), max(xs), whole=whole_x), _ticks(min(ys), max(ys))
     svg = _svg(title, WIDTH, HEIGHT)
     place_x = _scale(x_ticks[0], x_ticks[-1], _LEFT, WIDTH - _RIGHT)
     place_y = _scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
@@ -95,8 +97,17 @@ def histogram(title: str, q: NDArray[Any]) -> Markup:
         ET.SubElement(bar, "title").text = f"{value}: {count:,} weights, {count / q.size:.1%}"
     _line(svg, 0, height - bottom, width, height - bottom, "grid")
     for value in sorted({low, 0, high}):
-        if low <= value <= high:
-            _text(svg, left + step * (value - low + 0.5), height - 4, str(value), "middle")
+        # A zero beside an end would be written over it.
+        zero_fits = low < value < high and all(step * abs(end - value) > 8 * len(f"{end} ") for end in (low, high))
+        if value in (low, high) or zero_fits:
+            centre = left + step * (value - low + 0.5)
+            half = 3.8 * len(str(value))  # of the label's width, at most
+            if centre < half:
+                _text(svg, 0, height - 4, str(value), "start")
+            elif centre > width - half:
+                _text(svg, width, height - 4, str(value), "end")
+            else:
+                _text(svg, centre, height - 4, str(value), "middle")
     return _markup(svg)
 
 
@@ -104,7 +115,9 @@ def heatmap(title: str, rows: Sequence[tuple[str, Sequence[float]]], *, largest:
     """Return a row of cells for each name: the stronger, the nearer a value is to `largest`."""
     columns = max(len(values) for _, values in rows)
     left, cell, tall = 190, max(4.0, min(16.0, 520 / columns)), 16
-    svg = _svg(title, int(left + cell * columns + 4), tall * len(rows) + 4)
+    width, height = int(left + cell * columns + 4), tall * len(rows) + 4
+    svg = _svg(title, width, height)
+    svg.set("style", f"width:{width}px;height:{height}px")  # no larger, no smaller: what does not fit is scrolled to
     for index, (name, values) in enumerate(rows):
         shown = name if len(name) <= 28 else f"…{name[-27:]}"
         _text(svg, left - 6, tall * index + 12, shown, "end")
@@ -117,13 +130,16 @@ def heatmap(title: str, rows: Sequence[tuple[str, Sequence[float]]], *, largest:
     return _markup(svg)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return four to nine round numbers from at or below `low` to at or above `high`."""
+def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Return round numbers, nine at most, from at or below `low` to at or above `high`."""
+    if whole and high - low < 1:
+        low, high = low - 1, high + 1
     if high - low < 1e-12:
         low, high = (low - 0.5 * abs(low), high + 0.5 * abs(high)) if low else (-1.0, 1.0)
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    steps = [m * power for m in (1, 2, 2.5, 5, 10, 20) if not whole or (m * power >= 1 and (m * power) % 1 == 0)]
+    step = next((s for s in steps if s >= rough * 0.999), 1.0)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 

@@ -236,7 +236,8 @@ def _course(
     if not any(points.values()):
         return None
     series = [Series(stage, found) for stage, found in points.items()]
-    return chart(f"{label} over the epochs", series, x="epoch", y=label, level=level)
+    return chart(f"{label} over the epochs", series, x="epoch", y=label, level=level,
+                 whole_x=True)  # fmt: skip
 
 
 def _precision_heatmap(log: list[dict[str, Any]]) -> Markup | None:

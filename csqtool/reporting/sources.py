@@ -81,6 +81,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
     """
     found = Gathered()
     loose: list[tuple[str, Any]] = []  # what belongs to a model that may come later
+    models: list[Subject] = []
     for path in paths:
         if path.suffix == ".toml":
             from csqtool.pipeline import read_pipeline
@@ -93,6 +94,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
             found.subjects.append(_folder(path, found))
         elif path.suffix == ".safetensors":
             _add_model(subject := Subject(str(path)), path)
+            models.append(subject)
             found.subjects.append(subject)
         elif path.suffix in (".csq", ".onnx"):
             loose.append(_read_export(path))
@@ -104,6 +106,8 @@ def gather(paths: Sequence[Path]) -> Gathered:
                 loose.append((str(path), document))
             else:
                 raise InputError(f"{path} is neither a report of csqtool verify --json nor of csqtool bench --json")
+    for subject in models:
+        _join_run(found, subject)
     for origin, item in loose:
         _attach(found, origin, item)
     return found
@@ -154,6 +158,30 @@ def _add_model(subject: Subject, path: Path) -> None:
     content = read_bytes(path)
     subject.model = parse_finalized(content, where=str(path))
     subject.model_path, subject.model_sha256 = path, hashlib.sha256(content).hexdigest()
+
+
+def _join_run(found: Gathered, subject: Subject) -> None:
+    """Put a finalized model to the run it comes from, if that is there: one subject instead of two."""
+    runs = [run for run in found.subjects if run.model is None and run.scheme and _comes_from(subject, run)]
+    if len(runs) == 1:  # of twins no one knows which
+        run = runs[0]
+        run.model, run.model_path, run.model_sha256 = subject.model, subject.model_path, subject.model_sha256
+        found.subjects[:] = [other for other in found.subjects if other is not subject]
+
+
+def _comes_from(subject: Subject, run: Subject) -> bool:
+    """Return whether a finalized model has the layers, method and seed of a run and records the same float metric."""
+    assert subject.model is not None
+    layers = [(x.name, x.precision, x.mask, x.elements) for x in subject.model.layers]
+    scheme = [(x["name"], x["precision"], x["mask"], x["elements"]) for x in run.scheme or []]
+    method, config = subject.model.info.get("method"), run.config or {}
+    metrics = subject.model.info.get("metrics")
+    if sorted(layers) != sorted(scheme) or not isinstance(method, dict):
+        return False
+    if isinstance(metrics, dict) and metrics.get("float") != (run.summary or {}).get("metric_float"):
+        return False
+    recorded = {"method": method.get("name"), **{k: v for k, v in method.items() if k != "name"}}
+    return all(config[key] == value for key, value in recorded.items() if key in config)
 
 
 def _read_export(path: Path) -> tuple[str, ExportedFile]:
