@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import struct
@@ -26,6 +27,7 @@ from csq_files import (
     one_layer,
     pruned,
     small_model,
+    spread,
     with_right_checksums,
 )
 from hypothesis import given, settings
@@ -33,7 +35,8 @@ from hypothesis import strategies as st
 
 from csqtool.errors import ExportError, FormatError, InputError
 from csqtool.finalized_file import serialize, to_bytes, to_tensors
-from csqtool.verify.csq_decoder import decode
+from csqtool.verify.csq_decoder import decode, graph_part
+from csqtool.verify.csq_graph import rebuild
 from exporters.csq import CsqFile, graph, open_csq, pack, unpack
 from exporters.csq.entry import Encoding
 from exporters.csq.rans import encode as rans_encode
@@ -725,13 +728,29 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path):
 # --- graph and float16 -------------------------------------------------------------------------------------
 
 
-def test_the_golden_graph_is_rebuilt_bit_for_bit():
+def by_verifier(content):
+    """Rebuild a package's ONNX file with the verifier's own reader of the graph."""
+    recipe, start = graph_part(content, where="x")
+    try:
+        return rebuild(recipe, list(by_decoder(content).values()), 64 * len(content))
+    except FormatError as error:
+        raise FormatError(f"x: graph at byte {start}: {error}") from error
+
+
+REBUILDERS = pytest.mark.parametrize(
+    "rebuilt", [lambda content: graph.rebuild(CsqFile(content, where="x")), by_verifier], ids=["exporter", "verifier"]
+)
+
+
+@REBUILDERS
+def test_the_golden_graph_is_rebuilt_bit_for_bit(rebuilt):
     file = CsqFile((GOLDEN / "v2-graph.csq").read_bytes(), where="x")
-    assert graph.rebuild(file) == golden_onnx()
+    assert rebuilt((GOLDEN / "v2-graph.csq").read_bytes()) == golden_onnx()
     assert len(file.graph) < 44 + 3 * 8 + len(golden_onnx()) - 7 + 1  # the weights are not in it
 
 
-def test_a_changed_recipe_is_rejected_or_gives_the_right_file():
+@REBUILDERS
+def test_a_changed_recipe_is_rejected_or_gives_the_right_file(rebuilt):
     content = (GOLDEN / "v2-graph.csq").read_bytes()
     recipe = bytearray(CsqFile(content, where="x").graph)
     unnoticed, places = [], []
@@ -739,12 +758,9 @@ def test_a_changed_recipe_is_rejected_or_gives_the_right_file():
         changed = bytearray(recipe)
         changed[bit // 8] ^= 1 << bit % 8
         rows, metadata, digest = disassemble(content)
-        file = CsqFile(
-            assemble(rows, metadata, digest, graph_part=zlib.compress(bytes(changed)), graph_size=len(changed)),
-            where="x",
-        )
+        whole = assemble(rows, metadata, digest, graph_part=zlib.compress(bytes(changed)), graph_size=len(changed))
         try:
-            assert graph.rebuild(file) == golden_onnx()
+            assert rebuilt(whole) == golden_onnx()
             unnoticed.append(bit // 8)
         except FormatError as error:
             places.append(str(error)[:8])
@@ -764,6 +780,27 @@ def with_recipe(recipe, *more):
     return sealed([*rows, *more], metadata, graph_part=zlib.compress(recipe, 9), graph_size=len(recipe))
 
 
+@pytest.mark.parametrize("shape", [(11,), (16,), (5, 7), (3, 4, 5), (1,)])
+def test_both_readers_of_the_graph_give_the_same_bytes_in_every_form(shape):
+    q = spread(math.prod(shape), -100, 100).astype(np.int8).reshape(shape)
+    rows, metadata, digest = disassemble(pack(one_layer(q), encoding="dense"))
+    signs = bytes([255, 0, 1, 1, 255] * 4)[: shape[0]]
+    for form, bits, flags in [(1, 0, f) for f in range(4)] + [(f, b, g) for f in (2, 3, 4) for b in (1, 5, 8, 9)
+                                                              for g in range(4)]:  # fmt: skip
+        size = q.nbytes if form == 1 else -(-q.size // 8) * bits if form == 4 else -(-q.size * bits // 8)
+        piece = struct.pack("<BBBBI", form, bits, flags, 0, 0) + (signs if flags & 1 else b"")
+        made = []
+        for digest_of in (bytes(32), None):
+            right = digest_of or hashlib.sha256(made[0]).digest()
+            recipe = struct.pack("<32sQI", right, size + 3, 2) + piece + struct.pack("<BBBBI", 0, 0, 0, 0, 3) + b"end"
+            content = assemble(rows, metadata, digest, graph_part=zlib.compress(recipe), graph_size=len(recipe))
+            if digest_of:  # what the exporter's own form gives, without its SHA-256
+                kept = np.frombuffer(signs, np.int8) if flags & 1 else None
+                made.append(graph._Reference("w", form, bits, kept, flags > 1).bytes(q) + b"end")
+            else:
+                assert by_verifier(content) == graph.rebuild(CsqFile(content, where="x")) == made[0]
+
+
 @pytest.mark.parametrize("count", [130_000, 500_000])
 def test_a_recipe_of_many_pieces_takes_no_more_memory_than_the_file_justifies(count):
     piece = struct.pack("<BBBBI", 1, 0, 0, 0, 1)
@@ -772,6 +809,8 @@ def test_a_recipe_of_many_pieces_takes_no_more_memory_than_the_file_justifies(co
     file = CsqFile(content, where="x")
     with memory_within_four_times(content), pytest.raises(FormatError, match=r"^x: graph at byte \d+.* pieces"):
         graph.rebuild(file)
+    with pytest.raises(FormatError, match=r"^x: graph at byte \d+.* pieces"):
+        by_verifier(content)
 
 
 def test_a_recipe_that_makes_another_file_is_noticed_before_it_is_made():

@@ -36,7 +36,7 @@ def verify_csq(subject: Subject) -> None:
     if not damaged:
         report.add("integrity", "checksums", True, f"{len(tensors)} tensors")
         _compare_with_c(tensors, subject)
-    graph = graph_verdict(subject.content, recorded, where=report.file)
+    graph = None if damaged else graph_verdict(subject.content, tensors, recorded, where=report.file)
     if graph is not None:
         report.add("integrity", "ONNX graph", *graph)
     rounded = half_origin(metadata)

@@ -61,7 +61,7 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
         return csq_decoder_v1.decode(content, where=where, damaged=damaged)
     _require(len(content) >= 12, where, f"truncated at byte {len(content)}, in the preamble")
     _require(version == 2, where, f"csq version {version} is not supported, only 1 and 2")
-    rows, metadata, position = _structure(content, where)
+    rows, metadata, _, position = _structure(content, where)
     places = []
     for row in rows:
         what = f"{where}: tensor {row.name!r} at byte {position}"
@@ -88,8 +88,20 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
     return tensors, metadata, content[40:72].hex()
 
 
-def _structure(content: bytes, where: str) -> tuple[list[_Row], str, int]:
-    """Return the table, the metadata, and where the data begin."""
+def graph_part(content: bytes, *, where: str) -> tuple[bytes | None, int]:
+    """Return the graph of a file, inflated (None without one), and the byte at which it stands.
+
+    Raises:
+        FormatError: the file breaks a rule of structure.
+    """
+    if _u32(content, 8) != 2:
+        return None, len(content)
+    _, _, graph, _ = _structure(content, where)
+    return graph, PREAMBLE_BYTES + sum((_u32(content, at) + 7) // 8 * 8 for at in (16, 20))
+
+
+def _structure(content: bytes, where: str) -> tuple[list[_Row], str, bytes | None, int]:
+    """Return the table, the metadata, the graph (None without one), and where the data begin."""
     _require(len(content) >= PREAMBLE_BYTES, where, f"truncated at byte {len(content)}, in the preamble")
     _require(zlib.crc32(content[:84]) == _u32(content, 84), where, "damaged preamble, its CRC-32 differs")
     count, table_bytes, metadata_bytes, graph_bytes, metadata_size, graph_size, reserved = (
@@ -111,13 +123,14 @@ def _structure(content: bytes, where: str) -> tuple[list[_Row], str, int]:
         _require(zlib.crc32(parts[name]) == _u32(content, checksum_at), what, "damaged, its CRC-32 differs")
         position = end
     metadata = _inflated(parts["metadata"], metadata_size, len(content), f"{where}: metadata")
+    graph = None
     if graph_bytes or graph_size:
-        _inflated(parts["graph"], graph_size, len(content), f"{where}: graph")
+        graph = _inflated(parts["graph"], graph_size, len(content), f"{where}: graph")
     try:
         text = str(metadata, "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: metadata are not UTF-8: {error}") from error
-    return _table(parts["tensor table"], count, where), text, position
+    return _table(parts["tensor table"], count, where), text, graph, position
 
 
 def _inflated(part: bytes, size: int, file_bytes: int, what: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 from csqtool.files import write_bytes
 from csqtool.finalized_file import serialize, to_tensors
 from csqtool.quantized_model import QuantizedModel
-from exporters.csq import container, graph
+from exporters.csq import graph
 from exporters.csq.reader import CsqFile, open_csq
 from exporters.csq.writer import pack
 
@@ -70,10 +70,6 @@ class CsqExporter:
     def c_header(self) -> bytes:
         """Return the C reader, ``csq.h``."""
         return (importlib.resources.files("exporters.csq") / "c" / "csq.h").read_bytes()
-
-    def carries_onnx(self, content: bytes) -> bool:
-        """Tell whether `content`, a `.csq` file, says in its preamble that it carries an ONNX graph."""
-        return container.carries_graph(content)
 
     def unpack_onnx(self, content: bytes, *, where: str) -> bytes:
         """Return the ONNX file that was packed into `content`, bit for bit.

@@ -110,11 +110,6 @@ def _table_row(entry: Entry, stored: bytes) -> bytes:
     )
 
 
-def carries_graph(content: bytes) -> bool:
-    """Tell whether a file says in its preamble that it carries a graph; nothing else is looked at."""
-    return content[8:12] == VERSION.to_bytes(4, "little") and any(content[24:28])
-
-
 def parse(content: memoryview, where: str) -> Container:
     """Return what stands around the tensors; their bytes are not looked at.
 
