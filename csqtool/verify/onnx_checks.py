@@ -42,8 +42,9 @@ def verify_onnx(subject: Subject) -> None:
             "'input' to one 'output'"
         )
     subject.tell(f"{report.file}: integrity and weights …")
-    _check_integrity(proto, subject)
     flat = flattened(proto, where=report.file)
+    _check_integrity(proto, subject)
+    runnable = _check_numbers(proto, flat, report)
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
     if model.activations:
         problems = onnx_activation_problems(flat, model)
@@ -52,6 +53,8 @@ def verify_onnx(subject: Subject) -> None:
     if float_tensors:
         problems = onnx_tensor_problems(float_tensors, model)
         subject.add_problems("weights", "tensors in float", problems, len(float_tensors))
+    if not runnable:
+        return
     test = subject.test_set()
     if test is None:
         return
@@ -97,7 +100,6 @@ def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
     subject.check_origin(recorded)
     fixed = [value.name for value in (*proto.graph.input, *proto.graph.output) if _is_fixed(value)]
     report.add("integrity", "dynamic batch", not fixed, f"the batch axis of {fixed[0]} is fixed" if fixed else "yes")
-    _check_finite(proto, report)
 
 
 def _is_fixed(value: onnx.ValueInfoProto) -> bool:
@@ -106,7 +108,8 @@ def _is_fixed(value: onnx.ValueInfoProto) -> bool:
     return not batch or batch[0].HasField("dim_value")
 
 
-def _check_finite(proto: onnx.ModelProto, report: VerifyReport) -> None:
+def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: VerifyReport) -> bool:
+    """Check that values are finite and scales above zero; integer kernels may end the process on others."""
     broken = [
         name for name, tensor in stored_tensors(proto)
         if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
@@ -118,6 +121,14 @@ def _check_finite(proto: onnx.ModelProto, report: VerifyReport) -> None:
     report.add(
         "integrity", "finite values", not broken, "yes" if not broken else "not finite", broken[0] if broken else None
     )
+    scales = {node.input[1]: node.output[0] for node in flat.graph.node
+              if node.op_type in ("QuantizeLinear", "DequantizeLinear")}  # fmt: skip
+    wrong = [
+        scales[tensor.name] for tensor in flat.graph.initializer
+        if tensor.name in scales and not (onnx.numpy_helper.to_array(tensor) > 0).all()
+    ]  # fmt: skip
+    report.add("integrity", "scales above zero", not wrong, "no" if wrong else "yes", wrong[0] if wrong else None)
+    return not broken and not wrong
 
 
 def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:

@@ -188,6 +188,9 @@ MUTATIONS: dict[str, tuple[Mutation, str, str | None]] = {
         changed("classifier.bias_scale", lambda s: s * np.float32(1.01)), "weights", "classifier.weight",
     ),
     "NaN weight scale": (changed("mix.0.weight_scale", first_value(np.nan)), "integrity", "mix.0.weight_scale"),
+    "an activation scale of zero": (
+        changed("relu@4.output_scale", lambda s: s * np.float32(0)), "integrity", "relu@4.output",
+    ),
     "infinite bias": (changed("stem.0.bias", first_value(np.inf)), "integrity", "stem.0.bias"),
     "wrong zero point": (zero_point_moved, "weights", "relu@2.output"),
     "one activation scale × 1.01": (
