@@ -1,4 +1,4 @@
-"""Fuzzes both Python readers of the `.csq` format, guided by coverage; needs `pip install atheris`.
+"""Fuzzes both Python readers of the `.csq` format, guided by coverage; needs atheris (of the extra `test`).
 
     mkdir -p corpus
     python tests/fuzz/csq_readers.py -max_total_time=600 -max_len=8192 -rss_limit_mb=8000 corpus tests/golden
