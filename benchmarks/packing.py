@@ -1,4 +1,4 @@
-"""Sizes of `.csq` files beside their entropy and other forms, and the speed of decoding beside a copy.
+"""Sizes of `.csq` files beside their entropy and other forms, and the speed of packing and decoding beside a copy.
 
     python benchmarks/packing.py [model.safetensors ...] [--resnet20 resnet20.th]    # prints Markdown; some minutes
 
@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 from csqtool.finalized_file import read_finalized, to_tensors
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from exporters.csq import CsqExporter, CsqFile, graph, open_csq, pack
+from exporters.csq.integers import pack_integers
 
 HERE = Path(__file__).parent
 WEIGHTS = 1 << 24
@@ -125,6 +126,29 @@ def bits_of_numpy(stream: np.ndarray, bits: int) -> np.ndarray:
     return (rows * weights).sum(1, dtype=np.int8)
 
 
+def bits_to_numpy(q: np.ndarray, bits: int) -> bytes:
+    """Return what a user of numpy alone would write: every bit as a byte, then packbits."""
+    rows = (q.view(np.uint8)[:, None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
+    return np.packbits(rows.reshape(-1), bitorder="little").tobytes()
+
+
+def packing_speeds() -> None:
+    print("\n| packing 2^24 weights | G weights/s | of a copy |\n| --- | ---: | ---: |")
+    for bits in (3, 4):
+        q = normal(bits, WEIGHTS)
+        buffer, model = np.empty_like(q), model_of(q)
+        assert bits_to_numpy(q, bits) == pack_integers(q, bits)
+        passes = {
+            "copy": lambda q=q, buffer=buffer: np.copyto(buffer, q),
+            f"integers alone, dense, {bits} bits": lambda q=q, b=bits: pack_integers(q, b),
+            f"numpy packbits, {bits} bits": lambda q=q, b=bits: bits_to_numpy(q, b),
+            f"whole file with SHA-256, dense, {bits} bits": lambda m=model: pack(m, encoding="dense"),
+            f"whole file with SHA-256, smallest, {bits} bits": lambda m=model: pack(m),
+            "safetensors save, int8": lambda q=q: save({"w": q}),
+        }
+        print_speeds(best_of(**passes))
+
+
 def speeds() -> None:
     print("\n| decoding 2^24 weights | G weights/s | of a copy |\n| --- | ---: | ---: |")
     with tempfile.TemporaryDirectory() as name:
@@ -165,7 +189,7 @@ def speeds() -> None:
 def print_speeds(best: dict[str, float], copy: bool = True) -> None:
     for name, seconds in best.items():
         if name != "copy" or copy:
-            print(f"| {name} | {WEIGHTS / seconds / 1e9:.2f} | {100 * best['copy'] / seconds:.1f} % |", flush=True)
+            print(f"| {name} | {WEIGHTS / seconds / 1e9:.3g} | {100 * best['copy'] / seconds:.1f} % |", flush=True)
 
 
 def opening(folder: Path) -> None:
@@ -192,4 +216,5 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     print(f"{processor()}, one thread; Python {platform.python_version()}, numpy {np.__version__}\n")
     sizes(chosen.models, chosen.resnet20)
+    packing_speeds()
     speeds()

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import math
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -246,6 +247,20 @@ def test_normal_weights_take_their_entropy_and_less_than_lzma(bits):
     assert size <= 1.01 * entropy + 2 * 96 + 4096
     assert size <= len(pack(one_layer(q), encoding="dense"))
     assert size < len(lzma.compress(q.tobytes(), preset=6)) + 1024
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_normal_weights_take_less_than_zstd_makes_of_their_bytes(bits):
+    if shutil.which("zstd") is None:
+        pytest.skip("zstd is not installed")
+    q = np.random.default_rng(bits).normal(0, (1 << bits) / 6, 200_000)
+    q = np.floor(q) if bits == 1 else q.round()
+    q = q.clip(-(1 << (bits - 1)), (1 << (bits - 1)) - 1).astype(np.int8)
+    done = subprocess.run(["zstd", "-19", "-c", "-q"], input=q.tobytes(), capture_output=True, check=True)
+    content = pack(one_layer(q))
+    assert CsqFile(content, where="x").entries["w"].length < len(done.stdout)
+    # The whole file, too, with table, metadata and scale; single random bits leave nothing to gain that would pay them.
+    assert len(content) < len(done.stdout) or bits == 1
 
 
 # --- damage ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Fuzzes both Python readers of the `.csq` format, guided by coverage; needs `pip install atheris`.
+"""Fuzzes both Python readers of the `.csq` format, guided by coverage; needs atheris (of the extra `test`).
 
     mkdir -p corpus
     python tests/fuzz/csq_readers.py -max_total_time=600 -max_len=8192 -rss_limit_mb=8000 corpus tests/golden
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import atheris
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -21,17 +22,31 @@ with atheris.instrument_imports(include=["exporters", "csqtool.verify"]):
     from csq_files import with_right_checksums
 
     from csqtool.errors import FormatError
-    from csqtool.verify.csq_decoder import decode
+    from csqtool.verify.csq_decoder import decode, graph_part
+    from csqtool.verify.csq_graph import rebuild
     from exporters.csq import CsqFile, graph
 
 
 def by_exporter(content):
     file = CsqFile(content, where="x")
     tensors = {name: file.tensor(name) for name in file.entries}
-    if file.graph is not None:
-        with contextlib.suppress(FormatError):
-            graph.rebuild(file)
-    return tensors
+    return tensors | onnx_of(file.graph, lambda: graph.rebuild(file))
+
+
+def by_verifier(content):
+    tensors, _, _ = decode(content, where="x")
+    recipe, _ = graph_part(content, where="x")
+    return tensors | onnx_of(recipe, lambda: rebuild(recipe, list(tensors.values()), 64 * len(content)))
+
+
+def onnx_of(recipe, rebuilt):
+    """Return the ONNX file that comes out, under a name that no tensor has; nothing where it is rejected."""
+    if recipe is None:
+        return {}
+    try:
+        return {"/": np.frombuffer(rebuilt(), np.uint8)}
+    except FormatError:
+        return {}
 
 
 def outcome(read, content):
@@ -43,7 +58,7 @@ def outcome(read, content):
 
 def one_input(data):
     for content in (data, with_right_checksums(data)):
-        assert outcome(by_exporter, content) == outcome(lambda c: decode(c, where="x")[0], content)
+        assert outcome(by_exporter, content) == outcome(by_verifier, content)
         with contextlib.suppress(FormatError):
             CsqFile(content, where="x").model()
 
