@@ -84,7 +84,7 @@ def resume_search(
     # What auto meant when the search began is recorded, and stays as it is.
     changed = {k: v for k, v in (given or {}).items() if recorded[k] != v and (k, v) != ("amp", "auto")}
     if changed:
-        listed = ", ".join(f"{key} {recorded[key]!r}, not {value!r}" for key, value in changed.items())
+        listed = ", ".join(f"{key} {_shown(recorded[key])}, not {_shown(value)}" for key, value in changed.items())
         raise ConfigError(
             f"the search in {output} was begun with {listed}: leave these out to go on with it, "
             "or begin another in a folder of its own"
@@ -173,6 +173,10 @@ def load_finished(output: Path) -> FinishedSearch:
     session.load(state)
     session.harden()
     return FinishedSearch(session, read_json(output / "summary.json"))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _config(output: Path) -> SearchConfig:
