@@ -234,9 +234,9 @@ def run_pipeline(
             report = verify(
                 target,
                 finalized,
-                gates=pipeline.gates,
+                gates=pipeline.gates.for_file(target),
                 samples=pipeline.samples,
-                backends=pipeline.backends,
+                backends=pipeline.backends if target.suffix == ".onnx" else ("onnxruntime",),
                 tolerances=pipeline.tolerances,
             )
             write_json(report_path, report.to_json())

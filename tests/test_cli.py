@@ -135,6 +135,18 @@ def test_one_changed_scale_in_the_csq_file_fails_and_names_the_layer(eight_bits:
     assert blamed == {"mix.0.weight_scale", "metadata"}
 
 
+def test_a_file_in_which_everything_is_wrong_fits_on_a_screen(eight_bits: Built, other_seed: Built) -> None:
+    result = invoke("verify", other_seed.onnx, "--against", eight_bits.model, "--samples", 50)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) <= 45
+    assert "more, all of them in --json" in result.stdout
+    packed = ["--baseline", eight_bits.run / "packed.json", "--max-regression", 0]
+    eight_bits.verify(eight_bits.csq, "--samples", 50)
+    ok("verify", eight_bits.csq, "--against", eight_bits.model, "--json", eight_bits.run / "packed.json")
+    result = invoke("verify", eight_bits.onnx, "--against", eight_bits.model, "--samples", 50, *packed)
+    assert (result.exit_code, "a file of another kind" in result.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("kind", ["onnx", "csq"])
 def test_another_models_file_fails_and_names_its_layers(eight_bits: Built, other_seed: Built, kind: str) -> None:
     code, report = eight_bits.verify(getattr(other_seed, kind))
@@ -191,7 +203,9 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     baseline = tmp_path / "before.json"
     baseline.write_text((tmp_path / "build" / "verify-onnx.json").read_text())
     gates = 'baseline = "before.json"\nmax_regression = 0.5\n'
-    (tmp_path / "pipeline.toml").write_text(text + gates + '[export]\nformats = ["onnx"]\n')
+    # These are about ONNX files, and do not fail the packed one.
+    gates += 'min_integer_share = 0.5\nbackends = ["onnxruntime", "reference"]\n'
+    (tmp_path / "pipeline.toml").write_text(text + gates)
     ok("run", tmp_path / "pipeline.toml")
     baseline.write_text(json.dumps({**json.loads(baseline.read_text()), "size_bytes": 100}))
     assert invoke("run", tmp_path / "pipeline.toml").exit_code == 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any
 
 import click
 
 from csqtool.text import printable, table
+
+SHOWN_FAILURES = 5  # of a level
 
 
 def print_json(document: Any) -> None:
@@ -56,13 +59,21 @@ def report_text(report: dict[str, Any]) -> str:
     """Return a verification's JSON document as text: a table, failures with their layer, the verdict."""
     from csqtool.verify.tolerances import Tolerances
 
-    rows = [
-        (check["level"], check["name"], "ok" if check["passed"] else "FAIL",
-         f"{check['layer']}: {check['detail']}" if check["layer"] else check["detail"])
-        for check in report["checks"]
-    ]  # fmt: skip
+    rows: list[tuple[str, str, str, str]] = []
+    wrong: Counter[str] = Counter()
+    for check in report["checks"]:
+        wrong[check["level"]] += not check["passed"]
+        if check["passed"] or wrong[check["level"]] <= SHOWN_FAILURES:
+            detail = f"{check['layer']}: {check['detail']}" if check["layer"] else check["detail"]
+            rows.append((check["level"], check["name"], "ok" if check["passed"] else "FAIL", detail))
+    for level, number in wrong.items():  # where everything is wrong, the first few say so on one screen
+        if number > SHOWN_FAILURES:
+            place = max(i for i, row in enumerate(rows) if row[0] == level) + 1
+            rows.insert(place, (level, "…", "FAIL", f"{number - SHOWN_FAILURES} more, all of them in --json"))
     failed = sum(not check["passed"] for check in report["checks"])
-    count = f"{len(rows)} checks hold" if not failed else f"{failed} of {len(rows)} checks failed"
+    count = (
+        f"{len(report['checks'])} checks hold" if not failed else f"{failed} of {len(report['checks'])} checks failed"
+    )
     first = next((c["layer"] for c in report["checks"] if not c["passed"] and c["layer"]), None)
     blamed = f", first at {printable(first)}" if first else ""
     head = f"{printable(report['file'])} against {printable(report['against'])}, {report['samples']} samples"

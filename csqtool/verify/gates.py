@@ -64,6 +64,18 @@ class Gates:
         if self.min_metric is not None and self.min_metric != self.min_metric:
             raise ConfigError("min-metric is not a number")
 
+    def for_file(self, file: Path) -> Gates:
+        """Return the gates that say something about a file of this kind: in a pipeline one set is for all formats.
+
+        Integer kernels and latencies are those of ONNX files, and a baseline is compared with files of its own kind.
+        """
+        gates = self
+        if file.suffix != ".onnx":
+            gates = dataclasses.replace(gates, min_integer_share=None, max_latency_ratio=None, latency_against=None)
+        if gates.baseline is not None and _kind_of_baseline(gates.baseline) != file.suffix:
+            gates = dataclasses.replace(gates, baseline=None, max_regression=None)
+        return gates
+
     @classmethod
     def from_mapping(cls, document: Mapping[str, Any], *, where: str) -> Gates:
         """Return the gates in a configuration table.
@@ -171,6 +183,8 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
         FormatError: the file is no report.
     """
     before = read_report(Path(path))
+    if _kind_of_baseline(path) != Path(report.file).suffix:
+        raise ConfigError(f"{path} is about {before['file']}, a file of another kind than {report.file}")
     metric = next((c["figures"]["metric"] for c in before["checks"] if "metric" in c["figures"]), None)
     found = report.figure("task", "metric")
     drop = None if metric is None or found is None else metric - found
@@ -183,6 +197,10 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
         growth = now / then - 1 if then else None
         _limit(report, name, growth, growth is not None and growth <= most + 1e-9,
                f"at most {most:g} of the baseline's {then:g}")  # fmt: skip
+
+
+def _kind_of_baseline(path: str) -> str:
+    return Path(read_report(Path(path))["file"]).suffix
 
 
 def _limit(report: VerifyReport, name: str, found: float | None, holds: bool, wanted: str) -> None:
