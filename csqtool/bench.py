@@ -94,7 +94,7 @@ def bench(
         loads: fresh processes that load each file.
 
     Raises:
-        ConfigError: a number is below 1, or a dynamic axis has no size.
+        ConfigError: a number is below 1, a dynamic axis has no size, or a size is no axis's.
         InputError: a file is missing.
         FormatError: onnxruntime does not load or run a file.
     """
@@ -116,6 +116,10 @@ def bench(
             raise ConfigError(f"{file}: {error}") from error
         except Exception as error:
             raise FormatError(f"{file}: onnxruntime does not run it: {str(error).splitlines()[0]}") from error
+    dynamic = {key for loaded in sessions for key in _dynamic_axes(loaded)}
+    if unused := sorted(sizes.keys() - dynamic):
+        known = f"those are {', '.join(sorted(dynamic))}" if dynamic else "there is none"
+        raise ConfigError(f"size of axis {unused[0]}: no file has such a dynamic axis; {known}")
     times: list[list[float]] = [[] for _ in files]
     for index in range(rounds + 2):
         for position, (loaded, feed) in enumerate(zip(sessions, feeds, strict=True)):
@@ -154,6 +158,14 @@ def random_inputs(loaded: Any, batch: int, sizes: Mapping[str, int] | None = Non
             kind = value.type.removeprefix("tensor(").removesuffix(")")
             feeds[value.name] = np.zeros(shape, {"double": "float64", "float16": "float16"}.get(kind, kind))
     return feeds
+
+
+def _dynamic_axes(loaded: Any) -> set[str]:
+    """Return the names and numbers of a session's dynamic axes."""
+    axes = [
+        (i, axis) for value in loaded.get_inputs() for i, axis in enumerate(value.shape) if not isinstance(axis, int)
+    ]
+    return {str(i) for i, _ in axes} | {axis for _, axis in axes if axis}
 
 
 def _size(name: str, position: int, axis: int | str | None, batch: int, sizes: Mapping[str, int]) -> int:

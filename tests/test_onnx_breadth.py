@@ -240,3 +240,9 @@ def test_a_layer_left_in_float_is_computed_in_float_and_listed(excluded: str) ->
     export.assert_faithful()
     assert np.abs(export.onnxruntime_output() - export.onnxruntime_output("off")).max() < 1e-2
     assert {node.operator for node in report.float_nodes} & {"Conv", "FusedConv", "Gemm"}
+
+
+def test_a_size_for_an_axis_that_is_not_dynamic_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(export_module(ConvNet(), (3, 8, 8)).content)
+    with pytest.raises(ConfigError, match="size of axis 3: no file has such a dynamic axis; those are 0, batch"):
+        bench([tmp_path / "m.onnx"], sizes={"3": 4}, rounds=1, loads=1)

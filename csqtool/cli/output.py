@@ -71,9 +71,8 @@ def report_text(report: dict[str, Any]) -> str:
             place = max(i for i, row in enumerate(rows) if row[0] == level) + 1
             rows.insert(place, (level, "…", "FAIL", f"{number - SHOWN_FAILURES} more, all of them in --json"))
     failed = sum(not check["passed"] for check in report["checks"])
-    count = (
-        f"{len(report['checks'])} checks hold" if not failed else f"{failed} of {len(report['checks'])} checks failed"
-    )
+    checks = len(report["checks"])
+    count = f"{failed} of {checks} checks failed" if failed else f"{checks} checks hold"
     first = next((c["layer"] for c in report["checks"] if not c["passed"] and c["layer"]), None)
     blamed = f", first at {printable(first)}" if first else ""
     head = f"{printable(report['file'])} against {printable(report['against'])}, {report['samples']} samples"

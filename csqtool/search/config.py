@@ -24,6 +24,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 5e-4,
         "gate_weight_decay": 5e-4,
         "decay_all": True,
+        "amp": "no",
+        "channels_last": False,
         "init": "paper",
         "budget_weighting": "elements",
         "element_pressure": False,

@@ -176,6 +176,7 @@ def test_the_paper_recipe_has_the_papers_settings() -> None:
     config = SearchConfig.make(model="m", data="d", target_bits=3, recipe="paper")
     assert (config.epochs, config.learning_rate, config.strength, config.beta_max) == (600, 0.1, 0.01, 200)
     assert (config.weight_decay, config.momentum, config.finetune_epochs) == (5e-4, 0.9, 0)
+    assert (config.decay_all, config.amp, config.channels_last) == (True, "no", False)
     assert SearchConfig.make(model="m", data="d", target_bits=3, recipe="paper", epochs=2).epochs == 2
 
 
