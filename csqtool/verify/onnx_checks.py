@@ -122,7 +122,7 @@ def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: Verify
         "integrity", "finite values", not broken, "yes" if not broken else "not finite", broken[0] if broken else None
     )
     scales = {node.input[1]: node.output[0] for node in flat.graph.node
-              if node.op_type in ("QuantizeLinear", "DequantizeLinear")}  # fmt: skip
+              if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 1}  # fmt: skip
     wrong = [
         scales[tensor.name] for tensor in flat.graph.initializer
         if tensor.name in scales and not (onnx.numpy_helper.to_array(tensor) > 0).all()
