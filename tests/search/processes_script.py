@@ -1,15 +1,17 @@
-"""What `test_processes` starts alone and under torchrun: one training step, or a whole search."""
+"""What `test_processes` starts alone and under torchrun: a step, or a search that may be killed."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from csqtool.search import SearchConfig
+from csqtool.search import SearchConfig, search
 from csqtool.search.progress import Silent
 from csqtool.search.session import Session
 
@@ -40,12 +42,23 @@ def whole_search(session: Session, output: Path) -> None:
     (output / f"process{session.processes.index}.txt").write_text(digest.hexdigest())
 
 
+class Killed(Silent):
+    """Kills the process that it runs in, in the middle of the search."""
+
+    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+        if phase == "search" and done == total // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
     what, model, folder = sys.argv[1:]
     config = SearchConfig.make(
         model=model, data="digits", target_bits=3.0, act_bits=4, batch_size=33, device="cpu", compile="no",
-        pretrain_epochs=1, epochs=1, finetune_epochs=1,
+        pretrain_epochs=1, epochs=1, finetune_epochs=1, checkpoint_minutes=0.0001,
     )  # fmt: skip
+    if what in ("run", "killed"):
+        search(config, Path(folder), progress=Killed() if what == "killed" else None)
+        sys.exit()
     run = Session(config, Path(folder), Silent())
     {"step": one_step, "search": whole_search}[what](run, Path(folder))
     run.processes.wait()

@@ -175,9 +175,27 @@ def test_finetuning_starts_from_the_weights_that_round_with_least_loss(
 def test_the_paper_recipe_has_the_papers_settings() -> None:
     config = SearchConfig.make(model="m", data="d", target_bits=3, recipe="paper")
     assert (config.epochs, config.learning_rate, config.strength, config.beta_max) == (600, 0.1, 0.01, 200)
-    assert (config.weight_decay, config.momentum, config.finetune_epochs) == (5e-4, 0.9, 0)
+    assert (config.weight_decay, config.momentum) == (5e-4, 0.9)
+    assert (config.finetune_epochs, config.finetune_with) == (0, "csq")
     assert (config.decay_all, config.amp, config.channels_last) == (True, "no", False)
     assert SearchConfig.make(model="m", data="d", target_bits=3, recipe="paper", epochs=2).epochs == 2
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_gates_masks_scales_clips_and_norms_decay_in_the_papers_recipe_only(recipe: str, tmp_path: Path) -> None:
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, recipe=recipe, act_bits=4, epochs=1,
+                               exclude=["classifier.*"])  # fmt: skip
+    session = Session(config, tmp_path, Silent())
+    session._enter("search")
+    names = {id(p): name for name, p in session.phase.net.named_parameters() if p.numel()}
+    groups = session.phase._optimizer.param_groups
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    kinds = Counter(name.rsplit(".", 1)[-1] for name in decay)
+    assert all(kinds[kind] for kind in ("m_p", "m_n", "m_b", "s", "scale", "bias", "weight")), kinds
+    decayed = {name for name, value in decay.items() if value == 5e-4}
+    assert decayed == (set(decay) if recipe == "paper" else {"model.classifier.weight"})
+    assert set(decay.values()) <= {0.0, 5e-4}
 
 
 def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Built, tmp_path: Path) -> None:

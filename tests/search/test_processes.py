@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from csqtool.search.processes import Processes
-from tests.conftest import DIGITS
+from tests.conftest import DIGITS, ok
 
 SCRIPT = Path(__file__).with_name("processes_script.py")
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def started(*arguments: object) -> subprocess.CompletedProcess[str]:
+def started(*arguments: object, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode == 0) == succeeds, done.stderr
     return done
 
 
@@ -40,6 +40,18 @@ def test_two_processes_end_with_the_same_integers_and_one_of_them_writes(tmp_pat
     assert (tmp_path / "process0.txt").read_text() == (tmp_path / "process1.txt").read_text()
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["float", "search", "settle", "finetune"]
+
+
+def test_two_killed_processes_resume_to_the_model_of_two_that_were_not(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    started(*TWO, SCRIPT, "run", DIGITS, whole)
+    started(*TWO, SCRIPT, "killed", DIGITS, killed, succeeds=False)
+    assert len((killed / "log.jsonl").read_text().splitlines()) == 1  # the float epoch; the search was under way
+    started(*TWO, "-m", "csqtool", "search", "--resume", killed)
+    for run in (whole, killed):
+        ok("finalize", run, "-o", run / "model.safetensors")
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (killed / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
 
 
 def test_torchrun_runs_the_command_line_and_one_process_prints(tmp_path: Path) -> None:

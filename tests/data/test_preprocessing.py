@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import numpy as np
+from conftest import Built
+
+from csqtool.data import load_data
+from csqtool.finalized_file import read_finalized
+
+
+def test_what_a_finalized_file_records_turns_inputs_back_into_stored_pixels(eight_bits: Built) -> None:
+    recorded = read_finalized(eight_bits.model).info["data"]["preprocessing"]
+    inputs = np.stack([load_data("digits").test[i][0].numpy() for i in range(50)])
+    pixels = inputs * recorded["std"] + recorded["mean"]
+    assert recorded["steps"] == "grey pixels 0 … 16"
+    np.testing.assert_allclose(pixels, pixels.round(), atol=1e-4)
+    assert (pixels.round().min(), pixels.round().max()) == (0, 16)
