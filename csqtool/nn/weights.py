@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from csqtool.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -45,6 +47,19 @@ def quantizable_weights(model: nn.Module, exclude: tuple[str, ...] = ()) -> list
             places.append((module, attribute))
             names.append(name)
     return [Weight(name, p, tuple(places), tuple(names[1:]), p.shape) for name, p, places, names in found.values()]
+
+
+def check_excluded(exclude: tuple[str, ...], weights: list[Weight]) -> None:
+    """Check that every pattern matches one of all quantizable weights.
+
+    Raises:
+        ConfigError: one matches none.
+    """
+    names = [name for weight in weights for name in (weight.name, *weight.aliases)]
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            layers = ", ".join(weight.name for weight in weights)
+            raise ConfigError(f"exclude {pattern!r} matches no quantized layer; the layers are {layers}")
 
 
 def attach(weight: Weight, source: nn.Module) -> None:

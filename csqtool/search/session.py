@@ -7,7 +7,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.latent import LsqWeight
 from csqtool.nn.net import QuantizedNet, make_quantizers
 from csqtool.nn.signature import inputs_of
-from csqtool.nn.weights import detach, quantizable_weights
+from csqtool.nn.weights import check_excluded, detach, quantizable_weights
 from csqtool.quantized_model import twos_complement_bits
 from csqtool.search.automatic import resolve
 from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
@@ -86,7 +85,7 @@ class Session:
         self.model = self._build()
         if config.weights is not None:
             load_weights(self.model, Path(config.weights))
-        _check_patterns(self.model, config.exclude)
+        check_excluded(config.exclude, quantizable_weights(self.model))
         self.weights = quantizable_weights(self.model, config.exclude)
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
@@ -469,15 +468,6 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
     content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     return content
-
-
-def _check_patterns(model: nn.Module, exclude: tuple[str, ...]) -> None:
-    weights = quantizable_weights(model)
-    names = [name for weight in weights for name in (weight.name, *weight.aliases)]
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            layers = ", ".join(weight.name for weight in weights)
-            raise ConfigError(f"exclude {pattern!r} matches no quantized layer; the layers are {layers}")
 
 
 def _sites(model: nn.Module, sample: Tensor) -> Any:
