@@ -78,7 +78,7 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
     return step
 
 
-def naive_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, _first: int = 0) -> Tensor:
+def naive_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, _used: object = None) -> Tensor:
     """Σ_b c_b·(f_β(m_p) − f_β(m_n)) over all planes, as autograd would do it."""
     digits = torch.sigmoid(beta * m_p) - torch.sigmoid(beta * m_n)
     return torch.tensordot(coefficients, digits, dims=1)

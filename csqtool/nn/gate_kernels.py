@@ -60,44 +60,50 @@ _gradients_kernel = Kernel(_gradients_by_plane, _gradients, lambda: (*_probe(), 
 
 class _SoftWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, first: int) -> Tensor:
+    def forward(ctx: Any, m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, used: list[slice]) -> Tensor:
         ctx.save_for_backward(m_p, m_n, coefficients, beta)
-        ctx.first = first
-        used = slice(first, first + len(coefficients))
-        weight: Tensor = _weight_kernel(m_p[used].flatten(1), m_n[used].flatten(1), coefficients, beta)
+        ctx.used = used
+        parts = [_weight_kernel(m_p[u].flatten(1), m_n[u].flatten(1), coefficients[u], beta) for u in used]
+        weight: Tensor = parts[0]
+        for part in parts[1:]:
+            weight += part
         return weight.view(m_p.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         m_p, m_n, coefficients, beta = ctx.saved_tensors
-        used = slice(ctx.first, ctx.first + len(coefficients))
         flat = gradients[0].contiguous().flatten()
-        for_p, for_n, for_c = _gradients_kernel(m_p[used].flatten(1), m_n[used].flatten(1), coefficients, beta, flat)
-        return _whole(for_p, m_p, used), _whole(for_n, m_n, used), for_c, None, None
+        parts = [_gradients_kernel(m_p[u].flatten(1), m_n[u].flatten(1), coefficients[u], beta, flat) for u in ctx.used]
+        whole = [_whole(of_one, like, ctx.used)
+                 for of_one, like in zip(zip(*parts, strict=True), (m_p, m_n, coefficients), strict=True)]  # fmt: skip
+        return whole[0], whole[1], whole[2], None, None
 
 
-def _whole(gradient: Tensor, logits: Tensor, used: slice) -> Tensor:
-    """Return a gradient of all planes, zero outside the used ones."""
-    if len(gradient) == len(logits):
-        return gradient.view(logits.shape)
-    whole = torch.zeros_like(logits)
-    whole[used] = gradient.view(-1, *logits.shape[1:])
+def _whole(parts: tuple[Tensor, ...], like: Tensor, used: list[slice]) -> Tensor:
+    """Return a gradient of all planes: that of the used ones, zero for the others."""
+    if len(parts[0]) == len(like):
+        return parts[0].view(like.shape)
+    whole = torch.zeros_like(like)
+    for part, planes in zip(parts, used, strict=True):
+        whole[planes] = part.view(-1, *like.shape[1:])
     return whole
 
 
-def soft_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, first: int = 0) -> Tensor:
+def soft_weight(
+    m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, used: list[slice] | None = None
+) -> Tensor:
     """Relaxed weight Σ_b c_b·(f_β(m_p) − f_β(m_n)) (CSQ, eq. 5 with c_b = s·2^b·f_β(m_B)/(2^n − 1)).
 
     Args:
-        m_p: logits of the positive bits, float32 [n, *weight].
+        m_p: logits of the positive bits, float32 [k, *weight].
         m_n: logits of the negative bits, same shape.
-        coefficients: what each plane that takes part weighs, [k].
+        coefficients: what each plane weighs, [k].
         beta: gate temperature, a scalar.
-        first: the first plane that takes part, of k.
+        used: the planes that take part; None for all.
 
     Returns:
         The weight, [*weight], float32 also under autocast.
     """
     with torch.autocast(m_p.device.type, enabled=False):
-        weight: Tensor = _SoftWeight.apply(m_p, m_n, coefficients, beta, first)  # type: ignore[no-untyped-call]
+        weight: Tensor = _SoftWeight.apply(m_p, m_n, coefficients, beta, used or [slice(None)])  # type: ignore[no-untyped-call]
         return weight

@@ -23,6 +23,12 @@ def soft_gate(logits: Tensor, beta: Tensor | float) -> Tensor:
     return torch.sigmoid(logits * beta)
 
 
+def _stretches(open_planes: list[bool]) -> list[slice]:
+    """Return the open planes as slices, each as long as can be."""
+    ends = np.flatnonzero(np.diff([False, *open_planes, False])).tolist()
+    return [slice(first, last) for first, last in zip(ends[::2], ends[1::2], strict=True)]
+
+
 class BitGates(nn.Module):
     """The trainable bit planes of one weight tensor; as a parametrization it yields the weight.
 
@@ -36,7 +42,7 @@ class BitGates(nn.Module):
         planes: n, the planes that a mask string shows.
         beta: gate temperature β.
         plane_weights: what plane b weighs, 2^b/(2^n − 1), exact and fixed; shape [k].
-        open_planes: first and behind the last of the planes that take part in the computation.
+        open_planes: which planes take part in the computation, bool [k].
         hard: all gates are unit steps I(x ≥ 0).
     """
 
@@ -69,7 +75,7 @@ class BitGates(nn.Module):
         self.planes = planes
         self.hard = False
         self.register_buffer("beta", torch.ones(()))
-        self.register_buffer("open_planes", torch.tensor([0, len(self.exponents)]))
+        self.register_buffer("open_planes", torch.ones(len(self.exponents), dtype=torch.bool))
         weights = torch.tensor([2.0**b for b in self.exponents], device=weight.device) / float(2**planes - 1)
         self.register_buffer("plane_weights", weights, persistent=False)
         with torch.no_grad():
@@ -119,8 +125,7 @@ class BitGates(nn.Module):
         if self.m_b is None:
             return soft_weight(self.m_p, self.m_n, coefficients, self.beta)
         mask = soft_gate(self.m_b, self.beta)
-        first, last = self.open_planes.tolist()
-        return soft_weight(self.m_p, self.m_n, (coefficients * mask)[first:last], self.beta, first)
+        return soft_weight(self.m_p, self.m_n, coefficients * mask, self.beta, _stretches(self.open_planes.tolist()))
 
     @torch.no_grad()
     def leave_closed_planes(self) -> None:
@@ -130,8 +135,7 @@ class BitGates(nn.Module):
         (σ' = σ·(1 − σ) = 0): without momentum on the masks they stay closed for good.
         """
         if self.m_b is not None:
-            still_open = torch.nonzero(soft_gate(self.m_b, self.beta)).flatten()
-            self.open_planes.copy_(torch.stack([still_open[0], still_open[-1] + 1]))
+            self.open_planes.copy_(soft_gate(self.m_b, self.beta) > 0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Leave an empty tensor in the parametrized module's place: the gates hold the weight."""
