@@ -1,6 +1,7 @@
 """Accuracy of all methods on CIFAR-10 images, ResNet-20, equal epochs for all.
 
     python benchmarks/accuracy.py --data cifar10:DIR --weights resnet20.th --cache DIR [--epochs 6] [--only lsq-2]
+                                  [--plot accuracy.svg]
 
 Everything starts from one float finetuning of the given checkpoint. Each run is a run directory in the cache: a
 finished one is not repeated, an interrupted one goes on, so the benchmark continues where it was stopped. The
@@ -25,7 +26,6 @@ MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
 FLOAT_EPOCHS = 6
 SEARCH_EPOCHS = 0.5  # of the epochs that all have alike
 COMMON: dict[str, Any] = {"batch_size": 128, "amp": "bf16", "learning_rate": 0.02}
-FIXED = ("ste-uniform", "lsq", "csq-uniform")
 SEARCHED = ("csq", "bsq")
 
 
@@ -38,6 +38,8 @@ def runs(epochs: int) -> dict[str, dict[str, Any]]:
         for method in ("lsq", "csq", "csq-uniform", "ste-uniform", "bsq"):
             budget = searching if method in SEARCHED else fixed
             found[f"{method}-{bits}"] = {"method": method, "target_bits": bits, **budget}
+    for bits in (3, 2, 1):
+        found[f"csq-uniform-{bits}-step"] = {**found[f"csq-uniform-{bits}"], "beta_schedule": "step"}
     for seed in (1, 2):
         for method in ("lsq", "csq"):
             found[f"{method}-2-seed{seed}"] = {**found[f"{method}-2"], "seed": seed}
@@ -63,13 +65,41 @@ def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
             "bytes": packed.stat().st_size}  # fmt: skip
 
 
+def label(settings: dict[str, Any]) -> str:
+    """Return the method, and what differs from its defaults."""
+    return str(settings["method"]) + (", β every step" if settings.get("beta_schedule") == "step" else "")
+
+
 def row(settings: dict[str, Any], result: dict[str, Any]) -> str:
     """Return a line of the table."""
     bits = "float" if settings.get("act_bits") is None else settings["act_bits"]
     epochs = settings["epochs"] + settings["finetune_epochs"]
-    return (f"| {settings['method']} | {settings['target_bits']} | {bits} | {settings.get('seed', 0)} | {epochs:g} | "
+    return (f"| {label(settings)} | {settings['target_bits']} | {bits} | {settings.get('seed', 0)} | {epochs:g} | "
             f"{100 * result['accuracy']:.2f} | {result['average_precision']:.3f} | "
             f"{result['average_bit_width']:.3f} | {result['bytes']:,} |")  # fmt: skip
+
+
+def plot(found: list[tuple[dict[str, Any], dict[str, Any]]], baseline: float | None, path: Path) -> None:
+    """Draw accuracy against packed bytes: float activations, the first seed."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    courses: dict[str, list[tuple[float, float]]] = {}
+    for settings, result in found:
+        if not {"seed", "act_bits"} & settings.keys():
+            courses.setdefault(label(settings), []).append((result["bytes"] / 1000, 100 * result["accuracy"]))
+    for name, points in courses.items():
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, markersize=5)
+    if baseline is not None:
+        axes.axhline(100 * baseline, color="grey", linestyle=":", label="float32")
+    axes.set(xlabel="packed file, kB", ylabel="accuracy, %", title="ResNet-20, CIFAR-10 images (JPEG)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def main() -> None:
@@ -81,6 +111,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--only", nargs="*", help="names of runs, such as csq-2; none: only print the table")
+    parser.add_argument("--plot", type=Path, help="also draw the table, as SVG; needs matplotlib")
     arguments = parser.parse_args()
     base = {"model": MODEL, "data": arguments.data, **COMMON}
     cache = arguments.cache
@@ -104,19 +135,22 @@ def main() -> None:
             run(config, float_run, progress)
     print("| method | target | activations | seed | epochs | accuracy % | precision | bit width | packed bytes |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    baseline: float | None = None
     if (float_run / "summary.json").is_file():
-        end = json.loads((float_run / "summary.json").read_text())
-        print(f"| float32 | | float | 0 | {arguments.epochs} | {100 * end['metric_float']:.2f} | | 32 | |")
-    started_from: float | None = None
+        baseline = json.loads((float_run / "summary.json").read_text())["metric_float"]
+        print(f"| float32 | | float | 0 | {arguments.epochs} | {100 * baseline:.2f} | | 32 | |")
+    found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for name, settings in wanted.items():
         folder = cache / f"{name}-e{arguments.epochs}"
         if not (folder / "summary.json").is_file():
             continue
         result = run(SearchConfig.make(**base, **settings), folder, None)
-        if started_from is None:
-            started_from = result["metric_float"]
-            print(f"| float32, where all start | | float | 0 | 0 | {100 * started_from:.2f} | | 32 | |")
+        if not found:
+            print(f"| float32, where all start | | float | 0 | 0 | {100 * result['metric_float']:.2f} | | 32 | |")
         print(row(settings, result))
+        found.append((settings, result))
+    if arguments.plot:
+        plot(found, baseline, arguments.plot)
 
 
 if __name__ == "__main__":
