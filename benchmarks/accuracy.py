@@ -95,7 +95,8 @@ def plot(found: list[tuple[dict[str, Any], dict[str, Any]]], baseline: float | N
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, markersize=5)
     if baseline is not None:
         axes.axhline(100 * baseline, color="grey", linestyle=":", label="float32")
-    axes.set(xlabel="packed file, kB", ylabel="accuracy, %", title="ResNet-20, CIFAR-10 images (JPEG)")
+    axes.set(xlabel="packed file, kB", ylabel="accuracy, % (from 80 on)", title="ResNet-20, CIFAR-10 images (JPEG)")
+    axes.set_ylim(bottom=80)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
