@@ -20,7 +20,7 @@ from csqtool.search import SearchConfig, search
 
 SEEDS = (0, 1, 2)
 HALVES: dict[str, Any] = {"epochs": 30, "finetune_epochs": 30}
-PAPER: dict[str, Any] = {"recipe": "paper", "epochs": 60, "batch_size": 32}
+PAPER: dict[str, Any] = {"recipe": "paper", "epochs": 60}
 PRETRAINED: dict[str, dict[str, Any]] = {
     "default": {},
     "gate rate 0.3 (default 3)": {"gate_learning_rate": 0.3},

@@ -93,3 +93,17 @@ def read_json(path: Path) -> Any:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object whose keys stand once each; for ``json.loads(…, object_pairs_hook=unique_keys)``.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"the key {key!r:.100} stands twice")
+        document[key] = value
+    return document

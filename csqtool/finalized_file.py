@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
-from csqtool.files import read_bytes, write_bytes
+from csqtool.files import read_bytes, unique_keys, write_bytes
 from csqtool.quantized_model import FORMAT_VERSION, ActivationQuantizer, QuantizedLayer, QuantizedModel
 
 METADATA_KEY = "csqtool"
@@ -101,21 +101,12 @@ def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
         return value
 
     try:
-        document = json.loads(metadata, object_pairs_hook=_unique, parse_constant=number, parse_float=number)
+        document = json.loads(metadata, object_pairs_hook=unique_keys, parse_constant=number, parse_float=number)
         json.dumps(document, ensure_ascii=False).encode()  # escapes can spell lone surrogates
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the csqtool metadata are not JSON: {error}") from error
     if not isinstance(document, dict):
         raise FormatError(f"{where}: the csqtool metadata are not a JSON object")
-    return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"the key {key!r:.100} stands twice")
-        document[key] = value
     return document
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from csqtool.errors import FormatError
+from csqtool.files import unique_keys
 from csqtool.quantized_model import MAX_BIT_WIDTH
 from exporters.csq.container import ALIGNMENT, Container
 from exporters.csq.entry import (
@@ -87,20 +88,11 @@ def _header_bytes(content: memoryview, where: str) -> tuple[bytes, int]:
 
 def _parse_header(header: bytes, file_bytes: int, where: str) -> tuple[str, str, list[Entry]]:
     """Return the header's SHA-256, metadata and tensor entries."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in document:
-                raise FormatError(f"{where}: the header has the key {key!r} twice")
-            document[key] = value
-        return document
-
     values = sum(header.count(c) for c in b",[{:")
     if values * PARSED_BYTES > 4 * file_bytes + MEMORY_FLOOR:
         raise FormatError(f"{where}: the header holds some {values} JSON values, too many for {file_bytes} bytes")
     try:
-        document = json.loads(header.decode(), object_pairs_hook=unique)
+        document = json.loads(header.decode(), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the header is not JSON in UTF-8: {error}") from error
     _check_keys(document, {"finalized_sha256", "metadata", "tensors"}, f"{where}: the header")
