@@ -45,7 +45,8 @@ BATCH = 128
 METHODS = ("csq", "csq-uniform", "lsq", "ste-uniform", "bsq")
 NAIVE = "csq, naive"
 VARIANTS: dict[str, dict[str, Any]] = {"float32": {"pretrain_epochs": 1}}
-VARIANTS |= {name: {"method": name} for name in METHODS} | {NAIVE: {"method": "csq"}}
+# With decay, as in the paper, logits have gradients and momenta of their own.
+VARIANTS |= {name: {"method": name} for name in METHODS} | {NAIVE: {"method": "csq", "gate_weight_decay": 5e-4}}
 VARIANTS |= {f"{name}, 4-bit activations": {"method": name, "act_bits": 4} for name in METHODS}
 
 
@@ -78,7 +79,7 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
     return step
 
 
-def naive_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, _used: object = None) -> Tensor:
+def naive_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, *_: object) -> Tensor:
     """Σ_b c_b·(f_β(m_p) − f_β(m_n)) over all planes, as autograd would do it."""
     digits = torch.sigmoid(beta * m_p) - torch.sigmoid(beta * m_n)
     return torch.tensordot(coefficients, digits, dims=1)
@@ -109,11 +110,12 @@ def medians(functions: dict[str, Callable[[], None]], rounds: int, repeat: int) 
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def gate_step(*, naive: bool) -> Callable[[], None]:
+def gate_step(*, weight_steps: bool, naive: bool = False) -> Callable[[], None]:
     """Return a function that does forward, backward and update of the gates of a 2.36 M-weight layer."""
-    gates = BitGates(torch.randn(512, 512, 3, 3), range(8), mask_init=0.05)
+    gates = BitGates(torch.randn(512, 512, 3, 3), range(8), mask_init=0.05, weight_steps=weight_steps)
     config = SearchConfig.make(model="m", data="d", target_bits=3)
-    optimizer = make_optimizer([{"params": list(gates.parameters()), "lr": 1e-3}], config)
+    trained = [p for p in gates.parameters() if p.requires_grad]
+    optimizer = make_optimizer([{"params": trained, "lr": 1e-3}], config)
     seed = torch.randn(512, 512, 3, 3)
 
     def step() -> None:
@@ -121,6 +123,7 @@ def gate_step(*, naive: bool) -> Callable[[], None]:
         with naive_gates() if naive else nullcontext():
             torch.autograd.backward(gates(), seed)
         optimizer.step()
+        gates.take_step()
 
     return step
 
@@ -128,14 +131,13 @@ def gate_step(*, naive: bool) -> Callable[[], None]:
 def memory_floor() -> Callable[[], None]:
     """Return a function that moves what a step of the gates must move at least once.
 
-    Logits, gradients and momenta of a layer are 151 MB each. The forward pass reads the logits; the backward pass
-    reads them and writes gradients; the update reads all three and writes logits and momenta: eight passes, which
-    four copies (a read and a write each) stand for.
+    The logits of a layer are 151 MB. The forward pass reads them, so does the backward pass (for scale and masks),
+    and the update reads and writes them: four passes, which two copies (a read and a write each) stand for.
     """
     source, target = torch.zeros(2, 8, 2_359_296), torch.zeros(2, 8, 2_359_296)
 
     def move() -> None:
-        for _ in range(4):
+        for _ in range(2):
             target.copy_(source)
 
     return move
@@ -192,7 +194,12 @@ def main() -> None:
         print(f"| {name} | {step:.2f} × | {peak:.0f} | {against:.2f} × |")
     Kernel.choose("yes", element_steps=0)
     layer = medians(
-        {"memory floor": memory_floor(), "gates": gate_step(naive=False), "naive": gate_step(naive=True)},
+        {
+            "memory floor": memory_floor(),
+            "gates": gate_step(weight_steps=True),
+            "gates, logits with gradients and momenta": gate_step(weight_steps=False),
+            "naive": gate_step(weight_steps=False, naive=True),
+        },
         arguments.rounds,
         repeat=2,
     )

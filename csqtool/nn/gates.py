@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.integers import digits_to_integers
-from csqtool.nn.gate_kernels import soft_weight
+from csqtool.nn.gate_kernels import soft_weight, take_weight_step
 from csqtool.nn.levels import Levels
 from csqtool.quantized_model import IntegerArray
 
@@ -43,6 +43,8 @@ class BitGates(nn.Module):
         beta: gate temperature β.
         plane_weights: what plane b weighs, 2^b/(2^n − 1), exact and fixed; shape [k].
         open_planes: which planes take part in the computation, bool [k].
+        step: zeros [*weight], whose gradient is the weight's: an optimizer makes it the step that the weight is to
+            take, and `take_step` passes that on to the logits. None where logits have gradients of their own.
         hard: all gates are unit steps I(x ≥ 0).
     """
 
@@ -59,6 +61,7 @@ class BitGates(nn.Module):
         gate_init: float = 1.0,
         mask_init: float | None = None,
         paper_init: bool = False,
+        weight_steps: bool = False,
     ) -> None:
         """Start from `weight`: at β = 1 the soft weight is the weight rounded to the planes.
 
@@ -69,6 +72,8 @@ class BitGates(nn.Module):
             gate_init: logits start at ± this.
             mask_init: the mask logit of the plane at index b starts at (b + 1) times this; None fixes the planes.
             paper_init: start as the authors' code does: logits 0 and 1, mask logits 0, scale max|W|.
+            weight_steps: logits follow steps of the weight. An optimizer then keeps one momentum a weight instead of
+                2k, and 2k gradients are never stored.
         """
         super().__init__()
         self.exponents = tuple(exponents)
@@ -96,6 +101,12 @@ class BitGates(nn.Module):
                 steps = torch.zeros(len(self.exponents)) if paper_init else torch.arange(1.0, len(self.exponents) + 1)
                 self.m_b = nn.Parameter(mask_init * steps.to(weight.device))
             self.s = nn.Parameter(largest.clone() if paper_init else torch.ones_like(largest))
+            self.step: nn.Parameter | None = None
+            if weight_steps:
+                self.m_p.requires_grad_(False)
+                self.m_n.requires_grad_(False)
+                self.step = nn.Parameter(torch.zeros_like(self.m_p[0]))
+            self._coefficients: Tensor | None = None  # of the last forward pass with gradients
             if not paper_init:
                 self._fit_scale(weight)
 
@@ -122,10 +133,24 @@ class BitGates(nn.Module):
         if self.hard:
             return self._hard_weight()
         coefficients = self.s * self.plane_weights
-        if self.m_b is None:
-            return soft_weight(self.m_p, self.m_n, coefficients, self.beta)
-        mask = soft_gate(self.m_b, self.beta)
-        return soft_weight(self.m_p, self.m_n, coefficients * mask, self.beta, _stretches(self.open_planes.tolist()))
+        if self.m_b is not None:
+            coefficients = coefficients * soft_gate(self.m_b, self.beta)
+        if torch.is_grad_enabled():
+            self._coefficients = coefficients.detach()
+        return soft_weight(self.m_p, self.m_n, coefficients, self.beta, self._used(), self.step)
+
+    def _used(self) -> list[slice]:
+        return _stretches(self.open_planes.tolist())
+
+    def take_step(self) -> None:
+        """Let the logits take the step that an optimizer put into `step`, by the slopes of the last forward pass.
+
+        Without momentum this is gradient descent of the logits (CSQ, Algorithm 1). With momentum it differs: the
+        mean of the past is one of the weight's gradients, and passes through the gates as they are now.
+        """
+        if self.step is not None and self._coefficients is not None:
+            take_weight_step(self.m_p, self.m_n, self._coefficients, self.beta, self.step, self._used())
+            self.step.data.zero_()
 
     @torch.no_grad()
     def leave_closed_planes(self) -> None:

@@ -37,6 +37,8 @@ class CsqUniform:
                 gate_init=config.gate_init,
                 mask_init=config.mask_init if self.searches and self._is_free(weight.name) else None,
                 paper_init=config.init == "paper",
+                # Decay and AdamW are defined on the logits.
+                weight_steps=config.optimizer == "sgd" and config.gate_weight_decay == 0,
             )
             attach(weight, self._gates[weight.name])
 
@@ -52,7 +54,7 @@ class CsqUniform:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return a group for the bit gates and one for the scales."""
         config, gates = self._config, self._gates.values()
-        bits = [p for g in gates for p in (g.m_p, g.m_n)]
+        bits = [p for g in gates for p in ((g.m_p, g.m_n) if g.step is None else (g.step,))]
         return [
             {"params": bits, "lr": config.gate_learning_rate, "weight_decay": config.gate_weight_decay},
             {
@@ -87,7 +89,9 @@ class CsqUniform:
         return None
 
     def after_step(self) -> None:
-        """Do nothing: gates have no constraint."""
+        """Let the logits take the steps of the weights."""
+        for gates in self._gates.values():
+            gates.take_step()
 
     def finish(self) -> None:
         """Do nothing: training ends complete."""
@@ -152,7 +156,8 @@ class Csq(CsqUniform):
         return self._budget.average({name: len(gates.kept) for name, gates in self._gates.items()})
 
     def after_step(self) -> None:
-        """Keep every layer's strongest planes: none ever has fewer than its minimum."""
+        """Let the logits step, and keep every layer's strongest planes: none ever has fewer than its minimum."""
+        super().after_step()
         for name, gates in self._masked.items():
             gates.keep_planes(self._budget.least[name])
 

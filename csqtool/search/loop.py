@@ -98,14 +98,13 @@ class Phase:
         return math.ceil(self.steps / self.batches)
 
     def _choose_kernels(self) -> None:
-        gates = sum(p.numel() for group in (self.method.parameter_groups() if self.method else [])
-                    for p in group["params"])  # fmt: skip
+        parameters = sum(p.numel() for p in self.net.parameters()) if self.method else 0
         samples = min(self.config.batch_size, len(self.data.train))
         values = 0
         if self.net.quantizers and self.steps:
             x, _ = take(self.data.train, [0])
             values = samples * self.net.quantized_values(x.to(self.device))
-        Kernel.choose(self.config.compile, element_steps=self.steps * (gates + values))
+        Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
 
     def run(
         self,

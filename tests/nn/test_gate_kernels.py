@@ -26,13 +26,17 @@ def by_autograd(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) ->
     return torch.tensordot(coefficients, digits, dims=1)
 
 
+def use(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "fusible":
+        for kernel in Kernel._all:
+            monkeypatch.setattr(kernel, "_active", kernel._fusible)
+
+
 @pytest.mark.parametrize("form", ["by_plane", "fusible"])
 def test_the_gate_kernel_is_equation_5_and_its_gradients(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     m_p, m_n, coefficients, beta = logits(5, 4, 3), logits(5, 4, 3), logits(5), torch.tensor(2.5, dtype=torch.float64)
-    if form == "fusible":
-        for kernel in (gate_kernels._weight_kernel, gate_kernels._gradients_kernel):
-            monkeypatch.setattr(kernel, "_active", kernel._fusible)
+    use(form, monkeypatch)
     arguments = (m_p, m_n, coefficients)
     wanted, found = by_autograd(*arguments, beta), gate_kernels.soft_weight(*arguments, beta)
     seed = torch.randn_like(wanted)
@@ -43,19 +47,65 @@ def test_the_gate_kernel_is_equation_5_and_its_gradients(form: str, monkeypatch:
         assert torch.allclose(a, b)
 
 
+@pytest.mark.parametrize("form", ["by_plane", "fusible"])
+@pytest.mark.parametrize("closed", [[], [0, 3]])
+def test_steps_of_the_weight_without_momentum_are_gradient_descent_of_the_logits(
+    form: str, closed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(form, monkeypatch)
+    torch.manual_seed(0)
+    start, wanted = torch.randn(6, 5), torch.randn(6, 5)
+    trained = []
+    for weight_steps in (False, True):
+        gates = BitGates(start, range(8), mask_init=0.05, weight_steps=weight_steps)
+        assert gates.m_b is not None
+        gates.beta.fill_(3.0)
+        gates.m_b.data[closed] = -100.0
+        gates.leave_closed_planes()
+        optimizer = torch.optim.SGD([p for p in gates.parameters() if p.requires_grad], lr=0.5)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (gates() - wanted).square().sum().backward()
+            optimizer.step()
+            gates.take_step()
+        trained.append([gates.m_p, gates.m_n, gates.m_b, gates.s])
+    assert trained[0][0].shape == (8, 6, 5)
+    torch.testing.assert_close(trained[0], trained[1], rtol=1e-5, atol=1e-6)
+    assert float((trained[1][0].abs() - 1).abs().max()) > 0.1  # they moved
+
+
+def test_steps_of_the_weight_need_neither_gradients_nor_momenta_of_logits() -> None:
+    gates = BitGates(torch.randn(6, 5), range(8), mask_init=0.05, weight_steps=True)
+    optimizer = torch.optim.SGD([p for p in gates.parameters() if p.requires_grad], lr=0.5, momentum=0.9)
+    gates().sum().backward()
+    optimizer.step()
+    gates.take_step()
+    state = [value.numel() for of_one in optimizer.state.values() for value in of_one.values()]
+    assert sorted(state) == [1, 8, 30]  # s, m_B, the weight
+    assert gates.m_p.grad is None
+    assert gates.step is not None
+    assert not gates.step.any()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.compile
 def test_compiled_kernels_give_the_same_gradients() -> None:
     torch.manual_seed(0)
-    gates = BitGates(torch.randn(8, 4, 3, 3), range(8), mask_init=0.05)
-    results = []
+    weight = torch.randn(8, 4, 3, 3)
+    results: list[list[Tensor]] = []
     for wanted in ("no", "yes"):
         assert Kernel.choose(wanted, element_steps=0) == (wanted == "yes")
-        gates.zero_grad()
-        gates().square().sum().backward()
-        results.append([p.grad.clone() for p in gates.parameters() if p.grad is not None])
+        results.append([])
+        for weight_steps in (False, True):
+            gates = BitGates(weight, range(8), mask_init=0.05, weight_steps=weight_steps)
+            gates().square().sum().backward()
+            results[-1] += [p.grad.clone() for p in gates.parameters() if p.grad is not None]
+        assert gates.step is not None
+        gates.step.data.copy_(weight)
+        gates.take_step()
+        results[-1] += [gates.m_p, gates.m_n]
     Kernel.choose("no", element_steps=0)
-    assert len(results[0]) == 4
+    assert len(results[0]) == 9
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -106,22 +156,23 @@ def test_small_runs_are_not_compiled() -> None:
     assert not Kernel.choose("auto", element_steps=1e6)
 
 
+@pytest.mark.parametrize("weight_steps", [False, True])
 @pytest.mark.parametrize(
     ("closed", "holes"), [([0, 1, 2], False), ([0, 7], False), ([0, 1, 2, 3, 5, 6, 7], False), ([2, 3, 6], True)]
 )
 def test_closed_planes_leave_the_computation_without_changing_weight_or_gradients(
-    closed: list[int], holes: bool, monkeypatch: pytest.MonkeyPatch
+    closed: list[int], holes: bool, weight_steps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    kernel = gate_kernels._gradients_kernel._eager
+    kernel = gate_kernels._coefficient_gradients_kernel if weight_steps else gate_kernels._gradients_kernel
 
     def counted(m_p: Tensor, *more: Tensor) -> Any:
         computed[-1] += len(m_p)
-        return kernel(m_p, *more)
+        return kernel._eager(m_p, *more)
 
-    monkeypatch.setattr(gate_kernels._gradients_kernel, "_active", counted)
+    monkeypatch.setattr(kernel, "_active", counted)
     torch.manual_seed(0)
-    gates = BitGates(torch.randn(6, 5), range(8), mask_init=0.05)
+    gates = BitGates(torch.randn(6, 5), range(8), mask_init=0.05, weight_steps=weight_steps)
     assert gates.m_b is not None
     gates.beta.fill_(200.0)
     gates.m_b.data[closed] = -1.0  # σ(−200) is 0 in float32

@@ -187,15 +187,22 @@ def test_gates_masks_scales_clips_and_norms_decay_in_the_papers_recipe_only(reci
                                exclude=["classifier.*"])  # fmt: skip
     session = Session(config, tmp_path, Silent())
     session._enter("search")
-    names = {id(p): name for name, p in session.phase.net.named_parameters() if p.numel()}
+    names = {id(p): name for name, p in session.phase.net.named_parameters() if p.numel() and p.requires_grad}
     groups = session.phase._optimizer.param_groups
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert decay.keys() == set(names.values())
     kinds = Counter(name.rsplit(".", 1)[-1] for name in decay)
-    assert all(kinds[kind] for kind in ("m_p", "m_n", "m_b", "s", "scale", "bias", "weight")), kinds
+    gates = ("m_p", "m_n") if recipe == "paper" else ("step",)  # the logits' own, or the weight's
+    assert all(kinds[kind] for kind in (*gates, "m_b", "s", "scale", "bias", "weight")), kinds
     decayed = {name for name, value in decay.items() if value == 5e-4}
     assert decayed == (set(decay) if recipe == "paper" else {"model.classifier.weight"})
     assert set(decay.values()) <= {0.0, 5e-4}
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"gate_weight_decay": 1e-4}])
+def test_with_adamw_or_decay_logits_have_gradients_of_their_own(settings: dict[str, Any]) -> None:
+    _, method = gated(3, **settings)
+    assert all(gates.step is None and gates.m_p.requires_grad for gates in method.gates.values())
 
 
 def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Built, tmp_path: Path) -> None:
