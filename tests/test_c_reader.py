@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import invoke
 from csq_files import GOLDEN, HERE, golden_models, layers_of, spread, with_right_checksums
-from test_csq_format import RANS, ROWS, assemble, integers, one_value, rans_stream, row
+from csq_handmade import assemble, integers, row
+from test_csq_damage import RANS, ROWS, one_value, rans_stream
 from test_csq_version1 import assemble as assemble_1
 from test_csq_version1 import disassemble
 
