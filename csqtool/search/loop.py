@@ -345,11 +345,11 @@ def epoch_order(samples: int, seed: int, phase: str, epoch: int) -> Tensor:
 
 
 def batches_of(
-    dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH
+    dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a data set's inputs and targets in order, at most `most` samples."""
+    """Yield a data set's inputs and targets in order, at most `most` samples; of its batches those in `share`."""
     count = len(dataset) if most is None else min(most, len(dataset))
-    for start in range(0, count, size):
+    for start in range(0, count, size)[share]:
         yield take(dataset, range(start, min(start + size, count)))
 
 
@@ -360,15 +360,27 @@ def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, dataset: Dataset, task: Task, device: torch.device | None = None, *, channels_last: bool = False
+    net: nn.Module,
+    dataset: Dataset,
+    task: Task,
+    device: torch.device | None = None,
+    *,
+    channels_last: bool = False,
+    processes: Processes | None = None,
 ) -> float:
-    """Return the task's metric of `net` over `dataset`, in evaluation mode and float32."""
+    """Return the task's metric of `net` over `dataset`, in evaluation mode and float32.
+
+    Several processes share the batches out; each of them returns the metric of all.
+    """
     was_training = net.training
     net.eval()
-    outputs, targets = [], []
-    for x, y in batches_of(dataset):
+    mine = slice(processes.index, None, processes.count) if processes else slice(None)
+    found = []  # (outputs, targets) a batch
+    for x, y in batches_of(dataset, share=mine):
         inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
-        outputs.append(as_float(net(inputs)).cpu())
-        targets.append(y)
+        found.append((as_float(net(inputs)).cpu(), y))
     net.train(was_training)
+    if processes:
+        found = processes.dealt_out(found)
+    outputs, targets = zip(*found, strict=True)
     return task.metric(torch.cat(outputs), torch.cat(targets))

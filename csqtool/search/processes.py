@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import zip_longest
 from typing import TypeVar
 
 import torch
@@ -73,6 +74,15 @@ class Processes:
 
         total: Tensor = reduce(values.to(self.device), "sum")
         return total
+
+    def dealt_out(self, mine: list[T]) -> list[T]:
+        """Return the items of all processes in every one of them, in turn as cards are dealt: one of each a round."""
+        if self.count == 1:
+            return mine
+        from accelerate.utils import gather_object
+
+        hands: list[list[T]] = gather_object([mine])
+        return [item for turn in zip_longest(*hands) for item in turn if item is not None]
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is set in one process or more."""

@@ -359,7 +359,9 @@ class Session:
     def _evaluate(self, net: nn.Module) -> float:
         device = next(net.parameters()).device
         channels_last = bool(self.config.channels_last)
-        return evaluate(net, self.data.test, self.data.task, device, channels_last=channels_last)
+        return evaluate(
+            net, self.data.test, self.data.task, device, channels_last=channels_last, processes=self.processes
+        )
 
     # --- records -----------------------------------------------------------------------------------------
 

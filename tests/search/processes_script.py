@@ -1,4 +1,4 @@
-"""What `test_processes` starts alone and under torchrun: a step, or a search that may be killed."""
+"""What `test_processes` starts alone and under torchrun: a step, an evaluation, or a search that may be killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from csqtool.search import SearchConfig, search
+from csqtool.search import SearchConfig, loop, search
 from csqtool.search.progress import Silent
 from csqtool.search.session import Session
 
@@ -27,6 +28,16 @@ def one_step(session: Session, output: Path) -> None:
     tensors |= {"loss": torch.tensor(loss), "processes": torch.tensor(session.processes.count)}
     if session.processes.first:
         save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, output / "step.safetensors")
+
+
+def evaluation(session: Session, output: Path) -> None:
+    """Write how many samples this process saw when the test set was evaluated by fours, and the metric of all."""
+    session._enter("search")
+    loop.batches_of = partial(loop.batches_of, size=4)
+    seen: list[int] = []
+    session.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    metric = session._evaluate(session.net)
+    (output / f"process{session.processes.index}.txt").write_text(f"{sum(seen)} {metric!r}")
 
 
 def whole_search(session: Session, output: Path) -> None:
@@ -60,5 +71,5 @@ if __name__ == "__main__":
         search(config, Path(folder), progress=Killed() if what == "killed" else None)
         sys.exit()
     run = Session(config, Path(folder), Silent())
-    {"step": one_step, "search": whole_search}[what](run, Path(folder))
+    {"step": one_step, "evaluation": evaluation, "search": whole_search}[what](run, Path(folder))
     run.processes.wait()

@@ -35,6 +35,18 @@ def test_two_processes_get_the_gradients_of_one_and_its_running_statistics(tmp_p
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()) + 2e-7, msg=name)
 
 
+def test_two_processes_share_an_evaluation_out_and_get_the_metric_of_one(tmp_path: Path) -> None:
+    for folder, launcher in (("one", []), ("two", TWO)):
+        (tmp_path / folder).mkdir()
+        started(*launcher, SCRIPT, "evaluation", DIGITS, tmp_path / folder)
+    (samples, metric), *shares = (
+        (tmp_path / file).read_text().split() for file in ("one/process0.txt", "two/process0.txt", "two/process1.txt")
+    )
+    assert int(samples) == 450
+    assert [int(seen) for seen, _ in shares] == [226, 224]  # 113 batches: fours, the last of two
+    assert [found for _, found in shares] == [metric, metric]
+
+
 def test_two_processes_end_with_the_same_integers_and_one_of_them_writes(tmp_path: Path) -> None:
     started(*TWO, SCRIPT, "search", DIGITS, tmp_path)
     assert (tmp_path / "process0.txt").read_text() == (tmp_path / "process1.txt").read_text()
