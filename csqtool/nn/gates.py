@@ -81,6 +81,8 @@ class BitGates(nn.Module):
         self.hard = False
         self.register_buffer("beta", torch.ones(()))
         self.register_buffer("open_planes", torch.ones(len(self.exponents), dtype=torch.bool))
+        self._used = [slice(None)]  # the open planes, read from where they live once and not every step
+        self.register_load_state_dict_post_hook(lambda gates, _: gates._note_used())  # type: ignore[no-untyped-call]
         weights = torch.tensor([2.0**b for b in self.exponents], device=weight.device) / float(2**planes - 1)
         self.register_buffer("plane_weights", weights, persistent=False)
         with torch.no_grad():
@@ -137,10 +139,10 @@ class BitGates(nn.Module):
             coefficients = coefficients * soft_gate(self.m_b, self.beta)
         if torch.is_grad_enabled():
             self._coefficients = coefficients.detach()
-        return soft_weight(self.m_p, self.m_n, coefficients, self.beta, self._used(), self.step)
+        return soft_weight(self.m_p, self.m_n, coefficients, self.beta, self._used, self.step)
 
-    def _used(self) -> list[slice]:
-        return _stretches(self.open_planes.tolist())
+    def _note_used(self) -> None:
+        self._used = _stretches(self.open_planes.tolist())
 
     def take_step(self) -> None:
         """Let the logits take the step that an optimizer put into `step`, by the slopes of the last forward pass.
@@ -149,7 +151,7 @@ class BitGates(nn.Module):
         mean of the past is one of the weight's gradients, and passes through the gates as they are now.
         """
         if self.step is not None and self._coefficients is not None:
-            take_weight_step(self.m_p, self.m_n, self._coefficients, self.beta, self.step, self._used())
+            take_weight_step(self.m_p, self.m_n, self._coefficients, self.beta, self.step, self._used)
             self.step.data.zero_()
 
     @torch.no_grad()
@@ -161,6 +163,7 @@ class BitGates(nn.Module):
         """
         if self.m_b is not None:
             self.open_planes.copy_(soft_gate(self.m_b, self.beta) > 0)
+            self._note_used()
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Leave an empty tensor in the parametrized module's place: the gates hold the weight."""
@@ -186,10 +189,7 @@ class BitGates(nn.Module):
 
     @torch.no_grad()
     def keep_planes(self, at_least: int) -> None:
-        """Hold the masks of the strongest planes open: no layer ever has fewer."""
+        """Hold the masks of the strongest planes open."""
         assert self.m_b is not None
-        at_least = min(at_least, len(self.exponents))
-        if sorted(self.m_b.tolist())[-at_least] >= LAST_PLANE_LOGIT:
-            return
         strongest = self.m_b.topk(at_least).indices
         self.m_b[strongest] = self.m_b[strongest].clamp(min=LAST_PLANE_LOGIT)

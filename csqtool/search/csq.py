@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from csqtool.nn.gates import BitGates, soft_gate
+from csqtool.nn.gates import LAST_PLANE_LOGIT, BitGates, soft_gate
 from csqtool.nn.weights import Weight, attach
 from csqtool.quantized_model import IntegerArray
 from csqtool.search.budget import Budget, Scheme
@@ -152,14 +153,24 @@ class Csq(CsqUniform):
         excess = self._average() - self._budget.target_bits
         return self._config.strength * excess * torch.dot(self._pressure.to(kept.device), kept)
 
+    def _mask_logits(self) -> dict[str, list[float]]:
+        """Read the mask logits of all layers in one go: each reading makes an accelerator wait."""
+        logits = [gates.m_b.detach() for gates in self._masked.values() if gates.m_b is not None]
+        values = iter(torch.cat(logits).tolist() if logits else [])
+        return {name: list(islice(values, len(gates.exponents))) for name, gates in self._masked.items()}
+
     def _average(self) -> float:
-        return self._budget.average({name: len(gates.kept) for name, gates in self._gates.items()})
+        kept = {name: len(gates.exponents) for name, gates in self._gates.items()}
+        kept |= {name: sum(value >= 0 for value in values) for name, values in self._mask_logits().items()}
+        return self._budget.average(kept)
 
     def after_step(self) -> None:
         """Let the logits step, and keep every layer's strongest planes: none ever has fewer than its minimum."""
         super().after_step()
-        for name, gates in self._masked.items():
-            gates.keep_planes(self._budget.least[name])
+        for name, values in self._mask_logits().items():
+            least = min(self._budget.least[name], len(values))
+            if sorted(values)[-least] < LAST_PLANE_LOGIT:
+                self._masked[name].keep_planes(least)
 
     def status(self) -> dict[str, float]:
         """Return the gate temperature and the average precision."""

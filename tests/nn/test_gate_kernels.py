@@ -186,6 +186,14 @@ def test_closed_planes_leave_the_computation_without_changing_weight_or_gradient
         weight.sum().backward()
         results.append([weight.detach(), *(p.grad.clone() for p in gates.parameters() if p.grad is not None)])
     assert computed == [8, 8 - len(closed)]
+    resumed = BitGates(torch.randn(6, 5), range(8), mask_init=0.05, weight_steps=weight_steps)
+    resumed.load_state_dict(gates.state_dict())
+    computed.append(0)
+    weight = resumed()
+    weight.sum().backward()
+    assert computed[-1] == 8 - len(closed)
+    results.append([weight.detach(), *(p.grad.clone() for p in resumed.parameters() if p.grad is not None)])
+    assert all(map(torch.equal, results[1], results.pop()))
     for a, b in zip(*results, strict=True):
         if holes:  # a sum around them rounds differently
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
