@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Element-steps (values touched in a run) from which fusing pays for the half minute of compiling: about 3 ns each.
 COMPILE_FROM = 10_000_000_000
+# Forms of one kernel: some are compiled for each number of planes, and once more where a layer has one weight.
+MOST_FORMS = 32
 
 
 class Kernel:
@@ -42,6 +44,8 @@ class Kernel:
 
     def _compile(self) -> None:
         if self._compiled is None:
+            limits: Any = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, MOST_FORMS)
             compiled = torch.compile(self._fusible, dynamic=True)
             compiled(*self._probe())
             self._compiled = compiled

@@ -111,7 +111,7 @@ def test_compiled_kernels_give_the_same_gradients() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")  # inside torch.compile
-def test_kernels_are_compiled_a_few_times_whatever_the_layers_and_quantizers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_compiled_a_few_times_for_any_layers_and_quantizers(monkeypatch: pytest.MonkeyPatch) -> None:
     # A kernel that is compiled anew for each layer or range soon hits torch's limit, and then runs uncompiled.
     counters: Any = torch._dynamo.utils.counters
     torch._dynamo.reset()
@@ -122,8 +122,8 @@ def test_kernels_are_compiled_a_few_times_whatever_the_layers_and_quantizers(mon
     convolutions: list[nn.Module] = [nn.Conv1d(4, 4, 3, padding=1) for _ in range(4)]
     convolutions += [nn.Conv1d(4 + 2 * i, 6 + 2 * i, 1 + 2 * i, padding=i) for i in range(7)]
     model = nn.Sequential(*convolutions, nn.Linear(9, 5))
-    for weight in quantizable_weights(model):
-        attach(weight, BitGates(weight.parameter, range(8), mask_init=0.05))
+    for i, weight in enumerate(quantizable_weights(model)):
+        attach(weight, BitGates(weight.parameter, range(1 + i % 8), mask_init=0.05, weight_steps=i % 2 == 0))
     quantizers = [ActivationFakeQuantizer(f"{i}.output", 2 + i % 7) for i in range(12)]
     for i, quantizer in enumerate(quantizers):
         quantizer.set_zero_point(i % 4)
@@ -131,7 +131,7 @@ def test_kernels_are_compiled_a_few_times_whatever_the_layers_and_quantizers(mon
     try:
         assert Kernel.choose("yes", element_steps=0)
         net(torch.randn(3, 4, 9)).sum().backward()
-        assert counters["stats"]["unique_graphs"] <= 3 * len(Kernel._all)
+        assert counters["stats"]["unique_graphs"] <= 3 * len(Kernel._all) + 8  # one kernel once for each k
         assert not [reason for reason in counters["unimplemented"] if "limit" in str(reason)]
     finally:
         Kernel.choose("no", element_steps=0)
