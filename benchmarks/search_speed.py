@@ -79,10 +79,13 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
     return step
 
 
-def naive_weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, *_: object) -> Tensor:
+def naive_weight(
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor, plane_weights: Tensor, beta: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
     """Σ_b c_b·(f_β(m_p) − f_β(m_n)) over all planes, as autograd would do it."""
+    coefficients = s * plane_weights * torch.sigmoid(beta * m_b)
     digits = torch.sigmoid(beta * m_p) - torch.sigmoid(beta * m_n)
-    return torch.tensordot(coefficients, digits, dims=1)
+    return torch.tensordot(coefficients, digits, dims=1), coefficients.detach()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ their own, which an optimizer turns into steps, or with a step of the weight tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,54 +18,85 @@ from torch import Tensor
 from csqtool.nn.kernels import Kernel
 
 
-def _weight(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) -> Tensor:
-    """Σ_b c_b·(f_β(m_p) − f_β(m_n)): logits [k, N], coefficients [k] → [N]."""
+def _coefficients(s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor) -> Tensor:
+    """c_b = s·2^b/(2^n − 1)·f_β(m_B), without masks s·2^b/(2^n − 1), [k]."""
+    open_ = s * plane_weights
+    return open_ if m_b is None else open_ * torch.sigmoid(m_b * beta)
+
+
+def _scale_and_mask(
+    gradients: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradient of s, and that of m_B if there is one, from those of the coefficients [k]."""
+    if m_b is None:
+        return ((gradients * plane_weights).sum(),)
+    mask = torch.sigmoid(m_b * beta)
+    of_open = gradients * plane_weights * mask
+    return of_open.sum(), of_open * s * beta * (1 - mask)
+
+
+def _weight(
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Σ_b c_b·(f_β(m_p) − f_β(m_n)) from logits [k, N] → [N]; and the coefficients c [k]."""
+    coefficients = _coefficients(s, m_b, plane_weights, beta)
     weight = torch.zeros_like(m_p[0])
     # A loop, compiled anew for each k: unrolled, it takes half the time of a sum over the first axis.
     for plane in range(len(coefficients)):
         digit = torch.sigmoid(m_p[plane] * beta) - torch.sigmoid(m_n[plane] * beta)
         weight = weight + coefficients[plane] * digit
-    return weight
+    return weight, coefficients
 
 
-def _gradients(
-    m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_weight` for m_p, m_n [k, N] and the coefficients [k]; σ' = σ·(1 − σ)."""
-    p, n = torch.sigmoid(m_p * beta), torch.sigmoid(m_n * beta)
-    slope = (beta * coefficients)[:, None] * gradient[None]  # (k, N)
-    return slope * p * (1 - p), -slope * n * (1 - n), ((p - n) * gradient[None]).sum(1)
-
-
-def _weight_by_plane(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) -> Tensor:
+def _weight_by_plane(
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    coefficients = _coefficients(s, m_b, plane_weights, beta)
     weight = torch.zeros_like(m_p[0])
     for plane in range(len(coefficients)):
         digit = torch.sigmoid(m_p[plane] * beta).sub_(torch.sigmoid(m_n[plane] * beta))
         weight.addcmul_(digit, coefficients[plane])
-    return weight
+    return weight, coefficients
+
+
+def _gradients(
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of `_weight` for m_p, m_n [k, N], s, and m_B [k] if there is one; σ' = σ·(1 − σ)."""
+    p, n = torch.sigmoid(m_p * beta), torch.sigmoid(m_n * beta)
+    slope = (beta * _coefficients(s, m_b, plane_weights, beta))[:, None] * gradient[None]  # (k, N)
+    of_coefficients = ((p - n) * gradient[None]).sum(1)
+    return slope * p * (1 - p), -slope * n * (1 - n), *_scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
 
 
 def _gradients_by_plane(
-    m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    for_p, for_n, for_coefficients = torch.empty_like(m_p), torch.empty_like(m_n), torch.empty_like(coefficients)
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    coefficients = _coefficients(s, m_b, plane_weights, beta)
+    for_p, for_n, of_coefficients = torch.empty_like(m_p), torch.empty_like(m_n), torch.empty_like(coefficients)
     for plane in range(len(coefficients)):
         slope = gradient * (beta * coefficients[plane])
         p, n = torch.sigmoid(m_p[plane] * beta), torch.sigmoid(m_n[plane] * beta)
-        for_coefficients[plane] = torch.dot(p - n, gradient)
+        of_coefficients[plane] = torch.dot(p - n, gradient)
         torch.mul(slope, p.mul_(1 - p), out=for_p[plane])
         torch.mul(slope, n.mul_(n - 1), out=for_n[plane])
-    return for_p, for_n, for_coefficients
+    return for_p, for_n, *_scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
 
 
-def _coefficient_gradients(m_p: Tensor, m_n: Tensor, beta: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient of `_weight` for the coefficients, [k]."""
-    return ((torch.sigmoid(m_p * beta) - torch.sigmoid(m_n * beta)) * gradient[None]).sum(1)
+def _scale_gradients(
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of `_weight` for s, and m_B [k] if there is one."""
+    of_coefficients = ((torch.sigmoid(m_p * beta) - torch.sigmoid(m_n * beta)) * gradient[None]).sum(1)
+    return _scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
 
 
-def _coefficient_gradients_by_plane(m_p: Tensor, m_n: Tensor, beta: Tensor, gradient: Tensor) -> Tensor:
+def _scale_gradients_by_plane(
+    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
     digits = (torch.sigmoid(p * beta).sub_(torch.sigmoid(n * beta)) for p, n in zip(m_p, m_n, strict=True))
-    return torch.stack([torch.dot(digit, gradient) for digit in digits])
+    of_coefficients = torch.stack([torch.dot(digit, gradient) for digit in digits])
+    return _scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
 
 
 def _step(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, step: Tensor) -> None:
@@ -85,79 +116,102 @@ def _step_by_plane(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor,
 
 
 def _probe() -> tuple[Tensor, ...]:
-    return torch.zeros(2, 64), torch.zeros(2, 64), torch.ones(2), torch.ones(())
+    return torch.zeros(2, 64), torch.zeros(2, 64), torch.ones(()), torch.ones(2), torch.ones(2), torch.ones(())
 
 
 _weight_kernel = Kernel(_weight_by_plane, _weight, _probe)
 _gradients_kernel = Kernel(_gradients_by_plane, _gradients, lambda: (*_probe(), torch.ones(64)))
-_coefficient_gradients_kernel = Kernel(
-    _coefficient_gradients_by_plane, _coefficient_gradients, lambda: (*_probe()[:2], torch.ones(()), torch.ones(64))
-)
-_step_kernel = Kernel(_step_by_plane, _step, lambda: (*_probe(), torch.ones(64)))
+_scale_gradients_kernel = Kernel(_scale_gradients_by_plane, _scale_gradients, lambda: (*_probe(), torch.ones(64)))
+_step_kernel = Kernel(_step_by_plane, _step, lambda: (*_probe()[:2], torch.ones(2), torch.ones(()), torch.ones(64)))
 
 
 class _SoftWeight(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, used: list[slice], _step: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(m_p, m_n, coefficients, beta)
+        ctx: Any,
+        m_p: Tensor,
+        m_n: Tensor,
+        s: Tensor,
+        m_b: Tensor | None,
+        plane_weights: Tensor,
+        beta: Tensor,
+        used: list[slice],
+        _step: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(m_p, m_n, s, m_b, plane_weights, beta)
+        ctx.set_materialize_grads(False)
         ctx.used = used
-        parts = [_weight_kernel(m_p[u].flatten(1), m_n[u].flatten(1), coefficients[u], beta) for u in used]
-        weight: Tensor = parts[0]
-        for part in parts[1:]:
+        parts = [_weight_kernel(*planes) for planes in _stretches(used, m_p, m_n, s, m_b, plane_weights, beta)]
+        weight = parts[0][0]
+        for part, _ in parts[1:]:
             weight += part
-        return weight.view(m_p.shape[1:])
+        coefficients = _whole([part for _, part in parts], plane_weights, used)
+        ctx.mark_non_differentiable(coefficients)
+        return weight.view(m_p.shape[1:]), coefficients
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        m_p, m_n, coefficients, beta = ctx.saved_tensors
+        m_p, _, _, m_b, *_ = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         flat = gradient.flatten()
-        planes = [(m_p[u].flatten(1), m_n[u].flatten(1), coefficients[u]) for u in ctx.used]
-        if not ctx.needs_input_grad[0]:
-            sums = [(_coefficient_gradients_kernel(p, n, beta, flat),) for p, n, _ in planes]
-            (for_coefficients,) = _whole(sums, (coefficients,), ctx.used)
-            return None, None, for_coefficients, None, None, gradient
-        parts = [_gradients_kernel(p, n, c, beta, flat) for p, n, c in planes]
-        return *_whole(parts, (m_p, m_n, coefficients), ctx.used), None, None, None
+        own = ctx.needs_input_grad[0]
+        kernel = _gradients_kernel if own else _scale_gradients_kernel
+        parts = [kernel(*planes, flat) for planes in _stretches(ctx.used, *ctx.saved_tensors)]
+        columns = list(zip(*parts, strict=True))
+        for_p, for_n = [_whole(parts, m_p, ctx.used) for parts in columns[:2]] if own else (None, None)
+        for_s = sum(columns[2 if own else 0])
+        for_m_b = None if m_b is None else _whole(columns[-1], m_b, ctx.used)
+        return for_p, for_n, for_s, for_m_b, None, None, None, None if own else gradient
 
 
-def _whole(parts: Sequence[tuple[Tensor, ...]], likes: tuple[Tensor, ...], used: list[slice]) -> list[Tensor]:
-    """Return the gradients of all planes: those of the used ones, zero for the others."""
-    if len(parts) == 1 and len(parts[0][0]) == len(likes[0]):
-        return [part.view(like.shape) for part, like in zip(parts[0], likes, strict=True)]
-    whole = [torch.zeros_like(like) for like in likes]
-    for of_planes, planes in zip(parts, used, strict=True):
-        for gradient, part in zip(whole, of_planes, strict=True):
-            gradient[planes] = part.view(-1, *gradient.shape[1:])
+def _stretches(
+    used: list[slice], m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield the kernels' arguments for each stretch of planes that are used."""
+    for u in used:
+        yield m_p[u].flatten(1), m_n[u].flatten(1), s, None if m_b is None else m_b[u], plane_weights[u], beta
+
+
+def _whole(parts: Sequence[Tensor], like: Tensor, used: list[slice]) -> Tensor:
+    """Return what there is for the used planes, and zeros for the others, shaped as `like`."""
+    if len(parts) == 1 and len(parts[0]) == len(like):
+        return parts[0].view(like.shape)
+    whole = torch.zeros_like(like)
+    for part, planes in zip(parts, used, strict=True):
+        whole[planes] = part.view(-1, *like.shape[1:])
     return whole
 
 
 def soft_weight(
     m_p: Tensor,
     m_n: Tensor,
-    coefficients: Tensor,
+    s: Tensor,
+    m_b: Tensor | None,
+    plane_weights: Tensor,
     beta: Tensor,
     used: list[slice] | None = None,
     step: Tensor | None = None,
-) -> Tensor:
-    """Relaxed weight Σ_b c_b·(f_β(m_p) − f_β(m_n)) (CSQ, eq. 5 with c_b = s·2^b·f_β(m_B)/(2^n − 1)).
+) -> tuple[Tensor, Tensor]:
+    """Relaxed weight Σ_b c_b·(f_β(m_p) − f_β(m_n)), c_b = s·2^b/(2^n − 1)·f_β(m_B) (CSQ, eq. 5; without m_B eq. 3).
 
     Args:
         m_p: logits of the positive bits, float32 [k, *weight].
         m_n: logits of the negative bits, same shape.
-        coefficients: what each plane weighs, [k].
+        s: scale, a scalar.
+        m_b: logits of the bit mask, [k]; None where planes are fixed.
+        plane_weights: 2^b/(2^n − 1), [k].
         beta: gate temperature, a scalar.
         used: the planes that take part; None for all.
         step: zeros, [*weight], whose gradient becomes the weight's.
 
     Returns:
-        The weight, [*weight], float32 also under autocast.
+        The weight, [*weight], float32 also under autocast; and the coefficients c, [k], without gradients.
     """
     with torch.autocast(m_p.device.type, enabled=False):
-        weight: Tensor = _SoftWeight.apply(m_p, m_n, coefficients, beta, used or [slice(None)], step)  # type: ignore[no-untyped-call]
-        return weight
+        found: tuple[Tensor, Tensor] = _SoftWeight.apply(
+            m_p, m_n, s, m_b, plane_weights, beta, used or [slice(None)], step
+        )  # type: ignore[no-untyped-call]
+        return found
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ class BitGates(nn.Module):
                 self.m_p.requires_grad_(False)
                 self.m_n.requires_grad_(False)
                 self.step = nn.Parameter(torch.zeros_like(self.m_p[0]))
-            self._coefficients: Tensor | None = None  # of the last forward pass with gradients
+            self._coefficients: Tensor | None = None  # of the last forward pass
             if not paper_init:
                 self._fit_scale(weight)
 
@@ -134,12 +134,10 @@ class BitGates(nn.Module):
         """Return the weight, soft or hard."""
         if self.hard:
             return self._hard_weight()
-        coefficients = self.s * self.plane_weights
-        if self.m_b is not None:
-            coefficients = coefficients * soft_gate(self.m_b, self.beta)
-        if torch.is_grad_enabled():
-            self._coefficients = coefficients.detach()
-        return soft_weight(self.m_p, self.m_n, coefficients, self.beta, self._used, self.step)
+        weight, self._coefficients = soft_weight(
+            self.m_p, self.m_n, self.s, self.m_b, self.plane_weights, self.beta, self._used, self.step
+        )
+        return weight
 
     def _note_used(self) -> None:
         self._used = _stretches(self.open_planes.tolist())

@@ -37,10 +37,10 @@ class Kernel:
         self._active = eager
         self._all.append(self)
 
-    def __call__(self, *arguments: Tensor) -> Any:
+    def __call__(self, *arguments: Tensor | None) -> Any:
         """Run the form in use, outside of autograd."""
         # Detached, they are no views: a kernel would be compiled anew for every shape of what they are views of.
-        return self._active(*(argument.detach() for argument in arguments))
+        return self._active(*(None if argument is None else argument.detach() for argument in arguments))
 
     def _compile(self) -> None:
         if self._compiled is None:

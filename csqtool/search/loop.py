@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
+from torch.nn.utils import parametrize
 
 from csqtool.data.arrays import Dataset, DataSource, take
 from csqtool.errors import ConfigError, TrainingError, nearest
@@ -185,7 +186,8 @@ class Phase:
             group["lr"] = rate * annealing
         self._optimizer.zero_grad()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
-        with autocast, self.processes.whole_batch_norm(self.net):
+        with autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
+            compute_small_weights(self.net)
             outputs = as_float(self.net(inputs))
             taught = None
             if self._teacher is not None:
@@ -252,6 +254,18 @@ class Phase:
             quantizer.set_zero_point(int(quantizer.zero_point_))
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+
+
+def compute_small_weights(net: nn.Module) -> None:
+    """Compute the small parametrized weights before the net does, for `parametrize.cached` to hand them out.
+
+    One behind the other they take half the time that they take between layers, whose data leaves no cache warm. The
+    backward pass follows: what was computed first has its gradient computed last, and one behind the other.
+    """
+    for module in net.modules():
+        for name, sources in getattr(module, "parametrizations", {}).items():
+            if all(p.numel() < EARLY_FROM for p in sources.parameters()):
+                getattr(module, name)
 
 
 def seed_all(seed: int) -> None:

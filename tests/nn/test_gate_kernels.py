@@ -20,10 +20,11 @@ def logits(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
-def by_autograd(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor) -> Tensor:
-    """CSQ, eq. 5, as it is written."""
+def by_autograd(m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, weights: Tensor, beta: Tensor) -> Tensor:
+    """CSQ, eq. 5 and 3, as they are written."""
+    masks = 1 if m_b is None else torch.sigmoid(beta * m_b)
     digits = torch.sigmoid(beta * m_p) - torch.sigmoid(beta * m_n)
-    return torch.tensordot(coefficients, digits, dims=1)
+    return torch.tensordot(s * weights * masks, digits, dims=1)
 
 
 def use(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,18 +34,30 @@ def use(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("form", ["by_plane", "fusible"])
-def test_the_gate_kernel_is_equation_5_and_its_gradients(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("weight_steps", [True, False])
+def test_the_gate_kernel_is_equation_5_and_its_gradients(
+    form: str, masked: bool, weight_steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    m_p, m_n, coefficients, beta = logits(5, 4, 3), logits(5, 4, 3), logits(5), torch.tensor(2.5, dtype=torch.float64)
     use(form, monkeypatch)
-    arguments = (m_p, m_n, coefficients)
-    wanted, found = by_autograd(*arguments, beta), gate_kernels.soft_weight(*arguments, beta)
-    seed = torch.randn_like(wanted)
+    m_p, m_n, s, m_b = logits(5, 4, 3), logits(5, 4, 3), logits(), logits(5) if masked else None
+    constants = torch.rand(5, dtype=torch.float64), torch.tensor(2.5, dtype=torch.float64)
+    wanted = by_autograd(m_p, m_n, s, m_b, *constants)
+    step = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True) if weight_steps else None
+    p, n = (m_p.detach(), m_n.detach()) if weight_steps else (m_p, m_n)
+    found, coefficients = gate_kernels.soft_weight(p, n, s, m_b, *constants, step=step)
     assert torch.allclose(found, wanted)
+    assert not coefficients.requires_grad
+    seed = torch.randn_like(wanted)
+    arguments = [x for x in (s, m_b) if x is not None] + ([] if weight_steps else [m_p, m_n])
     for a, b in zip(
-        torch.autograd.grad(found, arguments, seed), torch.autograd.grad(wanted, arguments, seed), strict=True
-    ):
+        torch.autograd.grad(found, arguments, seed, retain_graph=True), torch.autograd.grad(wanted, arguments, seed),
+        strict=True,
+    ):  # fmt: skip
         assert torch.allclose(a, b)
+    if step is not None:
+        assert torch.equal(torch.autograd.grad(found, step, seed)[0], seed)
 
 
 @pytest.mark.parametrize("form", ["by_plane", "fusible"])
@@ -164,7 +177,7 @@ def test_closed_planes_leave_the_computation_without_changing_weight_or_gradient
     closed: list[int], holes: bool, weight_steps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    kernel = gate_kernels._coefficient_gradients_kernel if weight_steps else gate_kernels._gradients_kernel
+    kernel = gate_kernels._scale_gradients_kernel if weight_steps else gate_kernels._gradients_kernel
 
     def counted(m_p: Tensor, *more: Tensor) -> Any:
         computed[-1] += len(m_p)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from csqtool.finalize import finalize
 from csqtool.finalized_file import read_finalized
+from csqtool.nn.gates import BitGates
 from csqtool.nn.weights import quantizable_weights
 from csqtool.search import SearchConfig, loop, search
 from csqtool.search.bsq import Bsq
@@ -197,6 +199,40 @@ def test_gates_masks_scales_clips_and_norms_decay_in_the_papers_recipe_only(reci
     decayed = {name for name, value in decay.items() if value == 5e-4}
     assert decayed == (set(decay) if recipe == "paper" else {"model.classifier.weight"})
     assert set(decay.values()) <= {0.0, 5e-4}
+
+
+def test_small_weights_are_computed_once_and_before_the_net_to_the_same_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, batch_size=32)
+    events: list[str] = []
+    monkeypatch.setattr(BitGates, "forward", logged(BitGates.forward, "weight", events))
+    ends: list[dict[str, Tensor]] = []
+    for ahead in (True, False):
+        if not ahead:
+            monkeypatch.setattr(loop, "compute_small_weights", lambda _: None)
+        session = Session(config, tmp_path, Silent())
+        session._enter("search")
+        session.phase.net.register_forward_hook(lambda *_: events.append("end"))
+        for module in session.phase.net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_pre_hook(lambda *_: events.append("layer"))
+        events.clear()
+        session.phase._step(torch.arange(32), 0, 0)
+        layers = events.count("layer")
+        assert layers > 2
+        assert events == (["weight"] * layers + ["layer"] * layers if ahead else ["layer", "weight"] * layers) + ["end"]
+        ends.append(session.phase.net.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def logged(function: Callable[..., Any], event: str, events: list[str]) -> Callable[..., Any]:
+    def wrapper(*arguments: Any) -> Any:
+        events.append(event)
+        return function(*arguments)
+
+    return wrapper
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"gate_weight_decay": 1e-4}])
