@@ -177,8 +177,10 @@ class Session:
         kind, scheme, epochs = self.method_class, self._first_scheme(), config.epochs
         if stage == "finetune":
             assert self.scheme is not None
-            kind, scheme = load_method(FINETUNE_METHODS[config.finetune_with]), self.scheme
-            epochs = config.finetune_epochs
+            epochs, scheme = config.finetune_epochs, self.scheme
+            # Without epochs nothing may change: gates start soft, and hardened they have another scale.
+            kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
+            config = dataclasses.replace(config, init="csq")  # the authors' start is that of a search
         elif stage == "train":
             epochs = config.epochs + config.finetune_epochs
         self.method = kind(self.weights, self.model, config, self.budget, scheme)

@@ -235,6 +235,28 @@ def logged(function: Callable[..., Any], event: str, events: list[str]) -> Calla
     return wrapper
 
 
+@pytest.mark.parametrize("finetune_with", ["csq", "lsq"])
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_finetuning_starts_from_the_settled_weights_and_without_epochs_ends_with_them(
+    epochs: int, recipe: str, finetune_with: str, tmp_path: Path
+) -> None:
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, recipe=recipe, finetune_with=finetune_with,
+                               finetune_epochs=epochs)  # fmt: skip
+    session = Session(config, tmp_path, Silent())
+    wanted = {}
+    for weight in session.weights:
+        q = torch.randint(-7, 8, weight.parameter.shape)
+        q.flatten()[0] = 7
+        wanted[weight.name] = weight.parameter.data.copy_(0.01 * q).clone()
+    session.scheme = {weight.name: (2, 3, 4) for weight in session.weights}
+    session._enter("finetune")
+    assert session.method is not None
+    session.method.set_hard(epochs == 0)
+    for name, value in session._weight_values().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"gate_weight_decay": 1e-4}])
 def test_with_adamw_or_decay_logits_have_gradients_of_their_own(settings: dict[str, Any]) -> None:
     _, method = gated(3, **settings)
