@@ -272,6 +272,18 @@ def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Buil
     ok("finalize", tmp_path / "tuned", "-o", tmp_path / "m.safetensors")
 
 
+def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path) -> None:
+    run(tmp_path / "run", "--target-bits", 3, "--recipe", "paper", "--epochs", 1)
+    ok("finetune", tmp_path / "run", "-o", tmp_path / "tuned", "--epochs", 1, "--gate-learning-rate", 1e-9,
+       "--learning-rate", 1e-9)  # fmt: skip
+    found = []
+    for name in ("run", "tuned"):
+        ok("finalize", tmp_path / name, "-o", tmp_path / f"{name}.safetensors")
+        model = read_finalized(tmp_path / f"{name}.safetensors")
+        found.append({layer.name: layer.q.tolist() for layer in model.layers})
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("quantizer", ["pact", "dorefa"])
 def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
     built = Built(tmp_path, "4", "--act-quantizer", quantizer)
