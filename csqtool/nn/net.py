@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,6 +66,12 @@ class QuantizedNet(nn.Module):
         mode = _ObservingMode(self.model, names, observer)
         with mode.active():
             return self.model(x, *more)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, quantizers and all."""
+        self.load_state_dict(state)
+        for quantizer in self.quantizers.values():
+            quantizer.set_zero_point(int(quantizer.zero_point_))
 
     @torch.no_grad()
     def quantized_values(self, x: Tensor) -> int:

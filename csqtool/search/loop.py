@@ -249,9 +249,7 @@ class Phase:
         """Continue from what `state` returned."""
         epoch, batch, loss_sum = state["position"]
         self.position = Position(int(epoch), int(batch), float(loss_sum))
-        self.net.load_state_dict(state["net"])
-        for quantizer in self.net.quantizers.values():
-            quantizer.set_zero_point(int(quantizer.zero_point_))
+        self.net.restore(state["net"])
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
 

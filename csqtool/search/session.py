@@ -170,10 +170,8 @@ class Session:
             self.phase = Phase(stage, config.pretrain_epochs, QuantizedNet(self.model, []), None, config, self.data,
                                self.processes)  # fmt: skip
             return
-        if stage != "finetune" and self.net.quantizers and not restoring:
-            device = next(self.model.parameters()).device
-            samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
-            self.net.to(device).calibrate(x.to(device) for x, _ in samples)
+        if stage != "finetune" and not restoring:
+            self._calibrate()
         kind, scheme, epochs = self.method_class, self._first_scheme(), config.epochs
         if stage == "finetune":
             assert self.scheme is not None
@@ -186,6 +184,12 @@ class Session:
         self.method = kind(self.weights, self.model, config, self.budget, scheme)
         teacher = self._teacher() if config.distill else None
         self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, self.processes, teacher=teacher)
+
+    def _calibrate(self) -> None:
+        if self.net.quantizers:
+            device = next(self.model.parameters()).device
+            samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
+            self.net.to(device).calibrate(x.to(device) for x, _ in samples)
 
     def _first_scheme(self) -> dict[str, tuple[int, ...]]:
         """Return the planes to begin with: all that are allowed, the uniform ones of a method, or those of a file."""
@@ -314,13 +318,14 @@ class Session:
         """
         assert self.scheme is not None
         saved = self.output / "float.safetensors"
-        state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        state = {name: value.clone() for name, value in self.net.state_dict().items()}
 
         def load(start: str) -> None:
             if start == "float":
                 load_weights(self.model, saved)
+                self._calibrate()  # the searched network's activations are others
                 return
-            self.model.load_state_dict(state)
+            self.net.restore(state)
             if start == "soft" and soft is not None:
                 for weight in self.weights:
                     weight.parameter.data.copy_(soft[weight.name])

@@ -155,23 +155,34 @@ def test_finetuning_starts_from_the_weights_that_round_with_least_loss(
     asked = iter(["searched", "soft", "float"])
     monkeypatch.setattr(LossProbe, "of_scheme", lambda *_: 0.5 if next(asked) == best else 1.0)
     starts: list[Tensor] = []
-    choose = Session._choose_start
+    scales: list[list[float]] = []
+    choose, calibrate = Session._choose_start, Session._calibrate
+
+    def calibrated(self: Session) -> None:
+        calibrate(self)
+        scales.append([q.scale.item() for q in self.net.quantizers.values()])
 
     def look(self: Session, *arguments: Any) -> str:
         starts.append(self.weights[0].parameter.detach().clone())
+        scales.append([q.scale.item() for q in self.net.quantizers.values()])
         chosen = choose(self, *arguments)
+        scales.append([q.scale.item() for q in self.net.quantizers.values()])
         starts.append(self.weights[0].parameter.detach().clone())
         starts.append(load_file(self.output / "float.safetensors")["stem.0.weight"])
         assert chosen == best
         return chosen
 
     monkeypatch.setattr(Session, "_choose_start", look)
-    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, pretrain_epochs=1, epochs=1,
+    monkeypatch.setattr(Session, "_calibrate", calibrated)
+    config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, act_bits=4, pretrain_epochs=1, epochs=1,
                                finetune_epochs=0.1)  # fmt: skip
     search(config, tmp_path / "run")
     searched, chosen, plain = starts
     assert torch.equal(chosen, searched) == (best == "searched")
     assert torch.equal(chosen, plain) == (best == "float")
+    at_first, behind_search, *_, at_last = scales
+    assert at_first != behind_search
+    assert at_last == (at_first if best == "float" else behind_search)
 
 
 def test_the_paper_recipe_has_the_papers_settings() -> None:
