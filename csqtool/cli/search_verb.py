@@ -59,7 +59,7 @@ _training = _settings(
     _setting("weight_decay", float, "Of float weights. [default: 0.0005]"),
     _setting("gate_weight_decay", float, "Of gates, masks and their scales. [default: 0]"),
     _setting("decay_all", bool, "Let BatchNorm, biases and activation scales decay, too. [default: no]"),
-    _setting("init", click.Choice(["csq", "paper"]), "Gates start from the weights, or as the authors' do."),
+    _setting("init", click.Choice(["csq", "paper"]), "A search's gates start from the weights, or as the authors' do."),
     _setting("gate_init", float, "Bit gates start at ± this. [default: 1]"),
     _setting("beta_max", float, "Gate temperature at the end. [default: 200]"),
     _setting("beta_schedule", click.Choice(["epoch", "step"]), "How often the temperature rises. [default: epoch]"),

@@ -9,8 +9,8 @@ their own, which an optimizer turns into steps, or with a step of the weight tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,40 +18,39 @@ from torch import Tensor
 from csqtool.nn.kernels import Kernel
 
 
-def _coefficients(s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor) -> Tensor:
-    """c_b = s·2^b/(2^n − 1)·f_β(m_B), without masks s·2^b/(2^n − 1), [k]."""
-    open_ = s * plane_weights
-    return open_ if m_b is None else open_ * torch.sigmoid(m_b * beta)
+class Scaling(NamedTuple):
+    """What planes weigh: s, m_b (None where they are fixed), 2^b/(2^n − 1), and β."""
+
+    s: Tensor
+    m_b: Tensor | None
+    plane_weights: Tensor
+    beta: Tensor
+
+    def of(self, planes: slice) -> Scaling:
+        """Return the like for some of the planes."""
+        m_b = None if self.m_b is None else self.m_b[planes].detach()
+        return self._replace(m_b=m_b, plane_weights=self.plane_weights[planes].detach())
+
+    def coefficients(self) -> Tensor:
+        """c_b = s·2^b/(2^n − 1)·f_β(m_B), [k]."""
+        whole = self.s * self.plane_weights
+        return whole if self.m_b is None else whole * torch.sigmoid(self.m_b * self.beta)
+
+    def gradients(self, for_c: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradient of s, and that of m_B if there is one, from those of the coefficients [k]."""
+        if self.m_b is None:
+            return ((for_c * self.plane_weights).sum(),)
+        mask = torch.sigmoid(self.m_b * self.beta)
+        for_whole = for_c * self.plane_weights * mask
+        return for_whole.sum(), for_whole * self.s * self.beta * (1 - mask)
 
 
-def _scale_and_mask(
-    gradients: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
-) -> tuple[Tensor, ...]:
-    """Return the gradient of s, and that of m_B if there is one, from those of the coefficients [k]."""
-    if m_b is None:
-        return ((gradients * plane_weights).sum(),)
-    mask = torch.sigmoid(m_b * beta)
-    of_open = gradients * plane_weights * mask
-    return of_open.sum(), of_open * s * beta * (1 - mask)
+def _weight(m_p: Tensor, m_n: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """Σ_b c_b·(f_β(m_p) − f_β(m_n)) from logits [k, N] → [N]; and the coefficients c [k].
 
-
-def _weight(
-    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Σ_b c_b·(f_β(m_p) − f_β(m_n)) from logits [k, N] → [N]; and the coefficients c [k]."""
-    coefficients = _coefficients(s, m_b, plane_weights, beta)
-    weight = torch.zeros_like(m_p[0])
-    # A loop, compiled anew for each k: unrolled, it takes half the time of a sum over the first axis.
-    for plane in range(len(coefficients)):
-        digit = torch.sigmoid(m_p[plane] * beta) - torch.sigmoid(m_n[plane] * beta)
-        weight = weight + coefficients[plane] * digit
-    return weight, coefficients
-
-
-def _weight_by_plane(
-    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
-) -> tuple[Tensor, Tensor]:
-    coefficients = _coefficients(s, m_b, plane_weights, beta)
+    Compiled, it is unrolled, and anew for each k: a sum over the first axis takes nearly twice the time.
+    """
+    coefficients, beta = scaling.coefficients(), scaling.beta
     weight = torch.zeros_like(m_p[0])
     for plane in range(len(coefficients)):
         digit = torch.sigmoid(m_p[plane] * beta).sub_(torch.sigmoid(m_n[plane] * beta))
@@ -59,44 +58,35 @@ def _weight_by_plane(
     return weight, coefficients
 
 
-def _gradients(
-    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
+def _gradients(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Tensor) -> tuple[Tensor, ...]:
     """Gradients of `_weight` for m_p, m_n [k, N], s, and m_B [k] if there is one; σ' = σ·(1 − σ)."""
-    p, n = torch.sigmoid(m_p * beta), torch.sigmoid(m_n * beta)
-    slope = (beta * _coefficients(s, m_b, plane_weights, beta))[:, None] * gradient[None]  # (k, N)
-    of_coefficients = ((p - n) * gradient[None]).sum(1)
-    return slope * p * (1 - p), -slope * n * (1 - n), *_scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
+    p, n = torch.sigmoid(m_p * scaling.beta), torch.sigmoid(m_n * scaling.beta)
+    slope = (scaling.beta * scaling.coefficients())[:, None] * gradient[None]  # (k, N)
+    return slope * p * (1 - p), -slope * n * (1 - n), *scaling.gradients(((p - n) * gradient[None]).sum(1))
 
 
-def _gradients_by_plane(
-    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
-    coefficients = _coefficients(s, m_b, plane_weights, beta)
-    for_p, for_n, of_coefficients = torch.empty_like(m_p), torch.empty_like(m_n), torch.empty_like(coefficients)
+def _gradients_by_plane(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Tensor) -> tuple[Tensor, ...]:
+    coefficients, beta = scaling.coefficients(), scaling.beta
+    for_p, for_n, for_c = torch.empty_like(m_p), torch.empty_like(m_n), torch.empty_like(coefficients)
     for plane in range(len(coefficients)):
         slope = gradient * (beta * coefficients[plane])
         p, n = torch.sigmoid(m_p[plane] * beta), torch.sigmoid(m_n[plane] * beta)
-        of_coefficients[plane] = torch.dot(p - n, gradient)
+        for_c[plane] = torch.dot(p - n, gradient)
         torch.mul(slope, p.mul_(1 - p), out=for_p[plane])
         torch.mul(slope, n.mul_(n - 1), out=for_n[plane])
-    return for_p, for_n, *_scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
+    return for_p, for_n, *scaling.gradients(for_c)
 
 
-def _scale_gradients(
-    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
+def _scale_gradients(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Tensor) -> tuple[Tensor, ...]:
     """Gradients of `_weight` for s, and m_B [k] if there is one."""
-    of_coefficients = ((torch.sigmoid(m_p * beta) - torch.sigmoid(m_n * beta)) * gradient[None]).sum(1)
-    return _scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
+    digits = torch.sigmoid(m_p * scaling.beta) - torch.sigmoid(m_n * scaling.beta)
+    return scaling.gradients((digits * gradient[None]).sum(1))
 
 
-def _scale_gradients_by_plane(
-    m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor, gradient: Tensor
-) -> tuple[Tensor, ...]:
+def _scale_gradients_by_plane(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Tensor) -> tuple[Tensor, ...]:
+    beta = scaling.beta
     digits = (torch.sigmoid(p * beta).sub_(torch.sigmoid(n * beta)) for p, n in zip(m_p, m_n, strict=True))
-    of_coefficients = torch.stack([torch.dot(digit, gradient) for digit in digits])
-    return _scale_and_mask(of_coefficients, s, m_b, plane_weights, beta)
+    return scaling.gradients(torch.stack([torch.dot(digit, gradient) for digit in digits]))
 
 
 def _step(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, step: Tensor) -> None:
@@ -115,11 +105,12 @@ def _step_by_plane(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor,
         m_n[plane].addcmul_(slope, n.mul_(n - 1))
 
 
-def _probe() -> tuple[Tensor, ...]:
-    return torch.zeros(2, 64), torch.zeros(2, 64), torch.ones(()), torch.ones(2), torch.ones(2), torch.ones(())
+def _probe() -> tuple[Tensor, Tensor, Scaling]:
+    scaling = Scaling(torch.ones(()), torch.ones(2), torch.ones(2), torch.ones(()))
+    return torch.zeros(2, 64), torch.zeros(2, 64), scaling
 
 
-_weight_kernel = Kernel(_weight_by_plane, _weight, _probe)
+_weight_kernel = Kernel(_weight, _weight, _probe)
 _gradients_kernel = Kernel(_gradients_by_plane, _gradients, lambda: (*_probe(), torch.ones(64)))
 _scale_gradients_kernel = Kernel(_scale_gradients_by_plane, _scale_gradients, lambda: (*_probe(), torch.ones(64)))
 _step_kernel = Kernel(_step_by_plane, _step, lambda: (*_probe()[:2], torch.ones(2), torch.ones(()), torch.ones(64)))
@@ -141,7 +132,8 @@ class _SoftWeight(torch.autograd.Function):
         ctx.save_for_backward(m_p, m_n, s, m_b, plane_weights, beta)
         ctx.set_materialize_grads(False)
         ctx.used = used
-        parts = [_weight_kernel(*planes) for planes in _stretches(used, m_p, m_n, s, m_b, plane_weights, beta)]
+        scaling = _detached(s, m_b, plane_weights, beta)
+        parts = [_weight_kernel(m_p[u].flatten(1), m_n[u].flatten(1), scaling.of(u)) for u in used]
         weight = parts[0][0]
         for part, _ in parts[1:]:
             weight += part
@@ -151,25 +143,22 @@ class _SoftWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        m_p, _, _, m_b, *_ = ctx.saved_tensors
+        m_p, m_n, *scales = ctx.saved_tensors
+        scaling = _detached(*scales)
         gradient = gradients[0].contiguous()
         flat = gradient.flatten()
         own = ctx.needs_input_grad[0]
         kernel = _gradients_kernel if own else _scale_gradients_kernel
-        parts = [kernel(*planes, flat) for planes in _stretches(ctx.used, *ctx.saved_tensors)]
+        parts = [kernel(m_p[u].flatten(1), m_n[u].flatten(1), scaling.of(u), flat) for u in ctx.used]
         columns = list(zip(*parts, strict=True))
         for_p, for_n = [_whole(parts, m_p, ctx.used) for parts in columns[:2]] if own else (None, None)
         for_s = sum(columns[2 if own else 0])
-        for_m_b = None if m_b is None else _whole(columns[-1], m_b, ctx.used)
+        for_m_b = None if scaling.m_b is None else _whole(columns[-1], scaling.m_b, ctx.used)
         return for_p, for_n, for_s, for_m_b, None, None, None, None if own else gradient
 
 
-def _stretches(
-    used: list[slice], m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
-) -> Iterator[tuple[Tensor | None, ...]]:
-    """Yield the kernels' arguments for each stretch of planes that are used."""
-    for u in used:
-        yield m_p[u].flatten(1), m_n[u].flatten(1), s, None if m_b is None else m_b[u], plane_weights[u], beta
+def _detached(s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor) -> Scaling:
+    return Scaling(s.detach(), None if m_b is None else m_b.detach(), plane_weights, beta)
 
 
 def _whole(parts: Sequence[Tensor], like: Tensor, used: list[slice]) -> Tensor:

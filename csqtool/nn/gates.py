@@ -71,7 +71,7 @@ class BitGates(nn.Module):
             planes: n.
             gate_init: logits start at ± this.
             mask_init: the mask logit of the plane at index b starts at (b + 1) times this; None fixes the planes.
-            paper_init: start as the authors' code does: logits 0 and 1, mask logits 0, scale max|W|.
+            paper_init: start as the authors' code does: logits 0 and 1, mask logits 0, scale max|W|; with masks only.
             weight_steps: logits follow steps of the weight. An optimizer then keeps one momentum a weight instead of
                 2k, and 2k gradients are never stored.
         """
@@ -90,7 +90,7 @@ class BitGates(nn.Module):
             levels = Levels(self.exponents)
             largest = weight.abs().max().clamp(min=1e-8)
             # All eight planes round finely whatever the scale; few fit the weight better where the tails are cut.
-            unit = levels.fit_scale(weight) if mask_init is None and not paper_init else largest / levels.largest
+            unit = levels.fit_scale(weight) if mask_init is None else largest / levels.largest
             digits = levels.digits.to(weight.device)[levels.nearest(weight / unit)].movedim(-1, 0)  # (k, *weight)
             low = 0.0 if paper_init else -gate_init
             # Plane by plane in memory, whatever order the digits come in: the kernels pass over planes.

@@ -37,10 +37,10 @@ class Kernel:
         self._active = eager
         self._all.append(self)
 
-    def __call__(self, *arguments: Tensor | None) -> Any:
-        """Run the form in use, outside of autograd."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the form in use, outside of autograd; tensors inside of tuples have to be detached."""
         # Detached, they are no views: a kernel would be compiled anew for every shape of what they are views of.
-        return self._active(*(None if argument is None else argument.detach() for argument in arguments))
+        return self._active(*(x.detach() if isinstance(x, Tensor) else x for x in arguments))
 
     def _compile(self) -> None:
         if self._compiled is None:

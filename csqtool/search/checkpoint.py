@@ -81,6 +81,14 @@ def load_torch_file(path: Path) -> Any:
         raise FormatError(f"{path} is not a readable torch file: {first_line}") from error
 
 
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as the content of a safetensors file."""
+    from safetensors.torch import save
+
+    content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return content
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict from safetensors or a torch checkpoint into `model`.
 

@@ -99,7 +99,7 @@ class SearchConfig:
         beta_schedule: the temperature rises once an ``epoch`` or every ``step``.
         keep_norms: a layer's scale makes up for what a rise of the temperature does to its weight's norm.
         planes: bit planes a layer, n.
-        init: ``csq`` starts from the weights, ``paper`` as the authors' code does.
+        init: gates whose planes are searched start from the weights (``csq``) or as the authors' do (``paper``).
         gate_init: bit gates start at ±this.
         mask_init: the mask gate of plane b starts at (b + 1) times this.
         amp: ``bf16`` autocasts everything but the gate arithmetic, ``no`` nothing; ``auto`` does where that pays.

@@ -31,13 +31,15 @@ class CsqUniform:
         self._gates: dict[str, BitGates] = {}
         for weight in weights:
             planes = scheme[weight.name]
+            searched = self.searches and self._is_free(weight.name)
             self._gates[weight.name] = BitGates(
                 weight.parameter,
                 planes,
                 planes=config.planes,
                 gate_init=config.gate_init,
-                mask_init=config.mask_init if self.searches and self._is_free(weight.name) else None,
-                paper_init=config.init == "paper",
+                mask_init=config.mask_init if searched else None,
+                # The authors' start knows nothing of weights that few planes already hold.
+                paper_init=searched and config.init == "paper",
                 # Decay and AdamW are defined on the logits.
                 weight_steps=config.optimizer == "sgd" and config.gate_weight_decay == 0,
             )

@@ -257,8 +257,9 @@ class Phase:
 def compute_small_weights(net: nn.Module) -> None:
     """Compute the small parametrized weights before the net does, for `parametrize.cached` to hand them out.
 
-    One behind the other they take half the time that they take between layers, whose data leaves no cache warm. The
-    backward pass follows: what was computed first has its gradient computed last, and one behind the other.
+    One behind the other they take less time than between layers, whose data leaves no cache warm. The backward pass
+    follows: what was computed first has its gradient computed last, and one behind the other. Large weights stay
+    where they are: their gradients are to be used and freed one by one.
     """
     for module in net.modules():
         for name, sources in getattr(module, "parametrizations", {}).items():

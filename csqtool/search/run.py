@@ -139,7 +139,6 @@ def finetune(
         "scheme": str(output / "start-scheme.json"),
         "pretrain_epochs": 0,
         "finetune_epochs": 0,
-        "init": "csq",  # the authors' start is that of a search
     }
     settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
     config = SearchConfig.from_json(settings, where="finetune")

@@ -31,7 +31,7 @@ from csqtool.nn.weights import check_excluded, detach, quantizable_weights
 from csqtool.quantized_model import twos_complement_bits
 from csqtool.search.automatic import resolve
 from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
-from csqtool.search.checkpoint import load_weights, save_checkpoint
+from csqtool.search.checkpoint import load_weights, safetensors_bytes, save_checkpoint
 from csqtool.search.config import SearchConfig
 from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, laid_out, start_processes
 from csqtool.search.method import Method, load_method
@@ -178,7 +178,6 @@ class Session:
             epochs, scheme = config.finetune_epochs, self.scheme
             # Without epochs nothing may change: gates start soft, and hardened they have another scale.
             kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
-            config = dataclasses.replace(config, init="csq")  # the authors' start is that of a search
         elif stage == "train":
             epochs = config.epochs + config.finetune_epochs
         self.method = kind(self.weights, self.model, config, self.budget, scheme)
@@ -241,7 +240,7 @@ class Session:
         values = {weight.name: getattr(*weight.places[0]) for weight in self.weights}
         values |= {alias: values[weight.name] for weight in self.weights for alias in weight.aliases}
         values |= {k: v for k, v in self.model.state_dict().items() if "parametrizations" not in k.split(".")}
-        return _safetensors(values)
+        return safetensors_bytes(values)
 
     def to_end(self, stop: Callable[[], bool]) -> dict[str, Any]:
         """Go through the stages that are left and return the summary.
@@ -276,7 +275,7 @@ class Session:
         self.float_metric = self._evaluate(self.model)
         self.progress.line(f"float model: {self.data.task.metric_name} {self.float_metric:.4f}")
         if self.processes.first:
-            write_bytes(self.output / "float.safetensors", _safetensors(self.model.state_dict()))
+            write_bytes(self.output / "float.safetensors", safetensors_bytes(self.model.state_dict()))
         self.processes.wait()
 
     def _settle(self) -> None:
@@ -470,13 +469,6 @@ class Session:
             write_json(self.output / "summary.json", summary)  # last: its presence says that the search is finished
         self.processes.wait()
         return summary
-
-
-def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    return content
 
 
 def _sites(model: nn.Module, sample: Tensor) -> Any:

@@ -162,7 +162,7 @@ def test_without_a_compiler_the_eager_kernels_run_with_one_warning(monkeypatch: 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler was found"):
         assert not Kernel.choose("yes", element_steps=0)
-    assert gate_kernels._weight_kernel._active is gate_kernels._weight_by_plane
+    assert gate_kernels._gradients_kernel._active is gate_kernels._gradients_by_plane
 
 
 def test_small_runs_are_not_compiled() -> None:

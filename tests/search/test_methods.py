@@ -283,6 +283,15 @@ def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Buil
     ok("finalize", tmp_path / "tuned", "-o", tmp_path / "m.safetensors")
 
 
+def test_pinned_layers_start_from_their_weights_in_the_papers_recipe_too() -> None:
+    model, method = gated(3, recipe="paper", pin={"2.weight": 3})
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2))
+    assert method.gates["2.weight"].m_b is None
+    wanted = plain[2].weight
+    assert ((model[2].weight - wanted).norm() / wanted.norm()).item() < 0.2  # rounded to three planes
+
+
 def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path) -> None:
     run(tmp_path / "run", "--target-bits", 3, "--recipe", "paper", "--epochs", 1)
     ok("finetune", tmp_path / "run", "-o", tmp_path / "tuned", "--epochs", 1, "--gate-learning-rate", 1e-9,
