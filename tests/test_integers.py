@@ -29,7 +29,7 @@ def test_integers_times_scale_are_the_hard_weight_bit_for_bit(seed: int, kept: s
 
 
 def test_eight_kept_planes_need_int16() -> None:
-    gates = BitGates(torch.tensor([[1.0, -1.0, 0.1]]), range(8))
+    gates = BitGates(torch.tensor([[1.0, -1.0, 31 / 255]]), range(8))  # on no coarser grid
     q, _, mask = gates.integers()
     assert mask == "11111111"
     assert q.dtype == np.int16

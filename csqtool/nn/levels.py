@@ -57,7 +57,10 @@ class Levels:
         if largest == 0:
             return torch.ones_like(largest)
         best, best_error = largest / self.largest, torch.inf
-        for share in torch.linspace(0.1, 1.0, 91).tolist():
+        shares = torch.linspace(0.1, 1.0, 91).tolist()
+        # Weights that lie on these levels already, and need not reach the largest, are found exactly.
+        shares += [self.largest / value for value in self.values.tolist() if 0 < value < self.largest]
+        for share in shares:
             scale = largest * share / self.largest
             error = float((self.project(sample, scale) * scale - sample).square().sum())
             if error < best_error:

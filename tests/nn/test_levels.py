@@ -33,12 +33,14 @@ def test_projection_takes_the_nearest_level(kept: tuple[int, ...], seed: int) ->
 
 
 @settings(deadline=None, max_examples=20)
-@given(planes, st.floats(1e-4, 1e3), st.integers(0, 2**32 - 1))
-def test_a_weight_that_is_on_the_grid_already_is_fitted_exactly(kept: tuple[int, ...], scale: float, seed: int) -> None:
+@given(planes, st.floats(1e-4, 1e3), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_a_weight_that_is_on_the_grid_already_is_fitted_exactly_however_far_it_reaches(
+    kept: tuple[int, ...], scale: float, reach: float, seed: int
+) -> None:
     levels = Levels(kept)
-    chosen = torch.randint(len(levels.values), (200,), generator=torch.Generator().manual_seed(seed))
-    chosen[0] = 0  # the largest magnitude is in use
-    weight = levels.values[chosen].float() * scale
+    used = levels.values[levels.values.abs() <= max(reach * levels.largest, 1 << kept[0])]
+    chosen = torch.randint(len(used), (200,), generator=torch.Generator().manual_seed(seed))
+    weight = used[chosen].float() * scale
     fitted = levels.project(weight, levels.fit_scale(weight)) * levels.fit_scale(weight)
     assert torch.allclose(fitted, weight, rtol=1e-4, atol=1e-6 * scale)
 
