@@ -12,7 +12,7 @@ from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
-from csqtool.summaries import layer_table, metric_text, preprocessing_text
+from csqtool.summaries import layer_table, metric_text, preprocessing_text, target_text
 from csqtool.text import size, table
 
 
@@ -71,7 +71,7 @@ def _model_text(model: QuantizedModel) -> str:
             if "preprocessing" in info["data"]
             else []
         ),
-        f"method     {method['name']}, target {method['target_bits']:g} bits, activations "
+        f"method     {method['name']}, {target_text(method)}, activations "
         f"{'float' if method['act_bits'] is None else str(method['act_bits']) + ' bits'}, seed {method['seed']}",
     ]
     lines += [metric_text(model), "", layer_table(model)]

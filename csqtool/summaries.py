@@ -69,6 +69,13 @@ def compression_text(model: QuantizedModel, finalized: Path) -> str:
     ])  # fmt: skip
 
 
+def target_text(settings: Mapping[str, Any]) -> str:
+    """Return the budget of a search as it was given: ``target 3 bits``, ``target 60KB``."""
+    if settings.get("target_size") is not None:
+        return f"target {settings['target_size']}"
+    return "no target" if settings.get("target_bits") is None else f"target {settings['target_bits']:g} bits"
+
+
 def metric_text(model: QuantizedModel) -> str:
     """Return the metric of the float and of the finalized model in one line."""
     metrics = model.info.get("metrics")

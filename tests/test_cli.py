@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,14 +20,32 @@ from conftest import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 from csqtool.cli import cli
 from csqtool.cli.output import tell
+from csqtool.cli.search_verb import search
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
 from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import optimized_operators, session
+from csqtool.search import SearchConfig
 from csqtool.search.progress import stderr_progress
 from csqtool.verify.runtime import run_batches
 from exporters.csq import CsqFile
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
+
+
+def test_every_setting_of_a_search_is_an_option_and_help_tells_its_true_default() -> None:
+    settings = {field.name: field.default for field in dataclasses.fields(SearchConfig) if field.name != "model"}
+    options = {{"pins": "pin"}.get(str(option.name), option.name): option for option in search.params}
+    assert set(settings) <= set(options)
+    told = 0
+    for name, default in settings.items():
+        match = re.search(r"\[default: ([^];]+)", str(getattr(options[name], "help", "")))
+        if match and default is not None:
+            told += 1
+            words = {"True": "yes", "False": "no"}
+            assert match[1] == words.get(
+                str(default), f"{default:g}" if isinstance(default, float) else str(default)
+            ), name
+    assert told >= 30
 
 
 def test_help_imports_neither_torch_nor_onnx() -> None:
@@ -191,10 +211,10 @@ def test_an_interrupted_search_resumes_to_the_same_model(eight_bits: Built, tmp_
 
 
 def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
-    text = f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_bits = 3\nepochs = 1\n' \
+    text = f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_size = "9KB"\nepochs = 1\n' \
            "finetune_epochs = 1\npretrain_epochs = 2\nact_bits = 8\n[verify]\nsamples = 100\n"  # fmt: skip
     (tmp_path / "pipeline.toml").write_text(text)
-    ok("run", tmp_path / "pipeline.toml")
+    assert "(target 9KB)" in ok("run", tmp_path / "pipeline.toml").stdout
     assert "PASS" in (tmp_path / "build" / "report.html").read_text()
     again = json.loads(ok("run", tmp_path / "pipeline.toml", "--json").stdout)
     assert set(again["stages"].values()) == {"unchanged"}

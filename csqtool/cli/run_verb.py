@@ -44,7 +44,7 @@ def _document(result: PipelineResult) -> dict[str, Any]:
 def _summary(result: PipelineResult, page: Path) -> str:
     """Return what came out, at a glance."""
     from csqtool.finalized_file import read_finalized
-    from csqtool.summaries import model_text
+    from csqtool.summaries import model_text, target_text
 
     model = read_finalized(result.finalized)
     metric_name = model.info["metrics"]["name"]
@@ -63,7 +63,7 @@ def _summary(result: PipelineResult, page: Path) -> str:
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
         model_text(model, result.finalized),
-        f"precision  {model.average_precision:.3f} planes a weight (target {result.pipeline.config.target_bits:g}), "
+        f"precision  {model.average_precision:.3f} planes a weight ({target_text(model.info['method'])}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
         "",
         table(heads, rows),

@@ -63,6 +63,7 @@ _training = _settings(
     _setting("gate_init", float, "Bit gates start at ± this. [default: 1]"),
     _setting("beta_max", float, "Gate temperature at the end. [default: 200]"),
     _setting("beta_schedule", click.Choice(["epoch", "step"]), "How often the temperature rises. [default: epoch]"),
+    _setting("keep_norms", bool, "A layer's scale makes up for what a rise of β does to its norm. [default: yes]"),
     _setting("amp", click.Choice(["auto", "no", "bf16"]), "Autocast; gates stay in float32. [default: auto]"),
     _setting("device", click.Choice(["auto", "cpu", "cuda", "mps"]), "[default: auto]"),
     _setting("channels_last", bool, "Keep images in channels-last memory. [default: where it pays]"),
@@ -93,12 +94,14 @@ _training = _settings(
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Keep matching parameters in float. Repeatable.")
 @_setting("contiguous", bool, "Close the holes of masks. [default: yes]")
 @_setting("repair", bool, "Meet the budget exactly, by measured loss. [default: yes]")
+@_setting("repair_samples", int, "Training samples that this loss is measured on. [default: 512]")
 @_setting("seed", int, "Seed of everything random. [default: 0]")
 @_setting("task", str, "classification or regression, where the data name no task.")
 @_setting("mask_learning_rate", float, "Learning rate of the mask gates. [default: 0.1; adamw 0.01]")
 @_setting("mask_momentum", float, "Momentum of the mask gates. [default: 0]")
 @_setting("mask_init", float, "Mask gates of plane b start at (b + 1) times this. [default: 0.05]")
 @_setting("strength", float, "Strength λ of the budget's regularization. [default: 0.01]")
+@_setting("element_pressure", bool, "λ presses on a plane in proportion to its weights. [default: yes]")
 @_setting("planes", int, "Bit planes a layer. [default: 8]")
 @_training
 @click.option(

@@ -16,7 +16,7 @@ from csqtool.files import write_bytes
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
 from csqtool.search.config import SearchConfig
-from csqtool.summaries import preprocessing_text
+from csqtool.summaries import preprocessing_text, target_text
 from csqtool.text import printable, size
 from csqtool.verify.report import LEVELS
 
@@ -149,9 +149,7 @@ def _cards(subject: Subject) -> list[tuple[str, str, str]]:
 
 def _target(subject: Subject) -> str:
     method = subject.config or (subject.model.info.get("method", {}) if subject.model is not None else {})
-    if method.get("target_size") is not None:
-        return f"target {method['target_size']}"
-    return "no target" if method.get("target_bits") is None else f"target {method['target_bits']:g}"
+    return target_text(method)
 
 
 def _float_bytes(subject: Subject) -> int | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
 
 from csqtool.errors import ConfigError
 from csqtool.search.config import SearchConfig
@@ -34,8 +37,10 @@ class Budget:
         least, most: planes a layer must and may keep, by parameter name.
         limit: the largest cost allowed.
         unit: what is counted. ``elements``: precision, weighted by elements. ``layers``: its plain mean over
-            layers (the CSQ paper's compression rates count so). ``bytes``: bytes of the dense packed file.
+            layers (the CSQ paper's compression rates count so). ``bytes``: bytes of the packed file.
         fixed_bytes: bytes of the packed file that no plane changes; only for the unit ``bytes``.
+        layer_bytes: returns the bytes that a layer's integers take at given planes; likewise. They change with the
+            weights: `most_bytes` is what they never exceed, and what is taken where this is not given.
     """
 
     elements: Mapping[str, int]
@@ -44,9 +49,11 @@ class Budget:
     limit: float
     unit: str = "elements"
     fixed_bytes: int = 0
+    layer_bytes: Callable[[str, tuple[int, ...]], int] | None = None
 
     def __post_init__(self) -> None:
-        smallest = self.cost({name: uniform(bits) for name, bits in self.least.items()})
+        least = {name: uniform(bits) for name, bits in self.least.items()}
+        smallest = self.cost(least) if self.unit != "bytes" else self.fixed_bytes + self._most_bytes(least)
         if smallest > self.limit:
             raise ConfigError(
                 f"the budget of {self.describe(self.limit)} cannot be met: the least that the layers and pins allow "
@@ -61,18 +68,29 @@ class Budget:
         total = sum(self.elements.values())
         return {name: count / total for name, count in self.elements.items()}
 
-    @property
+    @cached_property
     def target_bits(self) -> float:
-        """The average precision that uses the budget up, assuming masks without holes."""
+        """The average precision that uses the budget up; of bytes, as uniform precisions would use it."""
         if self.unit != "bytes":
             return self.limit
-        return (self.limit - self.fixed_bytes) * 8 / sum(self.elements.values()) - 1
+        schemes = [self.uniform(bits) for bits in range(1, 9)]
+        averages = [self.average({name: len(planes) for name, planes in scheme.items()}) for scheme in schemes]
+        return float(np.interp(self.limit, [self.cost(scheme) for scheme in schemes], averages))
+
+    def uniform(self, bits: int) -> dict[str, tuple[int, ...]]:
+        """Return the scheme of as many planes in every layer, within each layer's bounds."""
+        return {name: uniform(min(max(bits, self.least[name]), most)) for name, most in self.most.items()}
 
     def cost(self, scheme: Scheme) -> float:
         """Return what a scheme costs: planes a weight, or bytes."""
-        if self.unit == "bytes":
-            return self.fixed_bytes + sum(_dense_bytes(self.elements[n], deployed_bits(p)) for n, p in scheme.items())
-        return self.average({name: len(planes) for name, planes in scheme.items()})
+        if self.unit != "bytes":
+            return self.average({name: len(planes) for name, planes in scheme.items()})
+        if self.layer_bytes is None:
+            return self.fixed_bytes + self._most_bytes(scheme)
+        return self.fixed_bytes + sum(self.layer_bytes(name, planes) for name, planes in scheme.items())
+
+    def _most_bytes(self, scheme: Scheme) -> int:
+        return sum(most_bytes(self.elements[name], planes) for name, planes in scheme.items())
 
     def average(self, precisions: Mapping[str, int]) -> float:
         """Return the average precision, in planes a weight."""
@@ -96,8 +114,13 @@ class Budget:
         return f"{cost:.4g} planes a {'weight' if self.unit == 'elements' else 'layer'}"
 
 
-def _dense_bytes(elements: int, bits: int) -> int:
-    return math.ceil(elements * bits / 64) * 8  # aligned to eight bytes in the file
+def most_bytes(elements: int, planes: tuple[int, ...]) -> int:
+    """Return what integers of given planes take at most in the packed file: five ternary ones a byte, others densely.
+
+    The smallest encoding, which the file takes, is never larger; tensors are aligned to eight bytes.
+    """
+    taken = elements / 5 if len(planes) == 1 else elements * deployed_bits(planes) / 8
+    return math.ceil(taken / 8) * 8
 
 
 def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: int | None = None) -> Budget:
@@ -142,8 +165,5 @@ def uniform_scheme(budget: Budget, *, method: str) -> dict[str, tuple[int, ...]]
     if budget.unit != "bytes" and budget.limit != int(budget.limit):
         raise ConfigError(f"{method} gives every layer the same bits: target bits must be whole, got {budget.limit:g}")
 
-    def scheme(bits: int) -> dict[str, tuple[int, ...]]:
-        return {name: uniform(min(max(bits, budget.least[name]), most)) for name, most in budget.most.items()}
-
-    fitting = [bits for bits in range(1, 9) if budget.cost(scheme(bits)) <= budget.limit]
-    return scheme(max(fitting, default=1))
+    fitting = [bits for bits in range(1, 9) if budget.cost(budget.uniform(bits)) <= budget.limit]
+    return budget.uniform(max(fitting, default=1))

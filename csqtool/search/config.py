@@ -58,7 +58,7 @@ class SearchConfig:
         model: factory of the model, ``file.py:name`` or ``module:name``.
         data: data source, see `csqtool.data.load_data`.
         target_bits: average precision to reach, in planes a weight; 1 … 8. Never exceeded.
-        target_size: size of the packed file instead, such as ``60KB``, counted densely packed.
+        target_size: size of the packed file instead, such as ``60KB``.
         model_args: keyword arguments of the factory.
         task: built-in task for data that name none.
         weights: file to start from; None starts from the factory's own initialisation.

@@ -69,6 +69,13 @@ def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, t
     return scheme
 
 
+def drop_planes(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
+    """Drop planes where that costs least for what it saves, until the budget is met; otherwise as `settle`."""
+    scheme = dict(found)
+    _Repair(budget, loss_with).drop(scheme)
+    return scheme
+
+
 class _Repair:
     """The steps of `settle`."""
 
@@ -191,8 +198,14 @@ class LossProbe:
                 parameter.data = before[name]
 
 
-def round_to(weight: Tensor, planes: tuple[int, ...]) -> Tensor:
-    """Return a weight rounded to given planes, at the scale with the least squared error."""
+def integers_at(weight: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return a weight's integers (float32) at given planes, and their scale: the one with the least squared error."""
     levels = Levels([b - planes[0] for b in planes])
     scale = levels.fit_scale(weight)
-    return levels.project(weight, scale) * scale
+    return levels.project(weight, scale), scale
+
+
+def round_to(weight: Tensor, planes: tuple[int, ...]) -> Tensor:
+    """Return a weight rounded to given planes."""
+    q, scale = integers_at(weight, planes)
+    return q * scale

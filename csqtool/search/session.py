@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -19,7 +20,6 @@ from csqtool.data import DataSource, check_fit, load_data
 from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
-from csqtool.formats import load_exporter
 from csqtool.integers import planes_of
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
@@ -28,23 +28,23 @@ from csqtool.nn.latent import LsqWeight
 from csqtool.nn.net import QuantizedNet, make_quantizers
 from csqtool.nn.signature import inputs_of
 from csqtool.nn.weights import check_excluded, detach, quantizable_weights
-from csqtool.quantized_model import twos_complement_bits
+from csqtool.quantized_model import IntegerArray, QuantizedModel, twos_complement_bits
 from csqtool.search.automatic import resolve
-from csqtool.search.budget import Budget, make_budget, uniform, uniform_scheme
+from csqtool.search.budget import Budget, Scheme, make_budget, uniform, uniform_scheme
 from csqtool.search.checkpoint import load_weights, safetensors_bytes, save_checkpoint
 from csqtool.search.config import SearchConfig
 from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, laid_out, start_processes
 from csqtool.search.method import Method, load_method
+from csqtool.search.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
 from csqtool.search.progress import Progress, Silent
-from csqtool.search.scheme import LossProbe, close_holes, settle
+from csqtool.search.scheme import LossProbe, close_holes, drop_planes, settle
 from csqtool.search.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
 BN_SAMPLES = 8192
 CHECKPOINTS = "checkpoints"
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
-# What a layer's numbers in the metadata (compressed) and its padding may still grow by in the packed file.
-SIZE_SLACK = 32
+AFTER_SETTLING = ("finetune", "shrink")  # stages of a fixed scheme
 
 
 class Session:
@@ -113,34 +113,25 @@ class Session:
 
     def _make_budget(self) -> Budget:
         elements = {weight.name: weight.elements for weight in self.weights}
-        fixed_bytes = self._fixed_bytes() if self.config.target_size is not None else None
-        return make_budget(self.config, elements, fixed_bytes)
-
-    def _fixed_bytes(self) -> int:
-        """Return what the packed file takes beside its packed integers: pack the weights, rounded to one plane."""
+        if self.config.target_size is None:
+            return make_budget(self.config, elements)
         latents = {weight.name: LsqWeight(weight.parameter, uniform(1), planes=self.config.planes)
                    for weight in self.weights}  # fmt: skip
         integers = {name: latent.integers() for name, latent in latents.items()}
-        # A stand-in for the metrics that finalization records, of their length.
-        metrics = {
-            "name": self.data.task.metric_name,
-            "float": 1 / 3,
-            "finalized": 1 / 3,
-            "samples": len(self.data.test),
-        }
-        model = quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
-        # Fresh BatchNorm is ones and zeros, which the packed file stores in half the bytes that trained values take.
-        trained = {n: np.full_like(t, 1 / 3) if t.dtype == np.float32 else t for n, t in model.tensors.items()}
-        model = dataclasses.replace(model, tensors=trained)
-        packed = sum((q.size * twos_complement_bits(q) + 7) // 8 for q, _, _ in integers.values())
-        # The smallest encodings never take more than the dense one, whose size is known before the weights are.
-        exporter: Any = load_exporter("csq")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.csq"
-            exporter.export(model, path, encoding="dense")
-            whole = path.stat().st_size
-        tied = sum(4 * weight.elements * len(weight.aliases) for weight in self.weights)
-        return whole - packed - tied + SIZE_SLACK * len(self.weights)
+        aliases = [alias for weight in self.weights for alias in weight.aliases]
+        fixed = fixed_bytes(as_trained(self._model_to_pack(integers), aliases=aliases))
+        return make_budget(self.config, elements, fixed + SLACK * len(self.weights))
+
+    def _model_to_pack(self, integers: Mapping[str, tuple[IntegerArray, np.float32, str]]) -> QuantizedModel:
+        """Return the network with these integers, and stand-ins of their length for what finalization measures."""
+        metrics = {"name": self.data.task.metric_name, "float": math.pi / 4, "finalized": math.e / 3,
+                   "samples": len(self.data.test)}  # fmt: skip
+        return quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
+
+    def _measure_sizes(self, weights: Mapping[str, Tensor]) -> None:
+        """Let a budget of bytes count what layers take when these weights are rounded."""
+        if self.budget.unit == "bytes":
+            self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights))
 
     def info(self) -> dict[str, Any]:
         """Return what a finalized file records of this search."""
@@ -170,19 +161,28 @@ class Session:
             self.phase = Phase(stage, config.pretrain_epochs, QuantizedNet(self.model, []), None, config, self.data,
                                self.processes)  # fmt: skip
             return
-        if stage != "finetune" and not restoring:
+        if stage not in AFTER_SETTLING and not restoring:
             self._calibrate()
-        kind, scheme, epochs = self.method_class, self._first_scheme(), config.epochs
-        if stage == "finetune":
+        kind, epochs = self.method_class, config.epochs
+        if stage in AFTER_SETTLING:
             assert self.scheme is not None
-            epochs, scheme = config.finetune_epochs, self.scheme
+            scheme, epochs = self.scheme, config.finetune_epochs if stage == "finetune" else 0
             # Without epochs nothing may change: gates start soft, and hardened they have another scale.
             kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
-        elif stage == "train":
-            epochs = config.epochs + config.finetune_epochs
+        else:
+            self._measure_sizes(self._start_weights())
+            scheme = self._first_scheme()
+            if stage == "train":
+                epochs += config.finetune_epochs
         self.method = kind(self.weights, self.model, config, self.budget, scheme)
         teacher = self._teacher() if config.distill else None
         self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, self.processes, teacher=teacher)
+
+    def _start_weights(self) -> dict[str, Tensor]:
+        """Return the weights that training starts from, also when it goes on from a checkpoint."""
+        saved = self.output / "float.safetensors"
+        state = load_file(saved) if saved.is_file() else self.model.state_dict()
+        return {weight.name: state[weight.name] for weight in self.weights}
 
     def _calibrate(self) -> None:
         if self.net.quantizers:
@@ -219,6 +219,8 @@ class Session:
         """Continue from a checkpoint."""
         self.float_metric = state["float_metric"]
         self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
+        if state["phase"] not in self.stages:
+            self.stages.append(state["phase"])  # shrinking, which none but a few searches need
         self._enter(state["phase"], restoring=True)
         self.phase.load_state(state)
 
@@ -261,8 +263,11 @@ class Session:
             if stage == "float":
                 self._know_float_metric()
             if stage == self.stages[-1]:
-                return self._finish()
-            if stage == "search":
+                if not self._is_too_large():
+                    return self._finish()
+                self._shrink()
+                self.stages.append("shrink")
+            elif stage == "search":
                 self._settle()
             self._enter(self.stages[self.stages.index(stage) + 1])
             self._save()
@@ -283,26 +288,61 @@ class Session:
         assert self.method is not None
         self.method.finish()
         soft = self._weight_values() if self.method.softens else None
-        self.method.set_hard(True)
         found = self.method.scheme()
-        searched = self._weight_values()
-        for weight in self.weights:
-            detach(weight, searched[weight.name])
-        self.weights = quantizable_weights(self.model, self.config.exclude)
+        probe = self._make_plain()
         self.progress.line("settling the scheme by measured loss …")
-        probe = LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
         self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
         start = self._choose_start(probe, soft)
+        self._measure_sizes({weight.name: weight.parameter for weight in self.weights})
         if self.config.repair:
             self.scheme = settle(self.scheme, self.budget, loss_with=probe)
         self.scheme = self.processes.agreed(self.scheme)  # machines may round losses differently
-        before, after = self.budget.cost(found), self.budget.cost(self.scheme)
-        self.progress.line(
-            f"scheme: {self.budget.describe(after)}, found {self.budget.describe(before)}, "
-            f"budget {self.budget.describe(self.budget.limit)}; going on from the {start} weights"
-        )
-        self._log({"phase": "settle", "start": start, "cost_found": before, "cost": after, "limit": self.budget.limit,
+        self.progress.line(f"{self._log_scheme('settle', found, start=start)}; going on from the {start} weights")
+
+    def _is_too_large(self) -> bool:
+        """Tell whether the packed file exceeds a target size: training changes the entropy of integers."""
+        if self.budget.unit != "bytes" or not self.config.repair:
+            return False
+        return self.processes.agreed(self._cost() > self.budget.limit)
+
+    def _shrink(self) -> None:
+        """Drop planes of trained weights by measured loss until the packed file is as small as it shall be."""
+        assert self.method is not None
+        found = self.method.scheme()
+        fixed = fixed_bytes(self._model_to_pack(self.method.integers()))
+        probe = self._make_plain()
+        self.budget = dataclasses.replace(self.budget, fixed_bytes=fixed)
+        self._measure_sizes({weight.name: weight.parameter for weight in self.weights})
+        self.scheme = self.processes.agreed(drop_planes(found, self.budget, loss_with=probe))
+        self.progress.line(f"trained integers pack worse than before: {self._log_scheme('shrink', found)}")
+
+    def _make_plain(self) -> LossProbe:
+        """Put the method's hard weights in its place, and return what measures the loss with them."""
+        assert self.method is not None
+        self.method.set_hard(True)
+        values = self._weight_values()
+        for weight in self.weights:
+            detach(weight, values[weight.name])
+        self.weights = quantizable_weights(self.model, self.config.exclude)
+        return LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
+
+    def _log_scheme(self, phase: str, found: Scheme, **more: Any) -> str:
+        """Log the scheme that was made of the one found, and return what it costs in words."""
+        assert self.scheme is not None
+        budget = self.budget
+        before, after = budget.cost(found), budget.cost(self.scheme)
+        self._log({"phase": phase, **more, "cost_found": before, "cost": after, "limit": budget.limit,
                    "precision": {name: len(planes) for name, planes in self.scheme.items()}})  # fmt: skip
+        return (f"scheme: {budget.describe(after)}, found {budget.describe(before)}, "
+                f"budget {budget.describe(budget.limit)}")  # fmt: skip
+
+    def _cost(self) -> float:
+        """Return what the method's integers cost."""
+        assert self.method is not None
+        integers = self.method.integers()
+        if self.budget.unit == "bytes":
+            return packed_bytes(self._model_to_pack(integers))
+        return self.budget.cost({name: planes_of(mask) for name, (_, _, mask) in integers.items()})
 
     @torch.no_grad()
     def _weight_values(self) -> dict[str, Tensor]:
@@ -428,7 +468,7 @@ class Session:
         soft = self._evaluate(phase.net)
         method.set_hard(True)
         hard = final = soft
-        if method.softens:  # otherwise BatchNorm's statistics are those of the hard weights already
+        if method.softens or phase.name == "shrink":  # else BatchNorm's statistics are those of the hard weights
             hard = self._evaluate(phase.net)
             _reestimate_batch_norm(phase, self.data)
             final = self._evaluate(phase.net)
@@ -452,7 +492,7 @@ class Session:
             "target_size": self.config.target_size,
             "budget_unit": self.budget.unit,
             "budget": self.budget.limit,
-            "cost": self.budget.cost({entry["name"]: planes_of(entry["mask"]) for entry in scheme}),
+            "cost": self._cost(),
             "average_precision": average["precision"],
             "average_bit_width": average["bit_width"],
             "act_bits": self.config.act_bits,

@@ -11,8 +11,10 @@ from typing import Any
 
 from csqtool.files import write_bytes
 from csqtool.finalized_file import serialize, to_tensors
-from csqtool.quantized_model import QuantizedModel
+from csqtool.quantized_model import IntegerArray, QuantizedModel, twos_complement_bits
 from exporters.csq import graph
+from exporters.csq.container import ALIGNMENT
+from exporters.csq.encodings import encode_integers
 from exporters.csq.reader import CsqFile, open_csq
 from exporters.csq.writer import pack
 
@@ -66,6 +68,11 @@ class CsqExporter:
     def tensor_bytes(self, content: bytes, *, where: str) -> dict[str, int]:
         """Return the bytes that each tensor of `content`, a `.csq` file, takes in it."""
         return {name: entry.length for name, entry in CsqFile(content, where=where).entries.items()}
+
+    def integer_bytes(self, q: IntegerArray) -> int:
+        """Return the bytes that a layer's integers take in a file, with what aligns the next tensor."""
+        stored = encode_integers(q, twos_complement_bits(q), smallest=True)[1]
+        return len(stored) + -len(stored) % ALIGNMENT
 
     def c_header(self) -> bytes:
         """Return the C reader, ``csq.h``."""
