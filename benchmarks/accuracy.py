@@ -1,7 +1,7 @@
 """Accuracy of all methods on CIFAR-10 images, ResNet-20, equal epochs for all.
 
-    python benchmarks/accuracy.py --data cifar10:DIR --weights resnet20.th --cache DIR [--epochs 6] [--only lsq-2]
-                                  [--plot accuracy.svg]
+    python benchmarks/accuracy.py --data cifar10:DIR --weights resnet20.th --cache DIR [--epochs 6]
+                                  [--search-epochs 0.5] [--only lsq-2] [--plot accuracy.svg]
 
 Everything starts from one float finetuning of the given checkpoint. Each run is a run directory in the cache: a
 finished one is not repeated, an interrupted one goes on, so the benchmark continues where it was stopped. The
@@ -24,25 +24,27 @@ from csqtool.search.progress import stderr_progress
 ROOT = Path(__file__).parent.parent
 MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
 FLOAT_EPOCHS = 6
-SEARCH_EPOCHS = 0.5  # of the epochs that all have alike
 COMMON: dict[str, Any] = {"batch_size": 128, "amp": "bf16", "learning_rate": 0.02}
 SEARCHED = ("csq", "bsq")
+LSQ_SIZES = {3: "125.1KB", 2: "97.8KB"}  # what lsq's files take, for csq at equal bytes
 
 
-def runs(epochs: int) -> dict[str, dict[str, Any]]:
-    """Return the settings of every run, the most telling first."""
-    searching = {"epochs": SEARCH_EPOCHS, "finetune_epochs": epochs - SEARCH_EPOCHS}
+def runs(epochs: int, search_epochs: float) -> dict[str, dict[str, Any]]:
+    """Return the settings of every run, the most telling first; a search takes its share of the epochs."""
+    searching = {"epochs": search_epochs, "finetune_epochs": epochs - search_epochs}
     fixed = {"epochs": epochs, "finetune_epochs": 0}
     found: dict[str, dict[str, Any]] = {}
     for bits in (2, 3, 1):
         for method in ("lsq", "csq", "csq-uniform", "ste-uniform", "bsq"):
             budget = searching if method in SEARCHED else fixed
             found[f"{method}-{bits}"] = {"method": method, "target_bits": bits, **budget}
+    for bits, size in LSQ_SIZES.items():
+        found[f"csq-{bits}-size"] = {"method": "csq", "target_size": size, **searching}
     for bits in (3, 2, 1):
         found[f"csq-uniform-{bits}-step"] = {**found[f"csq-uniform-{bits}"], "beta_schedule": "step"}
     for seed in (1, 2):
-        for method in ("lsq", "csq"):
-            found[f"{method}-2-seed{seed}"] = {**found[f"{method}-2"], "seed": seed}
+        for name in ("lsq-2", "csq-2", "csq-uniform-3", "ste-uniform-3"):
+            found[f"{name}-seed{seed}"] = {**found[name], "seed": seed}
     for act_bits in (8, 3):
         for bits in (3, 2):
             for method in ("lsq", "csq"):
@@ -67,14 +69,16 @@ def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
 
 def label(settings: dict[str, Any]) -> str:
     """Return the method, and what differs from its defaults."""
-    return str(settings["method"]) + (", β every step" if settings.get("beta_schedule") == "step" else "")
+    more = {", β every step": "beta_schedule" in settings, ", by size": "target_size" in settings}
+    return str(settings["method"]) + "".join(text for text, holds in more.items() if holds)
 
 
 def row(settings: dict[str, Any], result: dict[str, Any]) -> str:
     """Return a line of the table."""
     bits = "float" if settings.get("act_bits") is None else settings["act_bits"]
-    epochs = settings["epochs"] + settings["finetune_epochs"]
-    return (f"| {label(settings)} | {settings['target_bits']} | {bits} | {settings.get('seed', 0)} | {epochs:g} | "
+    epochs = f"{settings['epochs']:g}" + (f" + {settings['finetune_epochs']:g}" if settings["finetune_epochs"] else "")
+    target = settings.get("target_bits", settings.get("target_size"))
+    return (f"| {label(settings)} | {target} | {bits} | {settings.get('seed', 0)} | {epochs} | "
             f"{100 * result['accuracy']:.2f} | {result['average_precision']:.3f} | "
             f"{result['average_bit_width']:.3f} | {result['bytes']:,} |")  # fmt: skip
 
@@ -111,12 +115,16 @@ def main() -> None:
     parser.add_argument("--finetuned", action="store_true", help="the weights were finetuned on these data before")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--search-epochs", type=float, default=0.5, help="how many of them csq and bsq search")
     parser.add_argument("--only", nargs="*", help="names of runs, such as csq-2; none: only print the table")
     parser.add_argument("--plot", type=Path, help="also draw the table, as SVG; needs matplotlib")
     arguments = parser.parse_args()
     base = {"model": MODEL, "data": arguments.data, **COMMON}
     cache = arguments.cache
-    wanted = runs(arguments.epochs)
+    wanted = runs(arguments.epochs, arguments.search_epochs)
+    share = {True: f"-s{arguments.search_epochs:g}", False: ""}  # in the names of those that search
+    folders = {name: cache / f"{name}-e{arguments.epochs}{share[settings['method'] in SEARCHED]}"
+               for name, settings in wanted.items()}  # fmt: skip
     with stderr_progress() as progress:
         # A search of one epoch ends the float runs; only their float model is used.
         tail = {"method": "lsq", "target_bits": 7, "epochs": 1, "finetune_epochs": 0}
@@ -129,7 +137,7 @@ def main() -> None:
             if arguments.only is None or name in arguments.only:
                 progress.line(f"== {name}")
                 config = SearchConfig.make(**base, **settings, weights=weights)
-                run(config, cache / f"{name}-e{arguments.epochs}", progress)
+                run(config, folders[name], progress)
         float_run = cache / f"float-e{arguments.epochs}"
         if arguments.only is None or "float" in arguments.only:
             config = SearchConfig.make(**base, **tail, weights=weights, pretrain_epochs=arguments.epochs)
@@ -142,7 +150,7 @@ def main() -> None:
         print(f"| float32 | | float | 0 | {arguments.epochs} | {100 * baseline:.2f} | | 32 | |")
     found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for name, settings in wanted.items():
-        folder = cache / f"{name}-e{arguments.epochs}"
+        folder = folders[name]
         if not (folder / "summary.json").is_file():
             continue
         result = run(SearchConfig.make(**base, **settings), folder, None)
