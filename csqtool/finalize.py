@@ -10,7 +10,7 @@ from csqtool.finalized_file import write_finalized
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.net import finalized_net
 from csqtool.quantized_model import QuantizedModel
-from csqtool.search.loop import evaluate
+from csqtool.search.evaluation import evaluate
 from csqtool.search.run import load_finished
 
 

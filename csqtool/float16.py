@@ -16,7 +16,7 @@ from csqtool.finalized_file import to_bytes
 from csqtool.nn.assemble import snap_bias
 from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_net
-from csqtool.search.loop import evaluate
+from csqtool.search.evaluation import evaluate
 
 MAX_METRIC_CHANGE = 0.001
 

@@ -7,30 +7,28 @@ learning rate and temperature are functions of the step. So a run that stops and
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 from torch.nn.utils import parametrize
 
-from csqtool.data.arrays import Dataset, DataSource, take
-from csqtool.errors import ConfigError, TrainingError, nearest
+from csqtool.data.arrays import DataSource, take
+from csqtool.errors import TrainingError
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.net import QuantizedNet
 from csqtool.search.config import SearchConfig
+from csqtool.search.evaluation import as_float, laid_out
 from csqtool.search.method import Method
 from csqtool.search.processes import Processes
 from csqtool.search.progress import Progress
-from csqtool.task import Task
+from csqtool.search.randomness import epoch_order, hash_seed, seed_all
 
-EVALUATION_BATCH = 500
 # Values of a parameter from which its gradient is used and freed as soon as it is there: the gradients of all gates of
 # a large net would take as much memory as the gates.
 EARLY_FROM = 1 << 20
@@ -267,27 +265,6 @@ def compute_small_weights(net: nn.Module) -> None:
                 getattr(module, name)
 
 
-def seed_all(seed: int) -> None:
-    """Seed every random state that a model or data set may draw from: what a step draws depends on nothing before."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def start_processes(device: str) -> Processes:
-    """Return the processes of this run, computing on a device.
-
-    Raises:
-        ConfigError: the device is not there.
-    """
-    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if device not in present:
-        raise ConfigError(f"unknown device {device!r}; {nearest(device, present)}")
-    if not present[device]:
-        raise ConfigError(f"there is no {device} device on this machine; use --device auto or cpu")
-    return Processes(cpu=device == "cpu" or not torch.accelerator.is_available())
-
-
 def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchConfig) -> list[dict[str, Any]]:
     """Return optimizer groups: the method's own, decayed weights, undecayed rest, activation scales."""
     groups = method.parameter_groups() if method else []
@@ -334,66 +311,7 @@ def distillation(outputs: Tensor, taught: Tensor, *, labels: bool) -> Tensor:
                           reduction="batchmean", log_target=True)  # fmt: skip
 
 
-def as_float(outputs: Any) -> Any:
-    """Return model outputs in float32 (autocast leaves them in bfloat16)."""
-    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
-
-
 def batches_per_epoch(samples: int, batch_size: int) -> int:
     """Return the number of batches; a last batch of one sample is dropped, BatchNorm cannot train on it."""
     full, rest = divmod(samples, batch_size)
     return full + (rest > 1 or full == 0)
-
-
-def hash_seed(*parts: object) -> int:
-    """Return a 63-bit seed that is a function of `parts` alone."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-def epoch_order(samples: int, seed: int, phase: str, epoch: int) -> Tensor:
-    """Return the order of the training samples in an epoch."""
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(hash_seed(seed, phase, epoch)))
-
-
-def batches_of(
-    dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a data set's inputs and targets in order, at most `most` samples; of its batches those in `share`."""
-    count = len(dataset) if most is None else min(most, len(dataset))
-    for start in range(0, count, size)[share]:
-        yield take(dataset, range(start, min(start + size, count)))
-
-
-def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
-    """Return inputs in the memory layout that is asked for; only images [B, C, H, W] have two."""
-    return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
-
-
-@torch.no_grad()
-def evaluate(
-    net: nn.Module,
-    dataset: Dataset,
-    task: Task,
-    device: torch.device | None = None,
-    *,
-    channels_last: bool = False,
-    processes: Processes | None = None,
-) -> float:
-    """Return the task's metric of `net` over `dataset`, in evaluation mode and float32.
-
-    Several processes share the batches out; each of them returns the metric of all.
-    """
-    was_training = net.training
-    net.eval()
-    mine = slice(processes.index, None, processes.count) if processes else slice(None)
-    found = []  # (outputs, targets) a batch
-    for x, y in batches_of(dataset, share=mine):
-        inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
-        found.append((as_float(net(inputs)).cpu(), y))
-    net.train(was_training)
-    if processes:
-        found = processes.dealt_out(found)
-    outputs, targets = zip(*found, strict=True)
-    return task.metric(torch.cat(outputs), torch.cat(targets))

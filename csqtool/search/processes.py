@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from csqtool.errors import ConfigError, nearest
 from csqtool.nn.batch_norm import whole_batch_norm
 
 T = TypeVar("T")
@@ -124,3 +125,17 @@ class Processes:
         finally:
             for norm in norms:
                 del norm.forward
+
+
+def start_processes(device: str) -> Processes:
+    """Return the processes of this run, computing on a device.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device not in present:
+        raise ConfigError(f"unknown device {device!r}; {nearest(device, present)}")
+    if not present[device]:
+        raise ConfigError(f"there is no {device} device on this machine; use --device auto or cpu")
+    return Processes(cpu=device == "cpu" or not torch.accelerator.is_available())

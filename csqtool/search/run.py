@@ -17,8 +17,7 @@ from csqtool.errors import ConfigError, InputError
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.search.checkpoint import load_checkpoint
 from csqtool.search.config import SearchConfig
-from csqtool.search.loop import start_processes
-from csqtool.search.processes import Processes
+from csqtool.search.processes import Processes, start_processes
 from csqtool.search.progress import Progress, Silent
 from csqtool.search.session import CHECKPOINTS, FINETUNE_METHODS, Session
 

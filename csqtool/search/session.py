@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
-from csqtool.data import DataSource, check_fit, load_data
+from csqtool.data import check_fit, load_data
 from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
@@ -33,15 +33,16 @@ from csqtool.search.automatic import resolve
 from csqtool.search.budget import Budget, Scheme, make_budget, uniform, uniform_scheme
 from csqtool.search.checkpoint import load_weights, safetensors_bytes, save_checkpoint
 from csqtool.search.config import SearchConfig
-from csqtool.search.loop import Phase, batches_of, evaluate, hash_seed, laid_out, start_processes
+from csqtool.search.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
+from csqtool.search.loop import Phase
 from csqtool.search.method import Method, load_method
 from csqtool.search.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
+from csqtool.search.processes import start_processes
 from csqtool.search.progress import Progress, Silent
 from csqtool.search.scheme import LossProbe, close_holes, drop_planes, settle
 from csqtool.search.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
-BN_SAMPLES = 8192
 CHECKPOINTS = "checkpoints"
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
 AFTER_SETTLING = ("finetune", "shrink")  # stages of a fixed scheme
@@ -324,7 +325,9 @@ class Session:
         for weight in self.weights:
             detach(weight, values[weight.name])
         self.weights = quantizable_weights(self.model, self.config.exclude)
-        return LossProbe({w.name: w.parameter for w in self.weights}, self._calibration_loss)
+        loss = partial(training_loss, self.net, self.data, self.phase.device, samples=self.config.repair_samples,
+                       channels_last=bool(self.config.channels_last))  # fmt: skip
+        return LossProbe({w.name: w.parameter for w in self.weights}, loss)
 
     def _log_scheme(self, phase: str, found: Scheme, **more: Any) -> str:
         """Log the scheme that was made of the one found, and return what it costs in words."""
@@ -377,30 +380,6 @@ class Session:
         best = self.processes.agreed(min(losses, key=losses.__getitem__))
         load(best)
         return best
-
-    @torch.no_grad()
-    def _calibration_loss(self) -> float:
-        """Return the loss on a few training samples, with BatchNorm on the batch: statistics follow the weights."""
-        net, device = self.net, self.phase.device
-        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
-        net.eval()
-        for norm in norms:
-            norm.train()
-            norm.momentum = 0.0
-        total = count = 0.0
-        for x, y in batches_of(self.data.train, most=self.config.repair_samples, size=256):
-            if len(x) > 1 or not norms:
-                total += float(self.data.task.loss(net(self._laid_out(x.to(device))), y.to(device))) * len(x)
-                count += len(x)
-        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
-            norm.momentum = momentum
-            if tracked is not None and norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(tracked)
-        return total / max(count, 1.0)
-
-    def _laid_out(self, inputs: Tensor) -> Tensor:
-        return laid_out(inputs, channels_last=bool(self.config.channels_last))
 
     def _evaluate(self, net: nn.Module) -> float:
         device = next(net.parameters()).device
@@ -470,7 +449,8 @@ class Session:
         hard = final = soft
         if method.softens or phase.name == "shrink":  # else BatchNorm's statistics are those of the hard weights
             hard = self._evaluate(phase.net)
-            _reestimate_batch_norm(phase, self.data)
+            reestimate_batch_norm(phase.net, self.data, phase.device, batch_size=self.config.batch_size,
+                                  seed=self.config.seed)  # fmt: skip
             final = self._evaluate(phase.net)
         scheme: list[dict[str, Any]] = [
             {
@@ -518,20 +498,3 @@ def _sites(model: nn.Module, sample: Tensor) -> Any:
         raise ModelError(
             f"the model failed on an input of shape {list(sample.shape)}: {type(error).__name__}: {error}"
         ) from error
-
-
-def _reestimate_batch_norm(phase: Phase, data: DataSource) -> None:
-    """Replace BatchNorm's running statistics by those of the hardened network.
-
-    The samples are augmented as in training: the weights were trained to that distribution's statistics.
-    """
-    samples, size = min(len(data.train), BN_SAMPLES), max(phase.config.batch_size, 128)
-
-    def inputs() -> Iterator[Tensor]:
-        for start in range(0, samples, size):
-            chosen = range(start, min(start + size, samples))
-            if len(chosen) > 1:
-                yield data.training_batch(chosen, hash_seed(phase.config.seed, "batch norm", start))[0]
-
-    update_bn(inputs(), phase.net, device=phase.device)
-    phase.net.eval()

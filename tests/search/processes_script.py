@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from csqtool.search import SearchConfig, loop, search
+from csqtool.search import SearchConfig, search
+from csqtool.search import evaluation as evaluating
 from csqtool.search.progress import Silent
 from csqtool.search.session import Session
 
@@ -33,7 +34,7 @@ def one_step(session: Session, output: Path) -> None:
 def evaluation(session: Session, output: Path) -> None:
     """Write how many samples this process saw when the test set was evaluated by fours, and the metric of all."""
     session._enter("search")
-    loop.batches_of = partial(loop.batches_of, size=4)
+    evaluating.batches_of = partial(evaluating.batches_of, size=4)
     seen: list[int] = []
     session.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     metric = session._evaluate(session.net)

@@ -1,0 +1,27 @@
+"""Random numbers that are functions of where they are drawn, so that a run which resumes draws the same."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def hash_seed(*parts: object) -> int:
+    """Return a 63-bit seed that is a function of `parts` alone."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed every random state that a model or data set may draw from: what a step draws depends on nothing before."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def epoch_order(samples: int, seed: int, phase: str, epoch: int) -> Tensor:
+    """Return the order of the training samples in an epoch."""
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(hash_seed(seed, phase, epoch)))
