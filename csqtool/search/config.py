@@ -177,6 +177,10 @@ class SearchConfig:
             ),
             (self.target_size is None or parse_size(self.target_size) > 0, "target size must be above 0"),
             (
+                self.target_size is None or self.budget_weighting == "elements",
+                "a target size counts bytes: leave out the budget weighting, or give target bits",
+            ),
+            (
                 1 <= self.min_bits <= self.max_bits <= 8,
                 f"min bits and max bits must be 1 to 8 and in order, got {self.min_bits} and {self.max_bits}",
             ),
