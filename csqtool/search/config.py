@@ -192,6 +192,10 @@ class SearchConfig:
                 self.act_bits is None or 2 <= self.act_bits <= 8,
                 f"activation bits must be 2 to 8 or float, got {self.act_bits}",
             ),
+            (
+                self.act_bits is not None or self.act_quantizer == "learned",
+                f"the activation quantizer {self.act_quantizer} has nothing to quantize: give act bits, 2 to 8",
+            ),
             (0 <= self.distill <= 1, f"distill is a share of 0 to 1, got {self.distill:g}"),
             (self.beta_max >= 1, f"beta max must be at least 1, got {self.beta_max:g}"),
             (self.gate_init > 0, f"gate init must be above 0, got {self.gate_init:g}"),

@@ -122,6 +122,7 @@ def test_the_layer_weighting_counts_every_layer_alike() -> None:
     [
         ({"target_size": "60KB"}, "either target bits or a target size"),
         ({"target_bits": None, "target_size": "60KB", "budget_weighting": "layers"}, "leave out the budget weighting"),
+        ({"act_quantizer": "pact"}, "pact has nothing to quantize: give act bits"),
         ({"min_bits": 4, "max_bits": 3}, "in order"),
         ({"distill": 2.0}, "distill is a share"),
         ({"optimizer": "adam"}, "did you mean 'adamw'"),
