@@ -95,14 +95,16 @@ def plot(found: list[tuple[dict[str, Any], dict[str, Any]]], baseline: float | N
     for settings, result in found:
         if not {"seed", "act_bits"} & settings.keys():
             courses.setdefault(label(settings), []).append((result["bytes"] / 1000, 100 * result["accuracy"]))
-    for name, points in courses.items():
-        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, markersize=5)
+    for order, (name, points) in enumerate(courses.items()):
+        # Ever smaller: some courses lie on each other.
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, markersize=11 - 1.4 * order)
     if baseline is not None:
         axes.axhline(100 * baseline, color="grey", linestyle=":", label="float32")
     axes.set(xlabel="packed file, kB", ylabel="accuracy, % (from 80 on)", title="ResNet-20, CIFAR-10 images (JPEG)")
-    axes.set_ylim(bottom=80)
+    axes.set_ylim(80, 89)
+    axes.set_xlim(left=50)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
