@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+EXACT = 1e-10  # of the sum of squares; an error below is one of float32
 FIT_SAMPLE = 1 << 16  # weights looked at when a scale is chosen by search; all of them refine it
 
 
@@ -58,12 +59,13 @@ class Levels:
             return torch.ones_like(largest)
         best, best_error = largest / self.largest, torch.inf
         shares = torch.linspace(0.1, 1.0, 91).tolist()
-        # Weights that lie on these levels already, and need not reach the largest, are found exactly.
+        # Beyond 1 the largest levels stay unused, which is for weights alone that lie on the others already.
         shares += [self.largest / value for value in self.values.tolist() if 0 < value < self.largest]
+        exact = EXACT * float(sample.square().sum())
         for share in shares:
             scale = largest * share / self.largest
             error = float((self.project(sample, scale) * scale - sample).square().sum())
-            if error < best_error:
+            if error < best_error and (share <= 1 or error <= exact):
                 best, best_error = scale, error
         for _ in range(3):  # with the integers fixed, the best scale is the least-squares one
             q = self.project(flat, best)
