@@ -89,14 +89,11 @@ def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return content
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from safetensors or a torch checkpoint into `model`.
-
-    A dict nested under ``state_dict`` or ``model`` and a ``module.`` prefix on every key are understood.
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a safetensors file or torch checkpoint, also nested under ``state_dict`` or ``model``.
 
     Raises:
-        InputError: the file is missing or of no known kind.
-        ModelError: keys are missing, unexpected, or shapes differ.
+        InputError: the file is missing, damaged, or of no known kind.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -113,9 +110,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
             state = state[nest]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path} holds no state dict of tensors")
-    if state and all(key.startswith("module.") for key in state):
+    return dict(state)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict from safetensors or a torch checkpoint into `model`, also with ``module.`` before every key.
+
+    Raises:
+        InputError: the file cannot be used, see `read_state`.
+        ModelError: keys are missing, unexpected, or shapes differ.
+    """
+    state, own = read_state(path), model.state_dict()
+    if set(own).isdisjoint(state) and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = model.state_dict()
     # Checkpoints older than BatchNorm's batch counter lack it; it does not take part in inference.
     state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
     check_keys(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csqtool.data import check_fit, load_data
@@ -31,7 +30,7 @@ from csqtool.nn.weights import check_excluded, detach, quantizable_weights
 from csqtool.quantized_model import IntegerArray, QuantizedModel, twos_complement_bits
 from csqtool.search.automatic import resolve
 from csqtool.search.budget import Budget, Scheme, make_budget, uniform, uniform_scheme
-from csqtool.search.checkpoint import load_weights, safetensors_bytes, save_checkpoint
+from csqtool.search.checkpoint import load_weights, read_state, safetensors_bytes, save_checkpoint
 from csqtool.search.config import SearchConfig
 from csqtool.search.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
 from csqtool.search.loop import Phase
@@ -45,6 +44,7 @@ from csqtool.search.tensorboard import Events, check_available
 CALIBRATION_SAMPLES = 1024
 CHECKPOINTS = "checkpoints"
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
+Integers = Mapping[str, tuple[IntegerArray, np.float32, str]]  # q, Δ and mask of each layer
 AFTER_SETTLING = ("finetune", "shrink")  # stages of a fixed scheme
 
 
@@ -123,16 +123,16 @@ class Session:
         fixed = fixed_bytes(as_trained(self._model_to_pack(integers), aliases=aliases))
         return make_budget(self.config, elements, fixed + SLACK * len(self.weights))
 
-    def _model_to_pack(self, integers: Mapping[str, tuple[IntegerArray, np.float32, str]]) -> QuantizedModel:
+    def _model_to_pack(self, integers: Integers) -> QuantizedModel:
         """Return the network with these integers, and stand-ins of their length for what finalization measures."""
         metrics = {"name": self.data.task.metric_name, "float": math.pi / 4, "finalized": math.e / 3,
                    "samples": len(self.data.test)}  # fmt: skip
         return quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
 
-    def _measure_sizes(self, weights: Mapping[str, Tensor]) -> None:
+    def _measure_sizes(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         """Let a budget of bytes count what layers take when these weights are rounded."""
         if self.budget.unit == "bytes":
-            self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights))
+            self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights()))
 
     def info(self) -> dict[str, Any]:
         """Return what a finalized file records of this search."""
@@ -171,7 +171,7 @@ class Session:
             # Without epochs nothing may change: gates start soft, and hardened they have another scale.
             kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
         else:
-            self._measure_sizes(self._start_weights())
+            self._measure_sizes(self._start_weights)
             scheme = self._first_scheme()
             if stage == "train":
                 epochs += config.finetune_epochs
@@ -182,7 +182,7 @@ class Session:
     def _start_weights(self) -> dict[str, Tensor]:
         """Return the weights that training starts from, also when it goes on from a checkpoint."""
         saved = self.output / "float.safetensors"
-        state = load_file(saved) if saved.is_file() else self.model.state_dict()
+        state = read_state(saved) if saved.is_file() else self.model.state_dict()
         return {weight.name: state[weight.name] for weight in self.weights}
 
     def _calibrate(self) -> None:
@@ -294,7 +294,7 @@ class Session:
         self.progress.line("settling the scheme by measured loss …")
         self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
         start = self._choose_start(probe, soft)
-        self._measure_sizes({weight.name: weight.parameter for weight in self.weights})
+        self._measure_sizes(self._parameters)
         if self.config.repair:
             self.scheme = settle(self.scheme, self.budget, loss_with=probe)
         self.scheme = self.processes.agreed(self.scheme)  # machines may round losses differently
@@ -304,7 +304,8 @@ class Session:
         """Tell whether the packed file exceeds a target size: training changes the entropy of integers."""
         if self.budget.unit != "bytes" or not self.config.repair:
             return False
-        return self.processes.agreed(self._cost() > self.budget.limit)
+        assert self.method is not None
+        return self.processes.agreed(self._cost(self.method.integers()) > self.budget.limit)
 
     def _shrink(self) -> None:
         """Drop planes of trained weights by measured loss until the packed file is as small as it shall be."""
@@ -313,7 +314,7 @@ class Session:
         fixed = fixed_bytes(self._model_to_pack(self.method.integers()))
         probe = self._make_plain()
         self.budget = dataclasses.replace(self.budget, fixed_bytes=fixed)
-        self._measure_sizes({weight.name: weight.parameter for weight in self.weights})
+        self._measure_sizes(self._parameters)
         self.scheme = self.processes.agreed(drop_planes(found, self.budget, loss_with=probe))
         self.progress.line(f"trained integers pack worse than before: {self._log_scheme('shrink', found)}")
 
@@ -327,7 +328,10 @@ class Session:
         self.weights = quantizable_weights(self.model, self.config.exclude)
         loss = partial(training_loss, self.net, self.data, self.phase.device, samples=self.config.repair_samples,
                        channels_last=bool(self.config.channels_last))  # fmt: skip
-        return LossProbe({w.name: w.parameter for w in self.weights}, loss)
+        return LossProbe(self._parameters(), loss)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {weight.name: weight.parameter for weight in self.weights}
 
     def _log_scheme(self, phase: str, found: Scheme, **more: Any) -> str:
         """Log the scheme that was made of the one found, and return what it costs in words."""
@@ -339,10 +343,8 @@ class Session:
         return (f"scheme: {budget.describe(after)}, found {budget.describe(before)}, "
                 f"budget {budget.describe(budget.limit)}")  # fmt: skip
 
-    def _cost(self) -> float:
-        """Return what the method's integers cost."""
-        assert self.method is not None
-        integers = self.method.integers()
+    def _cost(self, integers: Integers) -> float:
+        """Return what integers cost."""
         if self.budget.unit == "bytes":
             return packed_bytes(self._model_to_pack(integers))
         return self.budget.cost({name: planes_of(mask) for name, (_, _, mask) in integers.items()})
@@ -452,6 +454,7 @@ class Session:
             reestimate_batch_norm(phase.net, self.data, phase.device, batch_size=self.config.batch_size,
                                   seed=self.config.seed)  # fmt: skip
             final = self._evaluate(phase.net)
+        integers = method.integers()
         scheme: list[dict[str, Any]] = [
             {
                 "name": name,
@@ -460,7 +463,7 @@ class Session:
                 "bit_width": twos_complement_bits(q),
                 "elements": q.size,
             }
-            for name, (q, _, mask) in method.integers().items()
+            for name, (q, _, mask) in integers.items()
         ]
         average = {
             key: sum(entry[key] * entry["elements"] for entry in scheme) / sum(entry["elements"] for entry in scheme)
@@ -472,7 +475,7 @@ class Session:
             "target_size": self.config.target_size,
             "budget_unit": self.budget.unit,
             "budget": self.budget.limit,
-            "cost": self._cost(),
+            "cost": self._cost(integers),
             "average_precision": average["precision"],
             "average_bit_width": average["bit_width"],
             "act_bits": self.config.act_bits,

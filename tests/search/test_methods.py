@@ -21,6 +21,7 @@ from csqtool.nn.weights import quantizable_weights
 from csqtool.search import SearchConfig, loop, search
 from csqtool.search.bsq import Bsq
 from csqtool.search.budget import make_budget, uniform
+from csqtool.search.checkpoint import load_weights
 from csqtool.search.csq import Csq
 from csqtool.search.method import installed_methods
 from csqtool.search.progress import Silent
@@ -103,6 +104,26 @@ def test_weights_that_pack_worse_once_trained_lose_planes_until_the_file_is_smal
     # Without repair the budget is not enforced.
     summary = json.loads(ok(*arguments, "--no-repair", "-o", tmp_path / "free", "--json").stdout)
     assert summary["cost"] > 7_500
+
+
+def test_a_damaged_float_model_is_one_error_line_when_a_search_by_size_resumes(tmp_path: Path) -> None:
+    run(tmp_path / "run", "--target-size", "9.0KB")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
+    state = torch.load(tmp_path / "run" / "checkpoints" / "previous.pt", weights_only=True)
+    torch.save({**state, "phase": "search"}, tmp_path / "run" / "checkpoints" / "last.pt")
+    (tmp_path / "run" / "float.safetensors").write_bytes(b"damaged")
+    result = invoke("search", "--resume", tmp_path / "run")
+    assert result.exit_code == 2, result.output
+    assert "float.safetensors is not a safetensors file" in result.output
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_load_whether_or_not_a_network_or_its_wrapper_is_called_module(prefix: str, tmp_path: Path) -> None:
+    source, target = (nn.ModuleDict({"module": nn.Linear(3, 2)}) for _ in range(2))
+    save_file({prefix + name: value for name, value in source.state_dict().items()}, tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
+    assert torch.equal(target["module"].weight, source["module"].weight)
 
 
 def test_pinned_excluded_and_bounded_layers_get_what_was_asked_for(tmp_path: Path) -> None:
