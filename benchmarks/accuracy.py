@@ -15,11 +15,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from csqtool.finalize import finalize
 from csqtool.finalized_file import read_finalized
+from csqtool.finalizing import finalize
 from csqtool.packing import pack
-from csqtool.search import SearchConfig, resume_search, search
-from csqtool.search.progress import stderr_progress
+from csqtool.progress import stderr_progress
+from csqtool.searching import SearchConfig, resume_search, search
 
 ROOT = Path(__file__).parent.parent
 MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"

@@ -18,7 +18,7 @@ import numpy as np
 
 from csqtool.data import ArrayDataset, DataSource, load_data
 from csqtool.pipeline import read_pipeline
-from csqtool.search import search
+from csqtool.searching import search
 
 ROOT = Path(__file__).parent.parent
 HELD_OUT = 450

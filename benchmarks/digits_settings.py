@@ -16,7 +16,7 @@ from typing import Any
 
 from digits_sweeps import BASE, float_model
 
-from csqtool.search import SearchConfig, search
+from csqtool.searching import SearchConfig, search
 
 SEEDS = (0, 1, 2)
 HALVES: dict[str, Any] = {"epochs": 30, "finetune_epochs": 30}

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from csqtool.search import SearchConfig, search
+from csqtool.searching import SearchConfig, search
 
 ROOT = Path(__file__).parent.parent
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

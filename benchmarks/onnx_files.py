@@ -23,15 +23,15 @@ import samples
 import torch
 from torch import Tensor, nn
 
-from csqtool.bench import BenchResult, bench
+from csqtool.benchmarking import BenchResult, bench
 from csqtool.errors import InputError
 from csqtool.nn.net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.onnx_file import flattened
 from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel
-from csqtool.verify.backends import Backend, OnnxRuntime, OpenVino, Reference
-from csqtool.verify.weights import onnx_activation_problems, onnx_weight_problems
+from csqtool.verifying.backends import Backend, OnnxRuntime, OpenVino, Reference
+from csqtool.verifying.weights import onnx_activation_problems, onnx_weight_problems
 from exporters.onnx import OnnxOptions, to_onnx
 from exporters.onnx.capture import capture_float
 from exporters.onnx.options import REFUSED, WEIGHTS

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from csqtool.csq import CsqFile, float32_size, open_csq, pack
+from csqtool.csq.integers import pack_integers
 from csqtool.finalized_file import read_finalized, to_tensors
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from exporters.csq import CsqExporter, CsqFile, graph, open_csq, pack
-from exporters.csq.integers import pack_integers
 
 HERE = Path(__file__).parent
 WEIGHTS = 1 << 24
@@ -66,11 +66,11 @@ def zstd(model: QuantizedModel) -> str:
 def size_row(label: str, model: QuantizedModel, onnx: bytes | None = None) -> None:
     best, dense = pack(model), pack(model, encoding="dense")
     tensors, _ = to_tensors(model)
-    cells = [f"{CsqExporter().float32_size(model):,}", f"{sum(t.nbytes for t in tensors.values()):,}"]
+    cells = [f"{float32_size(model):,}", f"{sum(t.nbytes for t in tensors.values()):,}"]
     cells += [f"{len(onnx):,}" if onnx else "–", f"{len(dense):,}", f"{len(best):,}"]
     integers = sum(entry.length for entry in CsqFile(best, where=label).entries.values() if entry.is_quantized)
     cells += [f"{100 * len(best) / bound(model):.1f} %", f"{integers:,}", zstd(model)]
-    cells.append(f"{len(pack(model, graph=graph.cut(onnx, tensors))):,}" if onnx else "–")
+    cells.append(f"{len(pack(model, onnx=onnx)):,}" if onnx else "–")
     print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -88,7 +88,7 @@ def sizes(files: list[Path], checkpoint: Path | None) -> None:
 
 
 def exported(file: Path) -> bytes:
-    from csqtool.formats import export
+    from csqtool.exporting import export
 
     with tempfile.TemporaryDirectory() as folder:
         export(file, Path(folder) / "m.onnx", format="onnx")
@@ -174,7 +174,7 @@ def speeds() -> None:
             print_speeds(best_of(**passes))
         if shutil.which("gcc"):
             program = folder / "speed"
-            header = HERE.parent / "exporters" / "csq" / "c"
+            header = HERE.parent / "csqtool" / "csq" / "c"
             subprocess.run(
                 ["gcc", "-std=c99", "-O2", f"-I{header}", str(HERE / "csq_speed.c"), "-o", program], check=True
             )

@@ -30,10 +30,10 @@ from csqtool.data import ArrayDataset, DataSource
 from csqtool.nn import gates as gates_module
 from csqtool.nn.gates import BitGates
 from csqtool.nn.kernels import Kernel
-from csqtool.search.config import SearchConfig
-from csqtool.search.loop import make_optimizer
-from csqtool.search.progress import Silent
-from csqtool.search.session import Session
+from csqtool.progress import Silent
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.loop import make_optimizer
+from csqtool.searching.session import Session
 from csqtool.task import task_by_name
 
 ROOT = Path(__file__).parent.parent

@@ -16,45 +16,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from csqtool.version import __version__
+
 if TYPE_CHECKING:
-    from csqtool.bench import bench
+    from csqtool.benchmarking import bench
     from csqtool.diffing import diff
-    from csqtool.finalize import finalize
+    from csqtool.exporting import export
     from csqtool.finalized_file import read_finalized
-    from csqtool.formats import export
+    from csqtool.finalizing import finalize
     from csqtool.inspecting import inspect
     from csqtool.packing import pack, unpack
     from csqtool.pipeline import run_pipeline
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.rebuild import rebuilt_net
-    from csqtool.search import SearchConfig, finetune, resume_search, search
+    from csqtool.searching import SearchConfig, finetune, resume_search, search
     from csqtool.starting import init
-    from csqtool.verify import Gates, VerifyReport, verify
+    from csqtool.verifying import Gates, VerifyReport, verify
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "ActivationQuantizer": "csqtool.quantized_model",
-    "Gates": "csqtool.verify",
+    "Gates": "csqtool.verifying",
     "QuantizedLayer": "csqtool.quantized_model",
     "QuantizedModel": "csqtool.quantized_model",
-    "SearchConfig": "csqtool.search",
-    "VerifyReport": "csqtool.verify",
-    "bench": "csqtool.bench",
+    "SearchConfig": "csqtool.searching",
+    "VerifyReport": "csqtool.verifying",
+    "bench": "csqtool.benchmarking",
     "diff": "csqtool.diffing",
-    "export": "csqtool.formats",
-    "finalize": "csqtool.finalize",
-    "finetune": "csqtool.search",
+    "export": "csqtool.exporting",
+    "finalize": "csqtool.finalizing",
+    "finetune": "csqtool.searching",
     "init": "csqtool.starting",
     "inspect": "csqtool.inspecting",
     "pack": "csqtool.packing",
     "read_finalized": "csqtool.finalized_file",
     "rebuilt_net": "csqtool.rebuild",
-    "resume_search": "csqtool.search",
+    "resume_search": "csqtool.searching",
     "run_pipeline": "csqtool.pipeline",
-    "search": "csqtool.search",
+    "search": "csqtool.searching",
     "unpack": "csqtool.packing",
-    "verify": "csqtool.verify",
+    "verify": "csqtool.verifying",
 }
 
 __all__ = [

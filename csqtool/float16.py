@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from csqtool.data import load_data
 from csqtool.errors import ExportError
+from csqtool.evaluation import evaluate
 from csqtool.finalized_file import to_bytes
 from csqtool.nn.assemble import snap_bias
 from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_net
-from csqtool.search.evaluation import evaluate
 
 MAX_METRIC_CHANGE = 0.001
 

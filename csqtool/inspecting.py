@@ -100,11 +100,10 @@ def _safetensors(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _csq(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    from csqtool.formats import load_exporter
+    from csqtool import csq
 
-    exporter: Any = load_exporter("csq")
-    model = parse_finalized(exporter.unpack(content, where=str(path)), where=str(path))
-    stored = exporter.tensor_bytes(content, where=str(path))
+    model = csq.read_csq(content, where=str(path))
+    stored = csq.tensor_bytes(content, where=str(path))
     payload = sum(stored[layer.name] for layer in model.layers)
     head = f"{path}: packed model (.csq), {size(len(content))}, of it {size(payload)} packed integers\n\n"
     facts = {"kind": "packed model", "size_bytes": len(content), "packed_integer_bytes": payload}
@@ -147,7 +146,7 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _checkpoint(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    from csqtool.search.checkpoint import load_torch_file
+    from csqtool.searching.checkpoint import load_torch_file
 
     state = load_torch_file(path)
     if not isinstance(state, dict) or "position" not in state:

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.quantized_model import IntegerArray, smallest_dtype
+from csqtool.quantized_model import IntegerArray, LayerIntegers, smallest_dtype
 
 
-def digits_to_integers(
-    digits: NDArray[np.integer[Any]], mask: NDArray[np.bool_], scale: np.float32
-) -> tuple[IntegerArray, np.float32, str]:
+def digits_to_integers(digits: NDArray[np.integer[Any]], mask: NDArray[np.bool_], scale: np.float32) -> LayerIntegers:
     """Assemble q, Δ and the mask string of one layer (CSQ, eq. 4 with all gates unit steps).
 
     The common power of two of all integers (planes below the lowest one in use) moves into the scale, and so
@@ -29,7 +27,7 @@ def digits_to_integers(
     """
     kept = np.where(mask, 1 << np.arange(len(mask)), 0)
     q = np.tensordot(kept, digits.astype(np.int64), axes=1)  # (n,) · (n, *weight) → (*weight)
-    return *reduced(q, scale), mask_string(np.flatnonzero(mask).tolist(), len(mask))
+    return LayerIntegers(*reduced(q, scale), mask_string(np.flatnonzero(mask).tolist(), len(mask)))
 
 
 def reduced(q: NDArray[np.integer[Any]], scale: np.float32) -> tuple[IntegerArray, np.float32]:

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from csqtool import csq
 from csqtool.errors import ConfigError
+from csqtool.exporting import Exported, ExportReport, exported, load_exporter, module_builder
 from csqtool.files import read_bytes, write_bytes
 from csqtool.finalized_file import parse_finalized, read_exact
-from csqtool.formats import Exported, ExportReport, exported, load_exporter, module_builder
 from csqtool.quantized_model import QuantizedModel
 
 
@@ -75,11 +76,10 @@ def unpack(source: Path, output: Path) -> QuantizedModel:
     Raises:
         InputError: `source` is missing, damaged or no ``.csq`` file, or `output` cannot be written.
     """
-    exporter: Any = load_exporter("csq")
     content = read_bytes(source)
-    finalized: bytes = exporter.unpack(content, where=str(source))
+    finalized: bytes = csq.unpack(content, where=str(source))
     unpacked = finalized
     if output.suffix == ".onnx":
-        unpacked = exporter.unpack_onnx(content, where=str(source))
+        unpacked = csq.unpack_onnx(content, where=str(source))
     write_bytes(output, unpacked)
     return parse_finalized(finalized, where=str(source))

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csqtool import __version__
 from csqtool.data.sources import FILE_SOURCES, split_options
 from csqtool.errors import ConfigError, nearest
 from csqtool.files import read_bytes, sha256, write_json
-from csqtool.search.config import SearchConfig
-from csqtool.verify.gates import Gates
-from csqtool.verify.tolerances import Tolerances
+from csqtool.searching.config import SearchConfig
+from csqtool.verifying.gates import Gates
+from csqtool.verifying.tolerances import Tolerances
+from csqtool.version import __version__
 
 TABLES = {
     "model": ("factory", "args", "weights"),
@@ -181,10 +181,10 @@ def run_pipeline(
         InputError: the pipeline file, or something it names, cannot be used.
         SearchInterrupted: Ctrl-C; the next run goes on.
     """
-    from csqtool.finalize import finalize
-    from csqtool.formats import export, load_exporter
-    from csqtool.search import resume_search, search
-    from csqtool.verify import verify
+    from csqtool.exporting import export, load_exporter
+    from csqtool.finalizing import finalize
+    from csqtool.searching import resume_search, search
+    from csqtool.verifying import verify
 
     pipeline = read_pipeline(path)
     suffixes = {name: load_exporter(name, options).suffix for name, options in pipeline.formats.items()}

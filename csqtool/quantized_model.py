@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,20 @@ def twos_complement_bits(q: NDArray[Any]) -> int:
 def smallest_dtype(q: NDArray[Any]) -> IntegerArray:
     """Return `q` as int8, or as int16 where its values need it."""
     return q.astype(np.int8) if twos_complement_bits(q) <= 8 else q.astype(np.int16)
+
+
+class LayerIntegers(NamedTuple):
+    """The integers of one layer, as training hands them over.
+
+    Attributes:
+        q: signed integers, int8, int16 where they need it, in the weight's shape.
+        scale: Δ > 0; the weight is ``float32(q) * scale``.
+        mask: planes kept, most significant first, such as ``00000111``.
+    """
+
+    q: IntegerArray
+    scale: np.float32
+    mask: str
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from csqtool.csq import float32_size, pack
 from csqtool.errors import InputError
 from csqtool.files import write_bytes
 from csqtool.quantized_model import QuantizedModel
-from exporters.csq import CsqExporter, pack
 
 _BYTES_A_LINE = 20
 _MODEL_H = b"""/* The packed model, a .csq file in memory. */
@@ -47,7 +47,7 @@ class CExporter:
             ExportError: the model holds something that the `.csq` format cannot carry.
         """
         content = pack(model)
-        source = importlib.resources.files("exporters.csq") / "c"
+        source = importlib.resources.files("csqtool.csq") / "c"
         files = {name: (source / name).read_bytes() for name in ("csq.h", "example.c")}
         # The array comes last: every version of it fits the header and the reader, which reads all versions.
         files |= {"model.h": _MODEL_H, "model.c": model_source(content)}
@@ -58,7 +58,7 @@ class CExporter:
 
     def float32_size(self, model: QuantizedModel, *, build_module: Any = None) -> int:
         """Return the bytes of the float32 model as C source, written the same way."""
-        size = CsqExporter().float32_size(model)
+        size = float32_size(model)
         return len(model_source(bytes(_BYTES_A_LINE))) + size * len("0x00,")
 
 

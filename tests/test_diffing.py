@@ -14,7 +14,7 @@ import pytest
 from csqtool.diffing import Change, diff
 from csqtool.finalized_file import read_finalized, write_finalized
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from tests.conftest import Built, invoke, ok
+from tests.support.commands import Built, invoke, ok
 
 
 def test_a_model_does_not_differ_from_itself(eight_bits: Built) -> None:

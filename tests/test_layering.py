@@ -7,17 +7,19 @@ ROOT = Path(__file__).parent.parent
 # Each part may import what stands before it, and itself.
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding csqtool.plots "
-    "csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.bench",
+    "csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.benchmarking",
     "csqtool.finalized_file csqtool.factories csqtool.task",
     "csqtool.data",
     "csqtool.nn",
-    "csqtool.rebuild",
-    "csqtool.formats csqtool.search",
-    "csqtool.finalize",
+    "csqtool.processes csqtool.randomness",
+    "csqtool.rebuild csqtool.evaluation",
+    "csqtool.csq",
+    "csqtool.exporting csqtool.searching",
+    "csqtool.finalizing",
     "csqtool.float16",
     "csqtool.packing",
     "exporters csqtool.summaries",
-    "csqtool.verify",
+    "csqtool.verifying",
     "csqtool.pipeline",
     "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",
@@ -25,7 +27,7 @@ ORDER = [
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 FORBIDDEN = {
-    "exporters": ("csqtool.search", "csqtool.finalize", "csqtool.verify"),
+    "exporters": ("csqtool.searching", "csqtool.finalizing", "csqtool.verifying"),
     "csqtool": ("exporters", "sample_models"),
 }
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import Built, invoke, ok
 
-from csqtool.search.run import draw
+from csqtool.searching.runs import draw
+from tests.support.commands import Built, invoke, ok
 
 needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is an extra")
 

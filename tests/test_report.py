@@ -17,8 +17,8 @@ from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.page import _pipeline_text, report
 from csqtool.reporting.sources import gather
-from csqtool.search.config import SearchConfig
-from tests.conftest import Built, invoke, ok
+from csqtool.searching.config import SearchConfig
+from tests.support.commands import Built, invoke, ok
 
 SECTIONS = ["summary", "search", "accuracy", "bits", "epochs", "weights", "sizes", "parity", "latency", "gates",
             "reproduce"]  # fmt: skip

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 
 from csqtool.factories import build_model
@@ -14,7 +13,8 @@ from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.net import QuantizedNet, make_quantizers
 from csqtool.nn.weights import quantizable_weights
 from csqtool.pipeline import read_pipeline
-from csqtool.search.checkpoint import load_weights
+from csqtool.searching.checkpoint import load_weights
+from tests.support.commands import ROOT
 
 RESNETS = f"{ROOT}/sample_models/resnet_cifar/model.py"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT, invoke, ok
+from tests.support.commands import ROOT, invoke, ok
 
 
 def test_a_new_project_runs_as_it_stands(tmp_path: Path) -> None:

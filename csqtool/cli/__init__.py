@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from csqtool import __version__
 from csqtool.cli.output import process_index
 from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted
 from csqtool.text import printable
+from csqtool.version import __version__
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -31,7 +31,7 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure the ONNX file MODEL in onnxruntime: latency, load time, memory, bytes, kernels."""
-    from csqtool.bench import bench as measure
+    from csqtool.benchmarking import bench as measure
 
     results = measure([model, *against], threads=threads, batch=batch, sizes=_sizes(sizes), rounds=rounds)
     if as_json:

@@ -12,7 +12,7 @@ from csqtool.cli.output import print_json, tell
 from csqtool.text import size, table
 
 if TYPE_CHECKING:
-    from csqtool.formats import Exported
+    from csqtool.exporting import Exported
 
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="The file to write.")
@@ -25,7 +25,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @json_option
 def finalize(run: Path, output: Path, as_json: bool) -> None:
     """Turn the finished search in RUN into integers, scales and bit widths, one file."""
-    from csqtool.finalize import finalize as finalize_run
+    from csqtool.finalizing import finalize as finalize_run
     from csqtool.inspecting import inspect as inspect_file
     from csqtool.summaries import model_text
 
@@ -89,7 +89,7 @@ def pack(
 @json_option
 def export(model: Path, format_name: str, factory: str | None, output: Path, as_json: bool, **options: Any) -> None:
     """Write the finalized MODEL in a deployable format."""
-    from csqtool.formats import export as export_model
+    from csqtool.exporting import export as export_model
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
     _print_exported(export_model(model, output, format=format_name, model=factory, options=given), as_json)
@@ -155,18 +155,18 @@ def inspect(file: Path, as_json: bool) -> None:
 @json_option
 def methods(as_json: bool) -> None:
     """List the installed search methods."""
-    from csqtool.search.method import installed_methods, load_method
+    from csqtool.searching.method import METHODS
 
-    _print_listing("method", {name: load_method(name).description for name in installed_methods()}, as_json)
+    _print_listing("method", METHODS.descriptions(), as_json)
 
 
 @click.command()
 @json_option
 def formats(as_json: bool) -> None:
     """List the installed export formats."""
-    from csqtool.formats import installed_formats
+    from csqtool.exporting import EXPORTERS
 
-    _print_listing("format", installed_formats(), as_json)
+    _print_listing("format", EXPORTERS.descriptions(), as_json)
 
 
 def _print_listing(what: str, entries: dict[str, str], as_json: bool) -> None:

@@ -57,7 +57,7 @@ def layers_text(report: dict[str, Any]) -> str:
 
 def report_text(report: dict[str, Any]) -> str:
     """Return a verification's JSON document as text: a table, failures with their layer, the verdict."""
-    from csqtool.verify.tolerances import Tolerances
+    from csqtool.verifying.tolerances import Tolerances
 
     rows: list[tuple[str, str, str, str]] = []
     wrong: Counter[str] = Counter()

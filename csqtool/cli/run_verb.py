@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
     """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
     from csqtool.pipeline import run_pipeline
+    from csqtool.progress import stderr_progress
     from csqtool.reporting import report as write_report
-    from csqtool.search.progress import stderr_progress
 
     with stderr_progress() as progress:
         result = run_pipeline(pipeline, progress=progress, tell=progress.line)

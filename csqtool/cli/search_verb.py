@@ -139,9 +139,9 @@ def search(
             raise ConfigError(f"search needs {', '.join(missing)} (or --resume RUN)")
     elif output is not None:
         raise ConfigError("--resume goes on in its own run directory; it takes no -o")
-    from csqtool.search import SearchConfig, resume_search
-    from csqtool.search import search as run_search
-    from csqtool.search.progress import stderr_progress
+    from csqtool.progress import stderr_progress
+    from csqtool.searching import SearchConfig, resume_search
+    from csqtool.searching import search as run_search
 
     with stderr_progress() as progress:
         if resume is not None:
@@ -160,8 +160,8 @@ def search(
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def finetune(run: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Train the weights of the finished search in RUN on, with its scheme fixed."""
-    from csqtool.search import finetune as run_finetune
-    from csqtool.search.progress import stderr_progress
+    from csqtool.progress import stderr_progress
+    from csqtool.searching import finetune as run_finetune
 
     with stderr_progress() as progress:
         summary = run_finetune(run, output, overwrite=overwrite, progress=progress, **_given(settings))

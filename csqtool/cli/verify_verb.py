@@ -15,7 +15,7 @@ FILE = click.Path(path_type=Path)
 
 
 def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each gate; their names are those of `csqtool.verify.Gates`."""
+    """Add an option for each gate; their names are those of `csqtool.verifying.Gates`."""
     share = click.FloatRange(0, 1)
     for option in reversed([
         click.option("--max-abs-diff", type=float, help="Largest difference of any output, optimizations off."),
@@ -82,8 +82,8 @@ def verify(
     """
     from csqtool.files import write_bytes, write_json
     from csqtool.text import parse_size
-    from csqtool.verify import Gates, Tolerances, documents
-    from csqtool.verify import verify as verify_file
+    from csqtool.verifying import Gates, Tolerances, documents
+    from csqtool.verifying import verify as verify_file
 
     gates = Gates(max_size=None if max_size is None else parse_size(max_size), **limits)
     report = verify_file(
@@ -116,7 +116,7 @@ def verify(
 
 def _tell_github(report: dict[str, Any]) -> None:
     """Write annotations and the step summary, where GitHub Actions asks for them."""
-    from csqtool.verify import documents
+    from csqtool.verifying import documents
 
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return

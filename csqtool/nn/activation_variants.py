@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 import torch
 from torch import Tensor
 
-from csqtool.errors import ConfigError, ExportError, nearest
+from csqtool.errors import ExportError
 from csqtool.nn.activation import ActivationFakeQuantizer, fake_quantize
 from csqtool.quantized_model import ActivationQuantizer
+from csqtool.registry import Registry
 
 PACT_DECAY = 1e-4  # L2 on the clip, as PACT's authors train it
 
@@ -99,9 +98,7 @@ class DynamicQuantizer(ActivationFakeQuantizer):
         )
 
 
-def installed_quantizers() -> list[str]:
-    """Return the names of the installed activation quantizers."""
-    return sorted(entry.name for entry in entry_points(group="csqtool.activations"))
+QUANTIZERS = Registry("csqtool.activations", "activation quantizer")
 
 
 def load_quantizer(name: str) -> type[ActivationFakeQuantizer]:
@@ -110,8 +107,5 @@ def load_quantizer(name: str) -> type[ActivationFakeQuantizer]:
     Raises:
         ConfigError: none of that name is installed.
     """
-    for entry in entry_points(group="csqtool.activations"):
-        if entry.name == name:
-            loaded: type[ActivationFakeQuantizer] = entry.load()
-            return loaded
-    raise ConfigError(f"unknown activation quantizer {name!r}; {nearest(name, installed_quantizers())}")
+    loaded: type[ActivationFakeQuantizer] = QUANTIZERS.load(name)
+    return loaded

@@ -13,13 +13,13 @@ from torch import nn
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.nn.dataflow import Placement
 from csqtool.nn.net import QuantizedNet
-from csqtool.quantized_model import ActivationQuantizer, IntegerArray, QuantizedLayer, QuantizedModel
+from csqtool.quantized_model import ActivationQuantizer, LayerIntegers, QuantizedLayer, QuantizedModel
 
 
 def quantized_model(
     net: QuantizedNet,
     placement: Placement,
-    integers: Mapping[str, tuple[IntegerArray, np.float32, str]],
+    integers: Mapping[str, LayerIntegers],
     info: Mapping[str, Any],
 ) -> QuantizedModel:
     """Return the integers, scales and float tensors of a trained network.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from csqtool.integers import digits_to_integers
 from csqtool.nn.gate_kernels import soft_weight, take_weight_step
 from csqtool.nn.levels import Levels
-from csqtool.quantized_model import IntegerArray
+from csqtool.quantized_model import LayerIntegers
 
 # A kept plane's mask logit never sinks below this in a layer's last planes: at β = 200 its gate is then
 # σ(10) ≈ 1, so that hardening changes nothing.
@@ -177,7 +177,7 @@ class BitGates(nn.Module):
         return weight
 
     @torch.no_grad()
-    def integers(self) -> tuple[IntegerArray, np.float32, str]:
+    def integers(self) -> LayerIntegers:
         """Return q, Δ and the mask string with all gates as unit steps."""
         digits = np.zeros((self.planes, *self.m_p.shape[1:]), np.int8)
         digits[list(self.exponents)] = self._digits().cpu().numpy()

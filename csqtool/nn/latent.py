@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.integers import mask_string, reduced
 from csqtool.nn.levels import Levels
-from csqtool.quantized_model import IntegerArray
+from csqtool.quantized_model import LayerIntegers
 
 # Of a step size in one step. With many planes it is small beside its gradient's noise: at a learning rate of 0.05
 # one of seven planes grew past all weights of its layer within an epoch, and left them zero.
@@ -54,12 +54,11 @@ class LatentWeight(nn.Module):
         return weight.new_empty(0)
 
     @torch.no_grad()
-    def integers(self) -> tuple[IntegerArray, np.float32, str]:
+    def integers(self) -> LayerIntegers:
         """Return q, Δ and the mask string."""
         q, scale = self.quantized()
-        return *reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy())), mask_string(
-            self.kept, self.planes
-        )
+        integers, delta = reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy()))
+        return LayerIntegers(integers, delta, mask_string(self.kept, self.planes))
 
 
 class _LsqRound(torch.autograd.Function):

@@ -18,10 +18,10 @@ from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.net import DequantizedWeight, QuantizedNet
 from csqtool.nn.signature import inputs_of
 from csqtool.nn.weights import attach, quantizable_weights
-from csqtool.quantized_model import QuantizedModel, smallest_dtype
+from csqtool.quantized_model import LayerIntegers, QuantizedModel, smallest_dtype
 
 
-def round_weight(weight: NDArray[np.floating], planes: int) -> tuple[NDArray[Any], np.float32, str]:
+def round_weight(weight: NDArray[np.floating], planes: int) -> LayerIntegers:
     """Return q, Δ and the mask of a weight rounded to `planes` magnitude bits with the least squared error."""
     top = (1 << planes) - 1
     largest = float(np.abs(weight).max()) or 1.0
@@ -33,7 +33,7 @@ def round_weight(weight: NDArray[np.floating], planes: int) -> tuple[NDArray[Any
 
     scales = [np.float32(largest * share / top) for share in shares]
     best = min(scales, key=lambda s: float(np.square(rounded(s) * s - weight).sum()))
-    return smallest_dtype(rounded(best).astype(np.int16)), best, "1" * planes
+    return LayerIntegers(smallest_dtype(rounded(best).astype(np.int16)), best, "1" * planes)
 
 
 def post_training_model(
@@ -71,9 +71,8 @@ def post_training_model(
     integers = {}
     for weight in quantizable_weights(module, exclude):
         count = planes if isinstance(planes, int) else planes(weight.name)
-        q, scale, mask = round_weight(weight.parameter.detach().numpy(), count)
-        integers[weight.name] = (q, scale, mask)
-        attach(weight, DequantizedWeight(weight.name, torch.from_numpy(q), torch.tensor(scale)))
+        found = integers[weight.name] = round_weight(weight.parameter.detach().numpy(), count)
+        attach(weight, DequantizedWeight(weight.name, torch.from_numpy(found.q), torch.tensor(found.scale)))
     inputs = [i.to_json() for i in inputs_of(samples[0])]
     shape = inputs[0]["shape"]
     return quantized_model(net, placement, integers, {"input_shape": shape, "inputs": inputs, **(info or {})})

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from csqtool import __version__
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
-from csqtool.search.config import SearchConfig
+from csqtool.searching.config import SearchConfig
 from csqtool.summaries import preprocessing_text, target_text
 from csqtool.text import printable, size
-from csqtool.verify.report import LEVELS
+from csqtool.verifying.findings import LEVELS
+from csqtool.version import __version__
 
 HERE = Path(__file__).parent
 IN_TABLES_OF_THEIR_OWN = ("model", "data", "model_args", "task", "weights")
@@ -76,7 +76,7 @@ def _without_control_characters(value: Any) -> Any:
 
 
 def _measured(found: Gathered) -> dict[str, Any]:
-    from csqtool.bench import bench as measure
+    from csqtool.benchmarking import bench as measure
 
     files = [e.path for subject in found.subjects for e in subject.exports if e.path.suffix == ".onnx"]
     if not files:

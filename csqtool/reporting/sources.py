@@ -15,7 +15,7 @@ from csqtool.finalized_file import parse_finalized
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
 from csqtool.report_file import is_report
-from csqtool.search.config import SearchConfig
+from csqtool.searching.config import SearchConfig
 
 PARTS = ("integers", "scales and zero points", "biases and other tensors", "graph and metadata")
 ORIGIN = "csqtool.finalized_sha256"  # metadata key of an exported ONNX file
@@ -193,13 +193,12 @@ def _read_export(path: Path) -> tuple[str, ExportedFile]:
 
 
 def _csq_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
-    from csqtool.formats import load_exporter
+    from csqtool import csq
 
-    exporter: Any = load_exporter("csq")
-    finalized = exporter.unpack(content, where=where)
+    finalized = csq.unpack(content, where=where)
     quantized = {layer.name for layer in parse_finalized(finalized, where=where).layers}
     parts = dict.fromkeys(PARTS, 0)
-    for name, size in exporter.tensor_bytes(content, where=where).items():
+    for name, size in csq.tensor_bytes(content, where=where).items():
         kind = 0 if name in quantized else 1 if name.endswith(("_scale", "_zero_point")) else 2
         parts[PARTS[kind]] += size
     return hashlib.sha256(finalized).hexdigest(), parts
@@ -260,9 +259,8 @@ def _attach(found: Gathered, origin: str, item: Any) -> None:
 
 
 def _model_of_csq(subject: Subject, path: Path) -> None:
-    from csqtool.formats import load_exporter
+    from csqtool import csq
 
-    exporter: Any = load_exporter("csq")
-    finalized = exporter.unpack(read_bytes(path), where=str(path))
+    finalized = csq.unpack(read_bytes(path), where=str(path))
     subject.model = parse_finalized(finalized, where=str(path))
     subject.model_sha256 = hashlib.sha256(finalized).hexdigest()

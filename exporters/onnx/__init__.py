@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from csqtool import __version__
 from csqtool.errors import CheckFailed, ExportError
+from csqtool.exporting import ExportReport
 from csqtool.files import write_bytes
 from csqtool.finalized_file import to_bytes
-from csqtool.formats import ExportReport
 from csqtool.quantized_model import QuantizedModel
+from csqtool.version import __version__
 from exporters.onnx.options import OnnxOptions
 
 MAX_PROTOBUF_BYTES = 2**31 - 1  # protobuf's own limit; beyond it weights would have to stand in other files

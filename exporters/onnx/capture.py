@@ -13,6 +13,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+import csqtool
+import exporters
 from csqtool.errors import ConfigError, ExportError, InputError
 from csqtool.nn.net import QuantizedNet, finalized_net, graph_markers
 from csqtool.nn.signature import output_names, recorded_inputs
@@ -20,6 +22,8 @@ from csqtool.quantized_model import QuantizedModel
 
 # The lowest opset that torch.onnx.export writes without a converter; int8 per-channel QDQ needs 13.
 CAPTURE_OPSET = 18
+# Code in these places, and code without a file, is not the user's.
+NOT_THE_USERS = (*(f"{Path(str(p.__file__)).parent}/" for p in (torch, csqtool, exporters)), "<")
 
 
 def capture(model: QuantizedModel, module: Any, dynamic: tuple[int, ...] = ()) -> ir.Model:
@@ -93,8 +97,7 @@ def _reason(error: BaseException) -> str:
     reason = lines[0] if lines else type(error).__name__
     if "data-dependent" in reason:
         reason = "its control flow depends on values"
-    own = ("/torch/", "/csqtool/", "/exporters/", "<")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(part in f.filename for part in own)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THE_USERS)]
     if not frames:
         return reason
     return f"{reason} (in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line})"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from csqtool import __version__
+from csqtool.version import __version__
 from exporters.onnx.graph import NAMED, GraphEditor, constant_of, only_user
 
 CONVERSIONS = ("Cast", "Clip", "DequantizeLinear", "QuantizeLinear")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import onnx
 
 from csqtool.errors import ExportError
-from csqtool.formats import ExportReport, FloatNode
+from csqtool.exporting import ExportReport, FloatNode
 from csqtool.onnx_file import flattened
 from csqtool.onnx_session import optimized_graph
 from csqtool.quantized_model import QuantizedModel

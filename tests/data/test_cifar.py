@@ -13,7 +13,7 @@ import pytest
 from csqtool.data import load_data
 from csqtool.data.python_pickle import read_dict
 from csqtool.errors import DataError
-from tests.conftest import DIGITS, invoke
+from tests.support.commands import DIGITS, invoke
 
 IMAGE = 3 * 32 * 32
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-from conftest import Built
 
 from csqtool.data import load_data
 from csqtool.finalized_file import read_finalized
+from tests.support.commands import Built
 
 
 def test_what_a_finalized_file_records_turns_inputs_back_into_stored_pixels(eight_bits: Built) -> None:

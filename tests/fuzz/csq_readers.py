@@ -18,13 +18,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["exporters", "csqtool.verify"]):
-    from csq_files import with_right_checksums
-
+with atheris.instrument_imports(include=["exporters", "csqtool.verifying"]):
+    from csqtool.csq import CsqFile, graph
     from csqtool.errors import FormatError
-    from csqtool.verify.csq_decoder import decode, graph_part
-    from csqtool.verify.csq_graph import rebuild
-    from exporters.csq import CsqFile, graph
+    from csqtool.verifying.csq_decoder import decode, graph_part
+    from csqtool.verifying.csq_graph import rebuild
+    from tests.support.csq_files import with_right_checksums
 
 
 def by_exporter(content):

@@ -13,7 +13,7 @@ from csqtool.nn.gates import BitGates
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.net import QuantizedNet
 from csqtool.nn.weights import attach, quantizable_weights
-from csqtool.search.bsq import BitWeight
+from csqtool.searching.bsq import BitWeight
 
 
 def logits(*shape: int) -> Tensor:

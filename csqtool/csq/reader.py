@@ -1,0 +1,213 @@
+"""A `.csq` file opened for reading: checked structure, tensors decoded one at a time when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.csq import container, encodings, version1
+from csqtool.csq.container import MAGIC, Container
+from csqtool.csq.entry import DTYPES, MEMORY_FLOOR, PARSED_BYTES, Encoding, Entry
+from csqtool.csq.rans import StreamError
+from csqtool.errors import FormatError, InputError
+from csqtool.finalized_file import METADATA_KEY, from_tensors, parse_document
+from csqtool.quantized_model import QuantizedModel
+
+VERSIONS = {1: version1.parse, container.VERSION: container.parse}
+
+# The order of dtypes in a safetensors file (annex A of the specification).
+_SAFETENSORS_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
+
+
+class CsqFile:
+    """A `.csq` file of any released version whose structure has been checked.
+
+    Attributes:
+        where: the file's name, for messages.
+        size_bytes: the file's size.
+        version: of the format.
+        finalized_sha256: of the finalized file that was packed.
+        metadata: the JSON text of the finalized file.
+        entries: what the table says about each tensor, by name.
+        graph: the recipe of the ONNX file, if the package carries one.
+        metadata_place: file and byte of the metadata, for messages.
+        graph_place: file and byte of the graph, for messages.
+    """
+
+    def __init__(self, content: bytes | mmap.mmap, *, where: str) -> None:
+        """Check everything but the tensors' own bytes.
+
+        Raises:
+            FormatError: `content` is no `.csq` file of a known version, or its structure is damaged.
+        """
+        self.where = where
+        self._content = memoryview(content)
+        found = self._parse()
+        self.size_bytes = len(self._content)
+        self.version = found.version
+        self.finalized_sha256 = found.finalized_sha256
+        self.metadata = found.metadata
+        self.graph = found.graph
+        self.metadata_place = f"{where}: metadata at byte {found.metadata_start}"
+        self.graph_place = f"{where}: graph at byte {found.graph_start}"
+        self.entries = {entry.name: entry for entry in found.entries}
+
+    def _parse(self) -> Container:
+        magic = bytes(self._content[: len(MAGIC)])
+        if magic != MAGIC[: len(magic)] or not magic:
+            hint = "; its first bytes look changed by a transfer in text mode" if b"CSQ" in magic else ""
+            begin = f"begins with {magic.hex(' ')}" if magic else "is empty"
+            raise FormatError(f"{self.where} is not a csq file (it {begin}){hint}")
+        if len(self._content) < len(MAGIC) + 4:
+            raise FormatError(f"{self.where}: truncated at byte {len(self._content)}, in the preamble")
+        version = int.from_bytes(self._content[8:12], "little")
+        if version not in VERSIONS:
+            known = " and ".join(map(str, VERSIONS))
+            raise FormatError(f"{self.where}: csq version {version} at byte 8, this csqtool reads {known}; "
+                              "a newer csqtool may know it")  # fmt: skip
+        return VERSIONS[version](self._content, self.where)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """Return a tensor, its checksum and stream checked; a raw one is a read-only view of the file.
+
+        Raises:
+            FormatError: the tensor is damaged.
+        """
+        entry = self.entries[name]
+        stored = self._stored(entry)
+        try:
+            if entry.encoding is Encoding.RAW and entry.dtype != "BOOL" and entry.native == DTYPES[entry.dtype]:
+                return np.frombuffer(stored, entry.native).reshape(entry.shape)
+            if entry.decoded_bytes > 4 * self.size_bytes:
+                for _ in encodings.blocks(entry, stored):
+                    pass  # a bad stream is found before it takes more memory than the file justifies
+            return encodings.decode(entry, stored)
+        except StreamError as error:
+            raise FormatError(f"{self._place(entry)}: {error}") from error
+
+    def blocks(self, name: str) -> Iterator[NDArray[Any]]:
+        """Yield a tensor's elements in flat blocks; a block is overwritten by the next one.
+
+        Raises:
+            FormatError: the tensor is damaged.
+        """
+        entry = self.entries[name]
+        try:
+            yield from encodings.blocks(entry, self._stored(entry))
+        except StreamError as error:
+            raise FormatError(f"{self._place(entry)}: {error}") from error
+
+    def check(self) -> None:
+        """Check every checksum, every stream and the SHA-256 of the finalized file, in blocks of bounded size.
+
+        Raises:
+            FormatError: something is damaged; the message names the tensor and its first byte.
+        """
+        for entry in self.entries.values():
+            self._stored(entry)
+        digest = hashlib.sha256()
+        for piece in self.finalized():
+            digest.update(piece)
+        if digest.hexdigest() != self.finalized_sha256:
+            raise FormatError(
+                f"{self.where}: the rebuilt finalized model has SHA-256 {digest.hexdigest()}, "
+                f"the file says {self.finalized_sha256}"
+            )
+
+    def finalized(self) -> Iterator[bytes]:
+        """Yield the finalized safetensors file in pieces: header, then the tensors (annex A).
+
+        Raises:
+            FormatError: a tensor is damaged.
+        """
+        rank = {dtype: i for i, dtype in enumerate(_SAFETENSORS_ORDER)}
+        entries = sorted(self.entries.values(), key=lambda entry: (rank[entry.dtype], entry.name.encode()))
+        header: dict[str, Any] = {"__metadata__": {METADATA_KEY: self.metadata}}
+        end = 0
+        for entry in entries:
+            begin, end = end, end + entry.decoded_bytes
+            header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        yield len(text).to_bytes(8, "little") + text
+        for entry in entries:
+            for block in self.blocks(entry.name):
+                yield block.astype(DTYPES[entry.dtype]).tobytes()
+
+    @cached_property
+    def _document_is_small(self) -> bool:
+        """Whether parsing the metadata stays within four times the file."""
+        values = sum(self.metadata.count(c) for c in ",[{:")
+        return values * PARSED_BYTES <= 4 * len(self._content) + MEMORY_FLOOR
+
+    def model(self) -> QuantizedModel:
+        """Return the finalized model, everything checked before memory for it is taken.
+
+        Raises:
+            FormatError: the file is damaged, or its tensors and metadata describe no finalized model.
+        """
+        self.check()
+        if not self._document_is_small:
+            raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
+        self._check_scales(parse_document(self.metadata, where=self.metadata_place))
+        tensors = {name: self.tensor(name) for name in self.entries}
+        model = from_tensors(tensors, self.metadata, where=self.metadata_place)
+        stored = {entry.name: entry.bits for entry in self.entries.values() if entry.is_quantized}
+        if stored != (expected := {layer.name: layer.bit_width for layer in model.layers}):
+            wrong = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
+            raise FormatError(
+                f"{self._place(self.entries[wrong])}: stored at {stored.get(wrong, 'no')} bits, "
+                f"the metadata say {expected.get(wrong, 'no')} bits"
+            )
+        return model
+
+    def _check_scales(self, document: dict[str, Any]) -> None:
+        """Check the scale of every quantized tensor and activation here, where its place in the file is known."""
+        names: list[Any] = [entry.name for entry in self.entries.values() if entry.is_quantized]
+        activations = document.get("activations")
+        names += [a.get("name") for a in activations if isinstance(a, dict)] if isinstance(activations, list) else []
+        for name in names:
+            scale = self.entries.get(f"{name}_scale")
+            if scale is not None and scale.shape == () and scale.dtype == "F32":
+                value = float(self.tensor(scale.name))
+                if not (np.isfinite(value) and value > 0):
+                    raise FormatError(f"{self._place(scale)}: a scale is finite and above zero, this one is {value}")
+
+    def _stored(self, entry: Entry) -> memoryview:
+        """Return a tensor's bytes, their checksum checked."""
+        stored = self._content[entry.start : entry.start + entry.length]
+        if (found := zlib.crc32(stored)) != entry.crc32:
+            raise FormatError(f"{self._place(entry)}: damaged: CRC-32 is {found:08x}, the table says {entry.crc32:08x}")
+        return stored
+
+    def _place(self, entry: Entry) -> str:
+        return f"{self.where}: tensor {entry.name!r} at byte {entry.start}"
+
+
+def open_csq(path: Path) -> CsqFile:
+    """Open a file without reading its tensors: it is mapped into memory, and must not shrink while it is used.
+
+    Raises:
+        InputError: the file is missing, no regular file, or cannot be read.
+        FormatError: it is no `.csq` file of a known version, or its structure is damaged.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file")
+        with open(path, "rb") as file:
+            empty = path.stat().st_size == 0
+            return CsqFile(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), where=str(path))
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error

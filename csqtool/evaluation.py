@@ -1,0 +1,110 @@
+"""What a network is worth as it stands: metric, training loss, and BatchNorm statistics that fit its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from csqtool.data.arrays import Dataset, DataSource, take
+from csqtool.processes import Processes
+from csqtool.randomness import hash_seed
+from csqtool.task import Task
+
+EVALUATION_BATCH = 500
+LOSS_BATCH = 256
+BN_SAMPLES = 8192
+
+
+def as_float(outputs: Any) -> Any:
+    """Return model outputs in float32 (autocast leaves them in bfloat16)."""
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+
+
+def batches_of(
+    dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a data set's inputs and targets in order, at most `most` samples; of its batches those in `share`."""
+    count = len(dataset) if most is None else min(most, len(dataset))
+    for start in range(0, count, size)[share]:
+        yield take(dataset, range(start, min(start + size, count)))
+
+
+def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
+    """Return inputs in the memory layout that is asked for; only images [B, C, H, W] have two."""
+    return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module,
+    dataset: Dataset,
+    task: Task,
+    device: torch.device | None = None,
+    *,
+    channels_last: bool = False,
+    processes: Processes | None = None,
+) -> float:
+    """Return the task's metric of `net` over `dataset`, in evaluation mode and float32.
+
+    Several processes share the batches out; each of them returns the metric of all.
+    """
+    was_training = net.training
+    net.eval()
+    mine = slice(processes.index, None, processes.count) if processes else slice(None)
+    found = []  # (outputs, targets) a batch
+    for x, y in batches_of(dataset, share=mine):
+        inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
+        found.append((as_float(net(inputs)).cpu(), y))
+    net.train(was_training)
+    if processes:
+        found = processes.dealt_out(found)
+    outputs, targets = zip(*found, strict=True)
+    return task.metric(torch.cat(outputs), torch.cat(targets))
+
+
+@torch.no_grad()
+def training_loss(
+    net: nn.Module, data: DataSource, device: torch.device, *, samples: int, channels_last: bool
+) -> float:
+    """Return the loss on the first training samples, with BatchNorm on the batch: statistics follow the weights."""
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
+    net.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 0.0
+    total = count = 0.0
+    for x, y in batches_of(data.train, most=samples, size=LOSS_BATCH):
+        if len(x) > 1 or not norms:
+            inputs = laid_out(x.to(device), channels_last=channels_last)
+            total += float(data.task.loss(net(inputs), y.to(device))) * len(x)
+            count += len(x)
+    for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        if tracked is not None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.copy_(tracked)
+    return total / max(count, 1.0)
+
+
+def reestimate_batch_norm(
+    net: nn.Module, data: DataSource, device: torch.device, *, batch_size: int, seed: int
+) -> None:
+    """Replace BatchNorm's running statistics by those of the network as it is now, and leave it in evaluation mode.
+
+    The samples are augmented as in training: the weights were trained to that distribution's statistics.
+    """
+    samples, size = min(len(data.train), BN_SAMPLES), max(batch_size, 128)
+
+    def inputs() -> Iterator[Tensor]:
+        for start in range(0, samples, size):
+            chosen = range(start, min(start + size, samples))
+            if len(chosen) > 1:
+                yield data.training_batch(chosen, hash_seed(seed, "batch norm", start))[0]
+
+    update_bn(inputs(), net, device=device)
+    net.eval()

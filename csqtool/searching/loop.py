@@ -1,0 +1,317 @@
+"""The training loop: one phase (float training, search, finetuning) of epochs, exact to resume at any step.
+
+Everything random in a step is a function of (seed, phase, epoch, batch); checkpoints carry torch's state as well;
+learning rate and temperature are functions of the step. So a run that stops and resumes is the same run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, mse_loss
+from torch.nn.utils import parametrize
+
+from csqtool.data.arrays import DataSource, take
+from csqtool.errors import TrainingError
+from csqtool.evaluation import as_float, laid_out
+from csqtool.nn.kernels import Kernel
+from csqtool.nn.net import QuantizedNet
+from csqtool.processes import Processes
+from csqtool.progress import Progress
+from csqtool.randomness import epoch_order, hash_seed, seed_all
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.method import Method
+
+# Values of a parameter from which its gradient is used and freed as soon as it is there: the gradients of all gates of
+# a large net would take as much memory as the gates.
+EARLY_FROM = 1 << 20
+
+
+@dataclass
+class Position:
+    """Where a phase stands: `batch` batches of epoch `epoch` are done, and their summed loss."""
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+
+
+class Phase:
+    """One training phase over a net.
+
+    Args:
+        name: ``float``, ``search``, ``train`` or ``finetune``.
+        epochs: its length, may be broken; the learning rate is annealed to zero over it.
+        net: what is trained.
+        method: trains the quantized weights, None in float training.
+        config: the search's settings.
+        data: training and test sets.
+        processes: who else trains it.
+        teacher: the float model, when it teaches.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        epochs: float,
+        net: QuantizedNet,
+        method: Method | None,
+        config: SearchConfig,
+        data: DataSource,
+        processes: Processes,
+        *,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self.name = name
+        self.net = net
+        self.method = method
+        self.config = config
+        self.data = data
+        self.position = Position()
+        self.measured: dict[str, float] = {}  # behind the last epoch, to be shown with every step
+        self.batches = batches_per_epoch(len(data.train), config.batch_size)
+        self.steps = max(1, round(epochs * self.batches)) if epochs else 0
+        self.processes = processes
+        net.to(self.device)
+        self._optimizer = make_optimizer(parameter_groups(net, method, config), config)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
+        self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._choose_kernels()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net lives."""
+        return self.processes.device
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it takes, the last one whole or not."""
+        return math.ceil(self.steps / self.batches)
+
+    def _choose_kernels(self) -> None:
+        parameters = sum(p.numel() for p in self.net.parameters()) if self.method else 0
+        samples = min(self.config.batch_size, len(self.data.train))
+        values = 0
+        if self.net.quantizers and self.steps:
+            x, _ = take(self.data.train, [0])
+            values = samples * self.net.quantized_values(x.to(self.device))
+        Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
+
+    def run(
+        self,
+        progress: Progress,
+        after_epoch: Callable[[int, float], None],
+        stop: Callable[[], bool],
+        save: Callable[[], None],
+    ) -> bool:
+        """Train to the end.
+
+        Args:
+            progress: told about every step.
+            after_epoch: called with (epoch, mean loss) behind every epoch, `position` already moved on.
+            stop: asked after every step; True ends the run where it stands.
+            save: called within an epoch, every so many minutes.
+
+        Returns:
+            True if the phase is finished, False if it was stopped.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        saved = time.monotonic()
+        while self.position.epoch < self.epochs:
+            epoch = self.position.epoch
+            order = epoch_order(len(self.data.train), self.config.seed, self.name, epoch)
+            self.net.train()
+            if self.method and self.config.beta_schedule == "epoch":
+                self.method.set_progress(epoch / max(1, self.epochs - 1))
+            batches = min(self.batches, self.steps - epoch * self.batches)
+            for batch in range(self.position.batch, batches):
+                if self.method and self.config.beta_schedule == "step":
+                    self.method.set_progress((epoch * self.batches + batch) / max(1, self.steps - 1))
+                chosen = order[batch * self.config.batch_size : (batch + 1) * self.config.batch_size]
+                loss = self._step(chosen, epoch, batch)
+                if not math.isfinite(loss):
+                    where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
+                    raise TrainingError(
+                        f"the loss became {loss} in {where}: "
+                        "lower the learning rates or check the data; what was saved before is kept"
+                    )
+                self.position.batch += 1
+                self.position.loss_sum += loss
+                facts = {"loss": self.position.loss_sum / self.position.batch} | self.measured
+                if self.method:
+                    facts |= self.method.status()
+                progress.step(self.name, epoch * self.batches + batch + 1, self.steps, facts)
+                if batch + 1 < batches:
+                    if self.processes.any(stop()):
+                        return False
+                    if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                        save()
+                        saved = time.monotonic()
+            loss = self.position.loss_sum / batches
+            self.position = Position(epoch + 1)
+            after_epoch(epoch, loss)
+            saved = time.monotonic()
+            if self.position.epoch < self.epochs and self.processes.any(stop()):
+                return False
+        return True
+
+    def _annealing(self, epochs_done: float) -> float:
+        """Return the share of the learning rate: a linear warm-up under a cosine that falls to zero."""
+        warmup = self.config.warmup_epochs
+        rising = min(1.0, (epochs_done + 1 / self.batches) / warmup) if warmup else 1.0
+        return rising * 0.5 * (1 + math.cos(math.pi * epochs_done * self.batches / self.steps))
+
+    def _step(self, chosen: Tensor, epoch: int, batch: int) -> float:
+        seed = hash_seed(self.config.seed, self.name, epoch, batch)
+        seed_all(seed)  # for data sets that draw from one of these
+        inputs, targets = self.data.training_batch(chosen.tolist(), seed)
+        mine, weight = self.processes.share(chosen)
+        inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
+        seed_all(hash_seed(seed, self.processes.index))  # for dropout and the like, which differ between processes
+        inputs = laid_out(inputs, channels_last=bool(self.config.channels_last))
+        annealing = self._annealing(epoch + batch / self.batches)
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * annealing
+        self._optimizer.zero_grad()
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
+        with autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
+            compute_small_weights(self.net)
+            outputs = as_float(self.net(inputs))
+            taught = None
+            if self._teacher is not None:
+                with torch.no_grad():
+                    taught = as_float(self._teacher(inputs))
+        loss = self.data.task.loss(outputs, targets)
+        if taught is not None:
+            share = self.config.distill
+            loss = (1 - share) * loss + share * distillation(outputs, taught, labels=self.data.task.labels)
+        extras = [self.method.regularization()] if self.method else []
+        extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
+        penalty = sum(extra for extra in extras if extra is not None)
+        value = float(self.processes.added_up(weight * loss.detach()))
+        if not math.isfinite(value):
+            return value  # nothing is trained with it
+        with self._early_steps():
+            torch.autograd.backward(weight * loss + penalty / self.processes.count)
+        self.processes.add_up_gradients(self._parameters)
+        self._optimizer.step()
+        if self.method:
+            self.method.after_step()
+        for quantizer in self.net.quantizers.values():
+            quantizer.after_step()
+        return value
+
+    @contextmanager
+    def _early_steps(self) -> Iterator[None]:
+        """Let parameters take their step within the backward pass, once a large one's gradient is there.
+
+        A gradient that is there is whole, and nothing in the rest of the pass reads the parameter again: the step is
+        the one that it would take afterwards. Several processes need all gradients at once, to exchange them.
+        """
+
+        def step(_parameter: Tensor) -> None:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+        alone = self.processes.count == 1
+        handles = [p.register_post_accumulate_grad_hook(step) for p in self._parameters
+                   if alone and p.numel() >= EARLY_FROM]  # fmt: skip
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of this phase."""
+        position = self.position
+        return {
+            "phase": self.name,
+            "position": [position.epoch, position.batch, position.loss_sum],
+            "net": self.net.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        epoch, batch, loss_sum = state["position"]
+        self.position = Position(int(epoch), int(batch), float(loss_sum))
+        self.net.restore(state["net"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+
+
+def compute_small_weights(net: nn.Module) -> None:
+    """Compute the small parametrized weights before the net does, for `parametrize.cached` to hand them out.
+
+    One behind the other they take less time than between layers, whose data leaves no cache warm. The backward pass
+    follows: what was computed first has its gradient computed last, and one behind the other. Large weights stay
+    where they are: their gradients are to be used and freed one by one.
+    """
+    for module in net.modules():
+        for name, sources in getattr(module, "parametrizations", {}).items():
+            if all(p.numel() < EARLY_FROM for p in sources.parameters()):
+                getattr(module, name)
+
+
+def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchConfig) -> list[dict[str, Any]]:
+    """Return optimizer groups: the method's own, decayed weights, undecayed rest, activation scales."""
+    groups = method.parameter_groups() if method else []
+    own = {id(p) for group in groups for p in group["params"]}
+    norms = {id(p) for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase | nn.LayerNorm)
+             for p in m.parameters(recurse=False)}  # fmt: skip
+    scales = {id(q.scale) for q in net.quantizers.values()}
+    rest = [p for p in net.parameters() if p.requires_grad and id(p) not in own]
+    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in norms]
+    plain = [p for p in rest if not (p.ndim >= 2 and id(p) not in norms) and id(p) not in scales]
+    steps = [p for p in rest if id(p) in scales]
+    groups += [
+        {"params": decayed, "lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": plain, "lr": config.learning_rate, "weight_decay": config.weight_decay * config.decay_all},
+        # A step size is orders of magnitude smaller than a weight; it is trained at a tenth of the rate.
+        {"params": steps, "lr": 0.1 * config.learning_rate, "weight_decay": config.weight_decay * config.decay_all},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: SearchConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a configuration; its update is one fused pass over each parameter."""
+    if config.optimizer == "adamw":
+        for group in groups:
+            group.pop("momentum", None)
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    for group in groups:
+        group.setdefault("momentum", config.momentum)
+    return torch.optim.SGD(groups, lr=0.0, fused=True)
+
+
+DISTILLATION_TEMPERATURE = 4.0
+
+
+def distillation(outputs: Tensor, taught: Tensor, *, labels: bool) -> Tensor:
+    """Return what the float model's outputs teach (Hinton et al. 2015: T²·KL of the softened classes), a scalar.
+
+    Without class labels it is the mean squared difference.
+    """
+    if not labels:
+        return mse_loss(outputs, taught)
+    t = DISTILLATION_TEMPERATURE
+    return t * t * kl_div(log_softmax(outputs / t, -1), log_softmax(taught / t, -1),
+                          reduction="batchmean", log_target=True)  # fmt: skip
+
+
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Return the number of batches; a last batch of one sample is dropped, BatchNorm cannot train on it."""
+    full, rest = divmod(samples, batch_size)
+    return full + (rest > 1 or full == 0)

@@ -1,0 +1,30 @@
+"""LSQ: learned step size quantization (Esser et al., ICLR 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from csqtool.nn.latent import LsqWeight
+from csqtool.searching.fixed import FixedBits
+
+
+class Lsq(FixedBits):
+    """Trains latent weights together with one step size a layer."""
+
+    description = "learned step size, fixed planes (LSQ, Esser et al. 2020)"
+    kind = LsqWeight
+
+    def _steps(self) -> list[LsqWeight]:
+        return [latent for latent in self.latents.values() if isinstance(latent, LsqWeight)]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return groups for the latent weights and the step sizes."""
+        steps = [latent.scale for latent in self._steps()]
+        # As with activations: a step size is orders of magnitude smaller than a weight.
+        rate = 0.1 * self.config.learning_rate
+        return [*super().parameter_groups(), {"params": steps, "lr": rate, "weight_decay": 0.0}]
+
+    def after_step(self) -> None:
+        """Hold the step sizes near what they were, and above zero."""
+        for latent in self._steps():
+            latent.hold_step_size()

@@ -1,0 +1,68 @@
+"""What a model takes in the packed file: the parts that no plane changes, and each layer at given planes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from torch import Tensor
+
+from csqtool import csq
+from csqtool.integers import reduced
+from csqtool.quantized_model import IntegerArray, QuantizedModel
+from csqtool.searching.scheme import integers_at
+
+# What a layer's integers, and its numbers in the metadata, may grow by in training.
+SLACK = 32
+
+
+class PackedSizes:
+    """Bytes that layers take in the packed file, in its smallest encoding, when rounded to given planes.
+
+    They rest on the entropy of the rounded weights, and so on the weights, which training changes.
+
+    Args:
+        weights: the layers' weights, by name.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = {name: weight.detach().clone() for name, weight in weights.items()}
+        self._measured: dict[tuple[str, tuple[int, ...]], int] = {}
+
+    def __call__(self, name: str, planes: tuple[int, ...]) -> int:
+        """Return the bytes of a layer at these planes; only their distances matter."""
+        key = name, tuple(b - planes[0] for b in planes)
+        if key not in self._measured:
+            q, scale = integers_at(self._weights[name], planes)
+            integers, _ = reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy()))
+            self._measured[key] = integer_bytes(integers)
+        return self._measured[key]
+
+
+def integer_bytes(q: IntegerArray) -> int:
+    """Return the bytes that a layer's integers take in the packed file."""
+    return csq.integer_bytes(q)
+
+
+def packed_bytes(model: QuantizedModel) -> int:
+    """Return the bytes of the packed file of a model."""
+    return len(csq.pack(model))
+
+
+def fixed_bytes(model: QuantizedModel) -> int:
+    """Return what the packed file of a model takes beside the layers' integers."""
+    return packed_bytes(model) - sum(integer_bytes(layer.q) for layer in model.layers)
+
+
+def as_trained(model: QuantizedModel, *, aliases: Collection[str]) -> QuantizedModel:
+    """Return an untrained model with tensors that pack as trained ones do.
+
+    Args:
+        model: the untrained model.
+        aliases: tensors that are another name of a layer's weight, and will not be stored.
+    """
+    # Fresh BatchNorm is ones and zeros, which the packed file stores in half the bytes that trained values take.
+    tensors = {name: np.full_like(tensor, 1 / 3) if tensor.dtype == np.float32 else tensor
+               for name, tensor in model.tensors.items() if name not in aliases}  # fmt: skip
+    return dataclasses.replace(model, tensors=tensors)

@@ -1,0 +1,90 @@
+"""All levels for a `.csq` file, read by a decoder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.errors import FormatError, ModelError
+from csqtool.finalized_file import from_tensors, serialize
+from csqtool.verifying.csq_c_reader import c_checksums
+from csqtool.verifying.csq_decoder import decode
+from csqtool.verifying.csq_graph import graph_verdict
+from csqtool.verifying.csq_half import half_origin, half_problems
+from csqtool.verifying.outputs import agreement, compare_task, reference_outputs
+from csqtool.verifying.subject import Subject
+from csqtool.verifying.weights import csq_problems
+
+
+def verify_csq(subject: Subject) -> None:
+    """Check a `.csq` file.
+
+    Raises:
+        FormatError: it is no `.csq` file.
+    """
+    report = subject.report
+    damaged: list[str] = []
+    subject.tell(f"{report.file}: integrity and weights …")
+    tensors, metadata, recorded = decode(subject.content, where=report.file, damaged=damaged)
+    for name in damaged:
+        report.add("integrity", "checksum", False, "the tensor's checksum differs", name)
+    if not damaged:
+        report.add("integrity", "checksums", True, f"{len(tensors)} tensors")
+        _compare_with_c(tensors, subject)
+    graph = None if damaged else graph_verdict(subject.content, tensors, recorded, where=report.file)
+    if graph is not None:
+        report.add("integrity", "ONNX graph", *graph)
+    rounded = half_origin(metadata)
+    if rounded is not None:
+        whole = hashlib.sha256(serialize(tensors, metadata)).hexdigest() == recorded
+        report.add("integrity", "rounded model", whole, f"its SHA-256 is {'right' if whole else 'wrong'}")
+    subject.check_origin(rounded or recorded)
+    problems = half_problems if rounded else csq_problems
+    words = "equal, bit for bit" + ", or rounded to float16" * (rounded is not None)
+    subject.add_problems(
+        "weights", "all tensors", problems(tensors, metadata, subject.model), len(tensors), holds=words
+    )
+    test = subject.test_set()
+    if test is None:
+        return
+    inputs, targets = test
+    subject.tell(f"outputs on {len(inputs)} samples …")
+    try:
+        unpacked = subject.build_net(from_tensors(tensors, metadata, where=report.file))
+    except (FormatError, ModelError) as error:
+        report.add("outputs", "unpacked model", False, str(error))
+        return
+    wanted, found = reference_outputs(subject.net, inputs), reference_outputs(unpacked, inputs)
+    difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
+    holds, detail = difference == 0, f"max difference {difference:g}, must be 0"
+    if rounded:  # the task's metric decides; here only what can never be right fails
+        holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
+    relative = difference / max(float(np.abs(wanted).max()), 1e-12)
+    report.add("outputs", "unpacked model in PyTorch", holds, detail, None, max_abs_diff=difference,
+               max_rel_diff=relative, agreement=agreement(found, wanted))  # fmt: skip
+    compare_task(found, wanted, targets, subject.source.task, report)
+
+
+def _c_header() -> bytes:
+    """Return the C reader, ``csq.h``: a resource of the codec, of which the verifier uses nothing else."""
+    return (importlib.resources.files("csqtool") / "csq" / "c" / "csq.h").read_bytes()
+
+
+def _compare_with_c(tensors: dict[str, NDArray[Any]], subject: Subject) -> None:
+    """Add the check that the C reader decodes the same tensors, where there is a C compiler."""
+    try:
+        found = c_checksums(subject.content, _c_header())
+    except RuntimeError as error:
+        subject.report.add("integrity", "C reader", False, str(error))
+        return
+    if found is None:
+        return
+    wanted = {name: zlib.crc32(a.astype(a.dtype.newbyteorder("<")).tobytes()) for name, a in tensors.items()}
+    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    detail = f"{differing[0]} differs" if differing else f"decodes the same {len(found)} tensors"
+    subject.report.add("integrity", "C reader", not differing, detail, differing[0] if differing else None)

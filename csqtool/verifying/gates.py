@@ -1,0 +1,208 @@
+"""Gates: limits a user sets on what a verification measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csqtool.errors import ConfigError, nearest
+from csqtool.quantized_model import QuantizedModel
+from csqtool.report_file import read_report
+from csqtool.text import parse_size
+from csqtool.verifying.findings import VerifyReport
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits; None sets no limit.
+
+    Attributes:
+        max_abs_diff: largest difference of any output, optimizations off.
+        min_agreement: share of equal labels, optimizations off and on.
+        min_metric: the file's metric.
+        max_metric_drop: how far the file's metric may lie below the float model's.
+        max_size: file size in bytes.
+        max_rel_diff: `max_abs_diff` over the largest output.
+        max_bit_width: average bit width of the weights.
+        min_integer_share: share of onnxruntime's computing nodes that run on integers.
+        max_latency_ratio: latency over that of the file `latency_against`.
+        latency_against: an ONNX file.
+        baseline: a report of an earlier verification.
+        max_regression: how far the metric may lie below the baseline's; its size and bit width may not grow by
+            more than this share either.
+    """
+
+    max_abs_diff: float | None = None
+    min_agreement: float | None = None
+    min_metric: float | None = None
+    max_metric_drop: float | None = None
+    max_size: int | None = None
+    max_rel_diff: float | None = None
+    max_bit_width: float | None = None
+    min_integer_share: float | None = None
+    max_latency_ratio: float | None = None
+    latency_against: str | None = None
+    baseline: str | None = None
+    max_regression: float | None = None
+
+    def __post_init__(self) -> None:
+        for one, other in (("max_latency_ratio", "latency_against"), ("max_regression", "baseline")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ConfigError(f"{one.replace('_', '-')} and {other.replace('_', '-')} go together; give both")
+        for name in ("max_abs_diff", "max_rel_diff", "max_metric_drop", "max_size", "max_bit_width",
+                     "max_latency_ratio", "max_regression"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name.replace('_', '-')} must not be negative, got {value:g}")
+        for name in ("min_agreement", "min_integer_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name.replace('_', '-')} is a share of 0 to 1, got {value:g}")
+        if self.min_metric is not None and self.min_metric != self.min_metric:
+            raise ConfigError("min-metric is not a number")
+
+    def for_file(self, file: Path) -> Gates:
+        """Return the gates that say something about a file of this kind: in a pipeline one set is for all formats.
+
+        Integer kernels and latencies are those of ONNX files, and a baseline is compared with files of its own kind.
+        """
+        gates = self
+        if file.suffix != ".onnx":
+            gates = dataclasses.replace(gates, min_integer_share=None, max_latency_ratio=None, latency_against=None)
+        if gates.baseline is not None and _kind_of_baseline(gates.baseline) != file.suffix:
+            gates = dataclasses.replace(gates, baseline=None, max_regression=None)
+        return gates
+
+    @classmethod
+    def from_mapping(cls, document: Mapping[str, Any], *, where: str) -> Gates:
+        """Return the gates in a configuration table.
+
+        Raises:
+            ConfigError: a key is unknown or a value is no number.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        values: dict[str, Any] = {}
+        for key, value in document.items():
+            if key not in known:
+                raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+            if key == "max_size":
+                values[key] = parse_size(value)
+            elif key in ("latency_against", "baseline"):
+                if not isinstance(value, str):
+                    raise ConfigError(f"{where}: {key} must be a file's name, got {value!r}")
+                values[key] = value
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                values[key] = float(value)
+            else:
+                raise ConfigError(f"{where}: {key} must be a number, got {value!r}")
+        return cls(**values)
+
+    def check(self, report: VerifyReport, model: QuantizedModel, content: bytes) -> None:
+        """Add a check for each limit that is set; what was not measured fails.
+
+        Args:
+            report: what was measured; gets the checks.
+            model: the finalized model.
+            content: the file.
+
+        Raises:
+            ConfigError: a drop is limited, but no float metric is recorded to measure it from.
+            InputError: the baseline or the file to compare latencies with cannot be read.
+        """
+        metric = report.figure("task", "metric")
+        if self.max_abs_diff is not None:
+            found = report.figure("outputs", "max_abs_diff")
+            _limit(report, "max abs difference", found, found is not None and found <= self.max_abs_diff,
+                   f"at most {self.max_abs_diff:g}")  # fmt: skip
+        if self.min_agreement is not None:
+            shares = [c.figures["agreement"] for c in report.checks if "agreement" in c.figures]
+            found = min(shares, default=None)
+            _limit(report, "label agreement", found, found is not None and found >= self.min_agreement,
+                   f"at least {self.min_agreement:g}")  # fmt: skip
+        if self.min_metric is not None:
+            _limit(report, "metric", metric, metric is not None and metric >= self.min_metric,
+                   f"at least {self.min_metric:g}")  # fmt: skip
+        if self.max_metric_drop is not None:
+            baseline = model.info.get("metrics", {}).get("float")
+            if baseline is None:
+                raise ConfigError(
+                    "max-metric-drop needs the float model's metric, which this search did not record; "
+                    "search from --weights or with --pretrain-epochs, or gate on --min-metric"
+                )
+            drop = None if metric is None else baseline - metric
+            # Metrics are shares of whole samples: a difference of two has rounding noise that is no drop.
+            _limit(report, "metric drop", drop, drop is not None and drop <= self.max_metric_drop + 1e-9,
+                   f"at most {self.max_metric_drop:g} below {baseline:.4f}")  # fmt: skip
+        if self.max_size is not None:
+            _limit(report, "file size", float(report.size_bytes), report.size_bytes <= self.max_size,
+                   f"at most {self.max_size} bytes")  # fmt: skip
+        if self.max_rel_diff is not None:
+            found = report.figure("outputs", "max_rel_diff")
+            _limit(report, "max relative difference", found, found is not None and found <= self.max_rel_diff,
+                   f"at most {self.max_rel_diff:g} of the largest output")  # fmt: skip
+        if self.max_bit_width is not None:
+            _limit(report, "average bit width", report.average_bit_width,
+                   report.average_bit_width <= self.max_bit_width + 1e-9,
+                   f"at most {self.max_bit_width:g}")  # fmt: skip
+        if self.min_integer_share is not None:
+            found = _integer_share(report, content)
+            _limit(report, "integer kernels", found, found is not None and found >= self.min_integer_share,
+                   f"at least {self.min_integer_share:g} of the computing nodes")  # fmt: skip
+        if self.max_latency_ratio is not None and self.latency_against is not None:
+            found = _latency_ratio(report, self.latency_against)
+            _limit(report, "latency", found, found is not None and found <= self.max_latency_ratio,
+                   f"at most {self.max_latency_ratio:g} of {self.latency_against}")  # fmt: skip
+        if self.baseline is not None and self.max_regression is not None:
+            _check_baseline(report, self.baseline, self.max_regression)
+
+
+def _integer_share(report: VerifyReport, content: bytes) -> float | None:
+    from csqtool.verifying.kernels import integer_share
+
+    try:
+        return None if report.file.endswith(".csq") else integer_share(content)
+    except RuntimeError:
+        return None
+
+
+def _latency_ratio(report: VerifyReport, against: str) -> float | None:
+    from csqtool.benchmarking import bench
+
+    if report.file.endswith(".csq"):
+        return None
+    return bench([Path(against), Path(report.file)], loads=1)[1].ratio
+
+
+def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
+    """Compare with an earlier report: what it measured may be worse by `most` at most, what it checked may not fail.
+
+    Raises:
+        FormatError: the file is no report.
+    """
+    before = read_report(Path(path))
+    if _kind_of_baseline(path) != Path(report.file).suffix:
+        raise ConfigError(f"{path} is about {before['file']}, a file of another kind than {report.file}")
+    metric = next((c["figures"]["metric"] for c in before["checks"] if "metric" in c["figures"]), None)
+    found = report.figure("task", "metric")
+    drop = None if metric is None or found is None else metric - found
+    _limit(report, "regression of the metric", drop, drop is not None and drop <= most + 1e-9,
+           f"at most {most:g} below the baseline's {'–' if metric is None else f'{metric:.4f}'}")  # fmt: skip
+    for name, now, then in (
+        ("regression of the size", float(report.size_bytes), float(before["size_bytes"])),
+        ("regression of the bit width", report.average_bit_width, float(before["average_bit_width"])),
+    ):
+        growth = now / then - 1 if then else None
+        _limit(report, name, growth, growth is not None and growth <= most + 1e-9,
+               f"at most {most:g} of the baseline's {then:g}")  # fmt: skip
+
+
+def _kind_of_baseline(path: str) -> str:
+    return Path(read_report(Path(path))["file"]).suffix
+
+
+def _limit(report: VerifyReport, name: str, found: float | None, holds: bool, wanted: str) -> None:
+    shown = "not measured" if found is None else f"{found:.6g}"
+    report.add("gates", name, holds, f"{shown}, {wanted}", None, **({} if found is None else {"found": found}))

@@ -1,0 +1,174 @@
+"""All levels for an ONNX file, run in onnxruntime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csqtool.errors import FormatError
+from csqtool.onnx_file import flattened, foreign_operators, parse_onnx, stored_tensors
+from csqtool.onnx_session import session
+from csqtool.verifying import layers, runtime
+from csqtool.verifying.backends import Backend
+from csqtool.verifying.findings import LayerFinding, VerifyReport
+from csqtool.verifying.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
+from csqtool.verifying.subject import Subject
+from csqtool.verifying.weights import (
+    named_tensors,
+    onnx_activation_problems,
+    onnx_tensor_problems,
+    onnx_weight_problems,
+)
+
+LAYER_SAMPLES = 64
+
+
+def verify_onnx(subject: Subject) -> None:
+    """Check an ONNX file.
+
+    Raises:
+        FormatError: it is no ONNX file, or none that csqtool exported.
+    """
+    model, report = subject.model, subject.report
+    proto = parse_onnx(subject.content, where=report.file)
+    names = [i.name for i in proto.graph.input], [o.name for o in proto.graph.output]
+    if names != (["input"], ["output"]):
+        raise FormatError(
+            f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; verify compares files that map one "
+            "'input' to one 'output'"
+        )
+    subject.tell(f"{report.file}: integrity and weights …")
+    flat = flattened(proto, where=report.file)
+    _check_integrity(proto, subject)
+    runnable = _check_numbers(proto, flat, report)
+    subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
+    if model.activations:
+        problems = onnx_activation_problems(flat, model)
+        subject.add_problems("weights", "activation quantizers", problems, len(model.activations))
+    float_tensors = named_tensors(flat, model)
+    if float_tensors:
+        problems = onnx_tensor_problems(float_tensors, model)
+        subject.add_problems("weights", "tensors in float", problems, len(float_tensors))
+    if not runnable:
+        return
+    test = subject.test_set()
+    if test is None:
+        return
+    inputs, targets = test
+    subject.tell(f"layers on {min(LAYER_SAMPLES, len(inputs))} samples …")
+    _compare_layers(flat, subject, inputs[:LAYER_SAMPLES])
+    wanted = reference_outputs(subject.net, inputs)
+    for backend in subject.backends:
+        _compare_backend(backend, subject, inputs, targets, wanted)
+
+
+def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets: Tensor, wanted: NDArray[Any]) -> None:
+    """Compare a backend's outputs with PyTorch's at each of its levels, and these with one another."""
+    task, report = subject.source.task, subject.report
+    most = backend.most_samples
+    inputs, targets, wanted = inputs[:most], targets[:most], wanted[:most]
+    results = {}
+    for level in backend.levels:
+        name = f"{backend.name}, optimizations {level}" if len(backend.levels) > 1 else backend.name
+        subject.tell(f"outputs on {len(inputs)} samples, {name} …")
+        try:
+            outputs = backend.run(subject.content, level, {"input": inputs.numpy()})
+        except RuntimeError as error:
+            report.add("outputs", name, False, str(error))
+            continue
+        results[level] = outputs["output"]
+        compare_outputs(outputs["output"], wanted, task, not subject.model.activations, name, level, report)
+    compare_levels(results, task, report)
+    if most is None and backend.levels[-1] in results:  # a metric of few samples says nothing
+        compare_task(results[backend.levels[-1]], wanted, targets, task, report)
+
+
+def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
+    report = subject.report
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+        report.add("integrity", "onnx.checker", True, "full check")
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        report.add("integrity", "onnx.checker", False, str(error).strip().splitlines()[0])
+    foreign = foreign_operators(proto)
+    report.add("integrity", "standard operators", not foreign, "yes" if not foreign else f"needs {', '.join(foreign)}")
+    recorded = next((p.value for p in proto.metadata_props if p.key == "csqtool.finalized_sha256"), None)
+    subject.check_origin(recorded)
+    fixed = [value.name for value in (*proto.graph.input, *proto.graph.output) if _is_fixed(value)]
+    report.add("integrity", "dynamic batch", not fixed, f"the batch axis of {fixed[0]} is fixed" if fixed else "yes")
+
+
+def _is_fixed(value: onnx.ValueInfoProto) -> bool:
+    """Tell whether an input or output has no axis that is free to be the batch."""
+    batch = value.type.tensor_type.shape.dim[:1]
+    return not batch or batch[0].HasField("dim_value")
+
+
+def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: VerifyReport) -> bool:
+    """Check that values are finite and scales above zero; integer kernels may end the process on others."""
+    broken = [
+        name for name, tensor in stored_tensors(proto)
+        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+    ]  # fmt: skip
+    broken += [
+        f"{node.output[0]}.{attribute.name}" for node in proto.graph.node for attribute in node.attribute
+        if not np.isfinite([attribute.f, *attribute.floats]).all()
+    ]  # fmt: skip
+    report.add(
+        "integrity", "finite values", not broken, "yes" if not broken else "not finite", broken[0] if broken else None
+    )
+    scales = {node.input[1]: node.output[0] for node in flat.graph.node
+              if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 1}  # fmt: skip
+    wrong = [
+        scales[tensor.name] for tensor in flat.graph.initializer
+        if tensor.name in scales and not (onnx.numpy_helper.to_array(tensor) > 0).all()
+    ]  # fmt: skip
+    report.add("integrity", "scales above zero", not wrong, "no" if wrong else "yes", wrong[0] if wrong else None)
+    return not broken and not wrong
+
+
+def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:
+    model, report = subject.model, subject.report
+    cuts = layers.reference_cuts(subject.net, model, inputs)
+    cut_proto, found = layers.cut_graph(proto, cuts)
+    if missing := sorted({cut.name for cut in cuts} - {cut.name for cut in found}):
+        report.add("layers", "places", False, f"not in the graph: {', '.join(missing)}", missing[0])
+    feeds = {cut.value + layers.FORCED: cut.reference for cut in found if cut.value != "output"}
+    feeds["input"] = inputs.numpy()
+    content = cut_proto.SerializeToString()
+    wrong = {check.layer for check in report.failures if check.level == "weights" and check.layer}
+    held: set[str] = set()  # with optimizations off, which come first
+    for optimization in runtime.OPTIMIZATIONS:
+        name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
+        try:
+            outputs = runtime.run_batches(session(content, optimization, threads=subject.threads), feeds)
+        except RuntimeError as error:
+            report.add("layers", name, False, str(error))
+            continue
+        worst: dict[str, float] = {}
+        failed = 0
+        for cut in found:
+            holds, detail, figures = layers.compare_cut(cut, outputs[cut.value], report.tolerances)
+            report.layers.append(LayerFinding(cut.name, optimization, holds, detail, figures))
+            for key, value in figures.items():
+                worst[key] = max(value, worst.get(key, 0.0))
+            if holds and optimization == runtime.OPTIMIZATIONS[0]:
+                held.add(cut.name)
+            if not holds:
+                failed += 1
+                behind = layers.weights_behind(proto, cut.value, found, model)
+                cause = layers.likely_cause(cut, behind, figures, wrong, cut.name in held)
+                name_of_it = f"{cut.name}, optimizations {optimization}"
+                report.add("layers", name_of_it, False, f"{detail}; {cause}", behind or cut.name)
+        if not failed:
+            words = {
+                "steps": "steps off at most",
+                "share": "of a layer's values at most",
+                "max_abs_diff": "off in float",
+            }
+            detail = ", ".join(f"{value:.2g} {words[key]}" for key, value in worst.items())
+            report.add("layers", name, True, detail, None, **worst)

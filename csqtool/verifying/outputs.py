@@ -1,0 +1,109 @@
+"""The outputs and task levels: what both sides make of the same samples."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from csqtool.nn.net import QuantizedNet
+from csqtool.task import Task
+from csqtool.verifying import runtime
+from csqtool.verifying.findings import VerifyReport
+
+
+@torch.no_grad()
+def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
+    """Return the PyTorch network's outputs for all inputs."""
+    parts: list[NDArray[Any]] = [
+        net(inputs[s : s + runtime.BATCH]).numpy() for s in range(0, len(inputs), runtime.BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def agreement(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Return the share of samples with the same label; 0 where shapes differ."""
+    if found.shape != wanted.shape or found.ndim < 2:
+        return 0.0
+    return float((found.argmax(-1) == wanted.argmax(-1)).mean())
+
+
+def compare_outputs(
+    found: NDArray[Any],
+    wanted: NDArray[Any],
+    task: Task,
+    float_activations: bool,
+    name: str,
+    optimization: str,
+    report: VerifyReport,
+) -> None:
+    """Add the check of all outputs at one optimization level."""
+    allowed = report.tolerances
+    if found.shape != wanted.shape:
+        report.add("outputs", name, False, f"shape {list(found.shape)} instead of {list(wanted.shape)}")
+        return
+    if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
+        report.add("outputs", name, False, "outputs that are not finite")
+        return
+    difference = np.abs(found.astype(np.float64) - wanted)
+    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted))
+    figures = {
+        "max_abs_diff": float(difference.max()),
+        "mean_abs_diff": float(difference.mean()),
+        "max_rel_diff": float(difference.max()) / max(float(np.abs(wanted).max()), 1e-12),
+        "cosine": float((found.astype(np.float64) * wanted).sum() / norms) if norms else 0.0,
+    }
+    if task.labels:
+        figures["agreement"] = agreement(found, wanted)
+    if float_activations:
+        holds = figures["max_abs_diff"] <= allowed.outputs_float and figures.get("agreement", 1.0) == 1.0
+    else:
+        spread = max(float(wanted.std()), 1e-12)
+        least = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
+        holds = figures["mean_abs_diff"] <= allowed.outputs_mean * spread
+        holds &= figures.get("agreement", 1.0) >= least
+    words = [
+        f"max {figures['max_abs_diff']:.2g}",
+        f"mean {figures['mean_abs_diff']:.2g}",
+        f"cosine {figures['cosine']:.6f}",
+    ]
+    if task.labels:
+        words.append(f"agreement {figures['agreement']:.2%}")
+    report.add("outputs", name, holds, ", ".join(words), None, **figures)
+
+
+def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyReport) -> None:
+    """Add the check that onnxruntime's optimization levels agree with one another.
+
+    Each level is also compared with PyTorch; two that err in opposite directions show here.
+    """
+    allowed = report.tolerances
+    pairs = list(combinations(results, 2))
+    if not pairs or any(results[a].shape != results[b].shape for a, b in pairs):
+        return  # failed above
+    differences = {(a, b): float(np.abs(results[a].astype(np.float64) - results[b]).max()) for a, b in pairs}
+    worst = max(differences, key=differences.__getitem__)
+    figures = {"max_abs_diff_of_levels": differences[worst]}
+    words = f"at most {differences[worst]:.2g} apart ({worst[0]}, {worst[1]})"
+    holds = np.isfinite(differences[worst])
+    if task.labels:
+        figures["agreement"] = min(agreement(results[a], results[b]) for a, b in pairs)
+        words += f", agreement {figures['agreement']:.2%}"
+        holds &= figures["agreement"] >= min(allowed.outputs_agreement, allowed.outputs_agreement_off)
+    report.add("outputs", "optimization levels against each other", bool(holds), words, None, **figures)
+
+
+def compare_task(
+    found: NDArray[Any], wanted: NDArray[Any], targets: torch.Tensor, task: Task, report: VerifyReport
+) -> None:
+    """Add the check of the task's metric on both sides."""
+    if found.shape != wanted.shape:
+        report.add("task", task.metric_name, False, "outputs of another shape")
+        return
+    metric, reference = (task.metric(torch.from_numpy(outputs), targets) for outputs in (found, wanted))
+    holds = abs(metric - reference) <= report.tolerances.metric
+    detail = f"{metric:.4f}, PyTorch {reference:.4f}"
+    report.add("task", task.metric_name, holds, detail, None, metric=metric, metric_reference=reference)

@@ -1,0 +1,82 @@
+"""What is being verified: a file's bytes beside the finalized model, its PyTorch network and the test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from csqtool.data import DataSource
+from csqtool.data.arrays import take
+from csqtool.nn.net import QuantizedNet
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verifying.backends import Backend
+from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.weights import Problem
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One file under verification; checks add their verdicts to its report.
+
+    Attributes:
+        content: the file.
+        model: the finalized model that it must equal.
+        finalized_sha256: of the finalized model's file.
+        net: the finalized model as a PyTorch network.
+        build_net: turns another finalized model of the same module into a network.
+        source: data and task.
+        samples: compare this many test samples, None all.
+        report: where verdicts go.
+        tell: told what is being checked, a line each.
+        backends: what runs ONNX files.
+        threads: threads that onnxruntime compares layers with, 0 its own choice.
+    """
+
+    content: bytes
+    model: QuantizedModel
+    finalized_sha256: str
+    net: QuantizedNet
+    build_net: Callable[[QuantizedModel], QuantizedNet]
+    source: DataSource
+    samples: int | None
+    report: VerifyReport
+    tell: Callable[[str], None]
+    backends: Sequence[Backend]
+    threads: int
+
+    def check_origin(self, recorded: str | None) -> None:
+        """Check that the file says it was made from this finalized model."""
+        if recorded is None:
+            detail = "no record of a finalized model"
+        else:
+            detail = f"made from {'this' if recorded == self.finalized_sha256 else 'another'} finalized model"
+        self.report.add("integrity", "origin", recorded == self.finalized_sha256, detail)
+
+    def add_problems(
+        self, level: str, name: str, problems: Iterable[Problem], count: int, *, holds: str = "equal, bit for bit"
+    ) -> None:
+        """Add one failed check a problem, or one that passed, in the words `holds`, for all `count` places."""
+        found = list(problems)
+        for layer, text in found:
+            self.report.add(level, name, False, text, layer)
+        if not found:
+            self.report.add(level, name, True, f"{count} {holds}")
+
+    def test_set(self) -> tuple[Tensor, Tensor] | None:
+        """Return inputs and targets to compare on, or None behind a failed check."""
+        test = self.source.test
+        count = len(test) if self.samples is None else min(self.samples, len(test))
+        if count == 0:
+            detail = f"the test set of {self.source.name} is empty: nothing was compared"
+            self.report.add("outputs", "test data", False, detail)
+            return None
+        inputs, targets = take(test, range(count))
+        self.report.samples = count
+        if not torch.isfinite(inputs.float()).all():
+            detail = f"the test inputs of {self.source.name} hold values that are not finite"
+            self.report.add("outputs", "test data", False, detail)
+            return None
+        return inputs, targets

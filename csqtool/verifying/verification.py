@@ -1,0 +1,95 @@
+"""The verification of one file, level by level."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from csqtool.data import DataSource, load_data
+from csqtool.errors import ConfigError
+from csqtool.files import read_bytes
+from csqtool.finalized_file import parse_finalized
+from csqtool.quantized_model import QuantizedModel
+from csqtool.rebuild import rebuilt_net
+from csqtool.verifying.backends import load_backends
+from csqtool.verifying.csq_checks import verify_csq
+from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.gates import Gates
+from csqtool.verifying.onnx_checks import verify_onnx
+from csqtool.verifying.subject import Subject
+from csqtool.verifying.tolerances import Tolerances
+
+
+def verify(
+    file: Path,
+    against: Path,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    gates: Gates | None = None,
+    samples: int | None = None,
+    backends: Sequence[str] = ("onnxruntime",),
+    tolerances: Tolerances | None = None,
+    threads: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> VerifyReport:
+    """Compare an exported file with the finalized model it was made from.
+
+    Args:
+        file: an ``.onnx`` or ``.csq`` file.
+        against: the finalized ``.safetensors`` file.
+        data: data source whose test set is compared; None takes the one recorded in the finalized model.
+        model: factory of the PyTorch module, instead of the recorded one.
+        gates: limits on what is measured.
+        samples: compare this many test samples, None all.
+        backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``, or
+            another package's.
+        tolerances: what is still rounding.
+        threads: threads of one operator in the backends, 0 their own choice.
+        tell: told what is being checked, a line each.
+
+    Returns:
+        The report; `passed` says whether every check holds.
+
+    Raises:
+        InputError: a file is missing or no file of its kind, or the model or data cannot be built.
+    """
+    content, reference = read_bytes(file), read_bytes(against)
+    finalized = parse_finalized(reference, where=str(against))
+    report = VerifyReport(str(file), str(against), len(content), finalized.average_bit_width)
+    report.tolerances = tolerances or Tolerances()
+    if samples is not None and samples < 1:
+        raise ConfigError(f"samples must be at least 1, got {samples}")
+    if threads < 0:
+        raise ConfigError(f"threads must not be negative, got {threads}")
+    subject = Subject(
+        content=content,
+        model=finalized,
+        finalized_sha256=hashlib.sha256(reference).hexdigest(),
+        net=rebuilt_net(finalized, factory=model, near=against),
+        build_net=lambda other: rebuilt_net(other, factory=model, near=against),
+        source=_data(finalized, data, against),
+        samples=samples,
+        report=report,
+        tell=tell,
+        backends=load_backends(backends, threads),
+        threads=threads,
+    )
+    packed = file.suffix == ".csq"
+    if packed and tuple(backends) != ("onnxruntime",):
+        raise ConfigError(
+            f"{file} is unpacked and run in PyTorch; backends are for ONNX files. Verify the one that "
+            "csqtool unpack -o model.onnx writes, or export one"
+        )
+    (verify_csq if packed else verify_onnx)(subject)
+    for level in report.missing():
+        report.add(level, "reached", False, "nothing was compared at this level")
+    (gates or Gates()).check(report, finalized, content)
+    return report
+
+
+def _data(model: QuantizedModel, data: str | None, near: Path) -> DataSource:
+    recorded = model.info["data"]
+    task = recorded["task"] if recorded["task"] in ("classification", "regression") else None
+    return load_data(data or recorded["source"], task=task, near=near)

@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+
+from csqtool.cli import cli
+from csqtool.cli.output import tell
+from csqtool.cli.search_verb import search
+from csqtool.csq import CsqFile
+from csqtool.finalized_file import read_finalized, serialize, to_tensors
+from csqtool.onnx_file import stored_tensors
+from csqtool.onnx_session import optimized_operators, session
+from csqtool.progress import stderr_progress
+from csqtool.searching import SearchConfig
+from csqtool.verifying.runtime import run_batches
+from tests.support.commands import DIGITS, QUICK, ROOT, Built, invoke, ok
+
+SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
+
+
+def test_every_setting_of_a_search_is_an_option_and_help_tells_its_true_default() -> None:
+    settings = {field.name: field.default for field in dataclasses.fields(SearchConfig) if field.name != "model"}
+    options = {{"pins": "pin"}.get(str(option.name), option.name): option for option in search.params}
+    assert set(settings) <= set(options)
+    told = 0
+    for name, default in settings.items():
+        match = re.search(r"\[default: ([^];]+)", str(getattr(options[name], "help", "")))
+        if match and default is not None:
+            told += 1
+            words = {"True": "yes", "False": "no"}
+            assert match[1] == words.get(
+                str(default), f"{default:g}" if isinstance(default, float) else str(default)
+            ), name
+    assert told >= 30
+
+
+def test_help_imports_neither_torch_nor_onnx() -> None:
+    code = "import sys, csqtool.cli as c\ntry: c.cli(['--help'])\nexcept SystemExit: pass\n" \
+           "print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("kind", ["onnx", "csq"])
+def test_verify_passes_an_untouched_export(eight_bits: Built, kind: str) -> None:
+    code, report = eight_bits.verify(getattr(eight_bits, kind))
+    assert code == 0
+    assert report["passed"] is True
+
+
+def test_verify_passes_float_and_four_bit_activations(other_bits: Built) -> None:
+    assert other_bits.verify(other_bits.onnx)[0] == 0
+    assert other_bits.verify(other_bits.csq)[0] == 0
+
+
+def test_onnxruntime_runs_everything_on_integer_kernels(eight_bits: Built) -> None:
+    operators = optimized_operators(eight_bits.onnx.read_bytes())
+    assert operators.count("QLinearConv") == 6
+    for kernel in ("QLinearAdd", "QLinearGlobalAveragePool", "QGemm"):
+        assert kernel in operators
+    assert not {"Conv", "Add", "GlobalAveragePool", "ReduceMean", "Gemm"} & set(operators)
+
+
+def test_unpack_gives_back_the_finalized_file_bit_for_bit(eight_bits: Built, tmp_path: Path) -> None:
+    ok("unpack", eight_bits.csq, "-o", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == eight_bits.model.read_bytes()
+
+
+def test_finalized_weights_are_integers_times_scale(eight_bits: Built) -> None:
+    from csqtool.rebuild import rebuilt_net
+
+    model = read_finalized(eight_bits.model)
+    net = rebuilt_net(model)
+    for layer in model.layers:
+        weight = net.model.get_submodule(layer.name.removesuffix(".weight")).weight
+        assert np.array_equal(weight.numpy(), layer.q.astype(np.float32) * layer.scale)
+
+
+def change_a_number(proto: onnx.ModelProto, name: str) -> None:
+    """Change the first number of a tensor, or the float attribute NODE.ATTRIBUTE."""
+    names = {name, f"{name}.stream", name.replace(".scale", "_scale")}  # weights of eight bits are plain tensors
+    for found, tensor in stored_tensors(proto):
+        if found in names:
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array.reshape(-1)[0] = array.reshape(-1)[0] * 1.01 if array.dtype.kind == "f" else array.reshape(-1)[0] + 1
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            return
+    place, _, attribute = name.rpartition(".")
+    node = next(node for node in proto.graph.node if node.output[0] == place)
+    next(a for a in node.attribute if a.name == attribute).f *= 1.01
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("stem.0.weight", "stem.0.weight"),
+        ("mix.0.weight", "mix.0.weight"),
+        ("stem.0.weight.scale", "stem.0.weight"),
+        ("classifier.bias", "classifier.weight"),
+        ("relu.output.scale", "relu.output"),
+    ],
+)
+def test_one_changed_number_in_the_onnx_file_fails_and_names_the_layer(
+    eight_bits: Built, tmp_path: Path, name: str, layer: str
+) -> None:
+    proto = onnx.load(eight_bits.onnx)
+    change_a_number(proto, name)
+    onnx.save(proto, tmp_path / "changed.onnx")
+    code, report = eight_bits.verify(tmp_path / "changed.onnx")
+    assert code == 1
+    blamed = {c["layer"] for c in report["checks"] if not c["passed"] and c["level"] == "weights"}
+    assert blamed == {layer}
+
+
+def test_one_flipped_weight_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
+    content = bytearray(eight_bits.csq.read_bytes())
+    entry = CsqFile(bytes(content), where="x").entries["mix.0.weight"]
+    content[entry.start + entry.length // 2] ^= 1
+    (tmp_path / "changed.csq").write_bytes(content)
+    code, report = eight_bits.verify(tmp_path / "changed.csq")
+    assert code == 1
+    assert {c["layer"] for c in report["checks"] if c["level"] in ("integrity", "weights") and not c["passed"]} == {
+        "mix.0.weight"
+    }
+
+
+def test_one_changed_scale_in_the_csq_file_fails_and_names_the_layer(eight_bits: Built, tmp_path: Path) -> None:
+    from csqtool.packing import pack
+
+    changed = tmp_path / "changed.safetensors"
+    tensors, metadata = to_tensors(read_finalized(eight_bits.model))
+    document = json.loads(metadata)
+    scale = np.asarray(tensors["mix.0.weight_scale"] * np.float32(1.01))
+    tensors["mix.0.weight_scale"] = scale
+    next(entry for entry in document["layers"] if entry["name"] == "mix.0.weight")["scale"] = float(scale)
+    changed.write_bytes(serialize(tensors, json.dumps(document, ensure_ascii=False, separators=(",", ":"))))
+    pack(changed, tmp_path / "changed.csq")
+    code, report = eight_bits.verify(tmp_path / "changed.csq")
+    assert code == 1
+    blamed = {c["layer"] for c in report["checks"] if c["level"] == "weights" and not c["passed"]}
+    assert blamed == {"mix.0.weight_scale", "metadata"}
+
+
+def test_a_file_in_which_everything_is_wrong_fits_on_a_screen(eight_bits: Built, other_seed: Built) -> None:
+    result = invoke("verify", other_seed.onnx, "--against", eight_bits.model, "--samples", 50)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) <= 45
+    assert "more, all of them in --json" in result.stdout
+    packed = ["--baseline", eight_bits.run / "packed.json", "--max-regression", 0]
+    eight_bits.verify(eight_bits.csq, "--samples", 50)
+    ok("verify", eight_bits.csq, "--against", eight_bits.model, "--json", eight_bits.run / "packed.json")
+    result = invoke("verify", eight_bits.onnx, "--against", eight_bits.model, "--samples", 50, *packed)
+    assert (result.exit_code, "a file of another kind" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "csq"])
+def test_another_models_file_fails_and_names_its_layers(eight_bits: Built, other_seed: Built, kind: str) -> None:
+    code, report = eight_bits.verify(getattr(other_seed, kind))
+    assert code == 1
+    failures = [c for c in report["checks"] if not c["passed"]]
+    assert "made from another finalized model" in {c["detail"] for c in failures}
+    layers = {layer.name for layer in read_finalized(eight_bits.model).layers}
+    assert layers <= {c["layer"] for c in failures if c["level"] == "weights"}
+
+
+@pytest.mark.parametrize("kind", ["empty", "nan"])
+def test_verify_fails_on_empty_and_on_nan_data(eight_bits: Built, tmp_path: Path, kind: str) -> None:
+    count = 0 if kind == "empty" else 4
+    x = np.full((count, 1, 8, 8), np.nan, np.float32)
+    y = np.zeros(count, np.int64)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert eight_bits.verify(eight_bits.onnx, "--data", f"npz:{tmp_path}/d.npz")[0] == 1
+
+
+def test_gates_that_do_not_hold_exit_with_1(eight_bits: Built) -> None:
+    assert eight_bits.verify(eight_bits.onnx, "--max-size", "1KB")[0] == 1
+    assert eight_bits.verify(eight_bits.onnx, "--min-metric", "1.01")[0] == 1
+
+
+def test_the_same_seed_gives_the_same_model(eight_bits: Built, tmp_path: Path) -> None:
+    ok(*SEARCH, tmp_path / "run", "--act-bits", "8", *QUICK)
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == eight_bits.model.read_bytes()
+
+
+def test_an_interrupted_search_resumes_to_the_same_model(eight_bits: Built, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "csqtool", *SEARCH, str(tmp_path / "run"), "--act-bits", "8", *QUICK]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    ok("search", "--resume", tmp_path / "run")
+    ok("finalize", tmp_path / "run", "-o", tmp_path / "resumed.safetensors")
+    assert (tmp_path / "resumed.safetensors").read_bytes() == eight_bits.model.read_bytes()
+
+
+def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
+    text = f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_size = "9KB"\nepochs = 1\n' \
+           "finetune_epochs = 1\npretrain_epochs = 2\nact_bits = 8\n[verify]\nsamples = 100\n"  # fmt: skip
+    (tmp_path / "pipeline.toml").write_text(text)
+    assert "(target 9KB)" in ok("run", tmp_path / "pipeline.toml").stdout
+    assert "PASS" in (tmp_path / "build" / "report.html").read_text()
+    again = json.loads(ok("run", tmp_path / "pipeline.toml", "--json").stdout)
+    assert set(again["stages"].values()) == {"unchanged"}
+    assert again["passed"] is True
+    # A gate against a file is measured again when that file changes.
+    baseline = tmp_path / "before.json"
+    baseline.write_text((tmp_path / "build" / "verify-onnx.json").read_text())
+    gates = 'baseline = "before.json"\nmax_regression = 0.5\n'
+    # These are about ONNX files, and do not fail the packed one.
+    gates += 'min_integer_share = 0.5\nbackends = ["onnxruntime", "reference"]\n'
+    (tmp_path / "pipeline.toml").write_text(text + gates)
+    ok("run", tmp_path / "pipeline.toml")
+    baseline.write_text(json.dumps({**json.loads(baseline.read_text()), "size_bytes": 100}))
+    assert invoke("run", tmp_path / "pipeline.toml").exit_code == 1
+
+
+def test_the_sample_pipeline_ends_in_pass_in_a_process_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "sample_models" / "digits_cnn", tmp_path / "sample", ignore=shutil.ignore_patterns("build"))
+    command = [sys.executable, "-m", "csqtool", "run", "sample/pipeline.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("PASS")
+    summary = json.loads((tmp_path / "sample" / "build" / "run" / "summary.json").read_text())
+    assert abs(summary["average_precision"] - 3) <= 0.1
+
+
+def test_inspect_explains_every_file(eight_bits: Built) -> None:
+    run = eight_bits.run
+    files = [eight_bits.model, eight_bits.onnx, eight_bits.csq, run, *run.iterdir(), run / "checkpoints" / "last.pt"]
+    for path in files:
+        if path.name not in ("checkpoints", "plots", ".lock"):
+            assert path.name in ok("inspect", path).stdout
+            json.loads(ok("inspect", path, "--json").stdout)
+
+
+def test_methods_and_formats_are_listed() -> None:
+    assert "csq" in json.loads(ok("methods", "--json").stdout)
+    assert {"csq", "onnx"} <= set(json.loads(ok("formats", "--json").stdout))
+
+
+WORDS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 16), nn.Linear(16, 4)
+    def forward(self, x):
+        return self.head(torch.relu(self.embedding(x)).mean(1))
+
+class Words(torch.utils.data.Dataset):
+    def __init__(self, count, seed):
+        self.words = torch.randint(20, (count, 12), generator=torch.Generator().manual_seed(seed))
+    def __len__(self):
+        return len(self.words)
+    def __getitem__(self, index):
+        return self.words[index], int((self.words[index] == 3).sum().clip(0, 3))
+
+def net(): return Net()
+def words(): return Words(200, 0), Words(64, 1)
+"""
+
+
+def test_a_model_of_integer_inputs_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.py").write_text(WORDS)
+    ok("search", "words.py:net", "--data", "words.py:words", "--target-bits", 3, "--act-bits", 8, *QUICK, "-o", "run")
+    ok("finalize", "run", "-o", "m.safetensors")
+    assert read_finalized(Path("m.safetensors")).info["inputs"] == [{"name": "input", "shape": [12], "dtype": "int64"}]
+    ok("export", "m.safetensors", "-o", "m.onnx")
+    assert onnx.load("m.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT64
+    ok("verify", "m.onnx", "--against", "m.safetensors", "--data", "words.py:words")
+
+
+BAD_MODELS = """
+import torch
+def raises(): raise RuntimeError("no weights here")
+def no_module(): return 3
+def nothing(): return torch.nn.Flatten()
+class Named(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 10)
+    def forward(self, x): return {"logits": self.head(x.flatten(1))}
+def named(): return Named()
+def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(6), torch.zeros(5)), 0)] * 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["verify", "none.onnx", "--against", "none.safetensors"], "no such file"),
+        (["search", "bad.py:raises", "--data", "digits", "--target-bits", "3", "-o", "r"], "no weights here"),
+        (["search", "bad.py:no_module", "--data", "digits", "--target-bits", "3", "-o", "r"], "not a torch.nn.Module"),
+        (["search", "bad.py:nothing", "--data", "digits", "--target-bits", "3", "-o", "r"], "no quantizable layers"),
+        (["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"], "the model returns dict"),
+        (["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"], "a sample is list of 2"),
+        (["search", "none.py:x", "--data", "digits", "--target-bits", "3", "-o", "r"], "no such file"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "target bits must be 1 to 8"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "target bits must be 1 to 8"),
+        (["search", DIGITS, "--data", "digts", "--target-bits", "3", "-o", "r"], "did you mean 'digits'"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "3", "--weights", "w.pt", "-o", "r"], "missing"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o", "/dev/null/r"], "cannot write"),
+        (["run", "bad.toml"], "did you mean 'target_bits'"),
+        (["unpack", "short.csq", "-o", "x"], "truncated"),
+        (["export", "short.csq", "-o", "x"], "not a safetensors file"),
+        (["inspect", "text.onnx"], "not an ONNX file"),
+        (["serch"], "serch"),
+    ],
+)
+def test_bad_input_is_one_error_line_and_exit_2(
+    arguments: list[str], expected: str, eight_bits: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text(BAD_MODELS)
+    Path("bad.toml").write_text(f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_bit = 3\n')
+    Path("short.csq").write_bytes(eight_bits.csq.read_bytes()[:1000])
+    Path("text.onnx").write_text("this is no model")
+    torch.save({"stem.0.weight": torch.zeros(1)}, "w.pt")
+    before = {p.name for p in Path().iterdir()}
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error:")
+    assert expected in lines[0]
+    assert {p.name for p in Path().iterdir()} - {"__pycache__"} == before
+
+
+def test_names_from_files_reach_no_terminal_raw(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    nasty = "\x1b[31m\x1b]0;title\x07"
+    missing = tmp_path / f"{nasty}.csq"
+    result = CliRunner().invoke(cli, ["inspect", str(missing)], color=True)
+    assert result.exit_code == 2
+    tell(f"next: {missing}\nand {nasty}")
+    with stderr_progress() as progress:
+        progress.line(f"progress {nasty}")
+    said = capfd.readouterr().err
+    for text in (result.output, said):
+        assert "\\x1b[31m\\x1b]0;title\\x07" in text
+        assert not {"\x1b", "\x07"} & set(text)
+    assert said.count("\n") == 3
+
+
+def test_onnxruntime_prints_no_names_of_a_file(capfd: pytest.CaptureFixture[str]) -> None:
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [3, 7])
+    places = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"], name="\x1b[31mnode")
+    graph = onnx.helper.make_graph([node], "g", places[:1], places[1:], [shape])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(RuntimeError, match="Reshape"):
+        run_batches(session(model.SerializeToString(), "off"), {"x": np.zeros((2, 4), np.float32)})
+    assert capfd.readouterr().err == ""

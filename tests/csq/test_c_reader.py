@@ -1,0 +1,229 @@
+"""The C99 reader: compiled strictly, run under sanitizers, compared with both Python readers."""
+
+import json
+import random
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csqtool.csq import CsqFile, pack
+from csqtool.finalized_file import to_bytes
+from csqtool.verifying.csq_decoder import decode
+from tests.csq.test_csq_damage import RANS, ROWS, one_value, rans_stream
+from tests.csq.test_csq_version1 import assemble as assemble_1
+from tests.csq.test_csq_version1 import disassemble
+from tests.support.commands import invoke
+from tests.support.csq_files import GOLDEN, TESTS, golden_models, layers_of, spread, with_right_checksums
+from tests.support.csq_handmade import assemble, integers, row
+
+HEADER = TESTS.parent / "csqtool" / "csq" / "c"
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+FILES = sorted(GOLDEN.glob("*.csq"))
+MUTANTS = 1500
+
+
+def compiler(name):
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def build(output, *options, cc="gcc", source=TESTS / "c" / "dump.c"):
+    done = subprocess.run(
+        [compiler(cc), *STRICT, *options, f"-I{HEADER}", str(source), "-o", str(output)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture(scope="session")
+def dump(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("c") / "dump", *SANITIZERS)
+
+
+def run(dump, *files):
+    done = subprocess.run([str(dump), *map(str, files)], capture_output=True, text=True, check=False)
+    assert (done.returncode in (0, 1), done.stderr) == (True, "")
+    return done.stdout.splitlines()
+
+
+def checksums(tensors):
+    return {name: zlib.crc32(a.astype(a.dtype.newbyteorder("<")).tobytes()) for name, a in tensors.items()}
+
+
+def by_c(dump, path):
+    *lines, verdict = run(dump, path)
+    assert verdict == f"{path}: ok"
+    return {name: int(crc, 16) for crc, name in (line.split(" ", 1) for line in lines)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_c_and_both_python_readers_agree_on_every_golden_file(dump, path):
+    content = path.read_bytes()
+    tensors, _, _ = decode(content, where="x")
+    file = CsqFile(content, where="x")
+    assert by_c(dump, path) == checksums(tensors) == checksums({name: file.tensor(name) for name in file.entries})
+
+
+@pytest.mark.parametrize("encoding", ["smallest", "dense"])
+def test_c_reads_every_width_and_length_around_a_group_of_eight(dump, tmp_path, encoding):
+    models = [
+        layers_of(*(spread(n, -(1 << (b - 1)), (1 << (b - 1)) - 1).astype(np.int16) for n in (1, 7, 8, 9, 31, 64, 999)))
+        for b in range(1, 10)
+    ]
+    for bits, model in enumerate(models, 1):
+        path = tmp_path / f"{bits}.csq"
+        path.write_bytes(pack(model, encoding=encoding))
+        wanted = {layer.name: layer.q for layer in model.layers}
+        assert {k: v for k, v in by_c(dump, path).items() if k in wanted} == checksums(wanted)
+
+
+def test_every_truncation_of_a_file_is_an_error(dump, tmp_path):
+    for golden in ("v1", "v2-small"):
+        content = (GOLDEN / f"{golden}.csq").read_bytes()
+        paths = [tmp_path / f"{golden}-{size}" for size in range(len(content))]
+        for size, path in enumerate(paths):
+            path.write_bytes(content[:size])
+        verdicts = run(dump, *paths)
+        assert not any(line.endswith(": ok") for line in verdicts)
+        assert sum(line.startswith(str(tmp_path)) for line in verdicts) == len(content)
+
+
+def test_every_flipped_bit_is_an_error(dump, tmp_path):
+    content = (GOLDEN / "v2-small.csq").read_bytes()
+    paths = []
+    for bit in range(len(content) * 8):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        paths.append(tmp_path / str(bit))
+        paths[-1].write_bytes(changed)
+    for start in range(0, len(paths), 1000):
+        assert not any(line.endswith(": ok") for line in run(dump, *paths[start : start + 1000]))
+
+
+def test_every_broken_row_and_stream_is_an_error_without_an_access_beyond_the_file(dump, tmp_path):
+    first = row("a", "U8", 0, 8, (1,), b"x")
+    contents = {name: assemble([first, bad]) for name, (bad, _) in ROWS.items()}
+    contents |= {f"entropy: {name}": integers(2, 4, stored, 9) for name, (stored, _) in RANS.items()}
+    many = [row(f"{i:05}", "U8", 0, 8, (1,), b"x") for i in range(1200)]
+    contents["more tensors than the file justifies"] = assemble(many)
+    contents["many words missing"] = integers(2, 4, rans_stream(lanes=1, states=(1 << 16,) * 2), 4000)
+    # Dense fields of odd widths that end with the file: eight at a time are read from whole words.
+    contents |= {f"{bits} bits": integers(bits, 1, bytes(bits * 8), 64) for bits in range(1, 8)}
+    for number, (name, content) in enumerate(contents.items()):
+        path = tmp_path / str(number)
+        path.write_bytes(content)
+        verdict = run(dump, path)[-1]
+        assert verdict.endswith(": ok") == (name not in ROWS and name[1:] == " bits"), name
+
+
+@pytest.mark.parametrize("count", [2047, 2048, 32_767, 32_768, 262_143, 262_144])
+def test_the_number_of_lanes_follows_from_the_number_of_elements(dump, tmp_path, count):
+    stored = one_value(count)
+    for lanes in (None, (1 << stored[4]) // 2 or 4, 2 << stored[4]):
+        path = tmp_path / str(lanes)
+        path.write_bytes(integers(2, 4, one_value(count, lanes), count, more=True))
+        assert run(dump, path)[-1].rpartition(": ")[2] == ("damaged" if lanes else "ok")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "\x7f", "__metadata__", "x" * 256, "right"])
+def test_names_of_version_1_are_those_of_version_2(dump, tmp_path, name):
+    document, data = disassemble((GOLDEN / "v1.csq").read_bytes())
+    document["tensors"][-1 if name > "c" else 0]["name"] = name  # names stay in order
+    header = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    (tmp_path / "m.csq").write_bytes(assemble_1(header, data))
+    verdict = run(dump, tmp_path / "m.csq")[-1].rpartition(": ")[2]
+    assert verdict == "ok" if name == "right" else verdict in ("damaged", "not in the form that csqtool writes")
+
+
+def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):
+    random.seed(7)
+    paths = []
+    for number in range(MUTANTS):
+        content = bytearray(random.choice(FILES).read_bytes())
+        for _ in range(random.randint(1, 4)):
+            at = random.randrange(len(content))
+            match random.randrange(4):
+                case 0:
+                    content[at] ^= 1 << random.randrange(8)
+                case 1:
+                    content[at : at + 4] = random.choice([b"\0" * 4, b"\xff" * 4, b"\xff\xff\xff\x7f", b"\0\0\0\x80"])
+                case 2:
+                    del content[at : at + random.randint(1, 16)]
+                case 3:
+                    content[at:at] = content[random.randrange(len(content)) :][: random.randint(1, 16)]
+        content = with_right_checksums(content)
+        paths.append(tmp_path / str(number))
+        paths[-1].write_bytes(content)
+    verdicts = [line for line in run(dump, *paths) if line.startswith(str(tmp_path))]
+    assert len(verdicts) == MUTANTS
+    assert len({line.rpartition(": ")[2] for line in verdicts}) >= 4  # several rules were reached
+
+
+def test_a_coverage_guided_fuzzer_finds_nothing_in_a_short_run(tmp_path):
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+    probe = tmp_path / "probe.c"
+    probe.write_text("int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return !d && n; }\n")
+    command = ["clang", "-fsanitize=fuzzer,address,undefined", str(probe), "-o", str(tmp_path / "probe")]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this clang has no libFuzzer")
+    fuzzer = build(tmp_path / "fuzz", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all",
+                   "-DCSQ_FUZZ", cc="clang")  # fmt: skip
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    done = subprocess.run([str(fuzzer), "-runs=20000", "-max_len=4096", "-seed=1", str(corpus), str(GOLDEN)],
+                          capture_output=True, text=True, check=False, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("option", ["-DCSQ_ONLY_VERSION_2", "-O3", "-funsigned-char", "-x c++"])
+def test_the_header_compiles_in_other_ways(tmp_path, option):
+    if option == "-x c++":
+        compiler("g++")
+        source = tmp_path / "use.cpp"
+        source.write_text('#include "csq.h"\nint main() { csq_file f; return csq_open(&f, "", 0) == CSQ_OK; }\n')
+        subprocess.run(["g++", "-std=c++11", "-Wall", "-Wno-unused-function", f"-I{HEADER}", str(source),
+                        "-o", str(tmp_path / "use")], check=True)  # fmt: skip
+    else:
+        build(tmp_path / "dump", option)
+
+
+def test_the_reader_stays_small_and_compiles_for_a_32_bit_target(tmp_path):
+    source = TESTS / "c" / "size.c"
+    build(tmp_path / "size.o", "-Os", "-c", source=source)
+    done = subprocess.run([compiler("size"), str(tmp_path / "size.o")], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[6]) < 12_000  # bytes of code
+    build(
+        tmp_path / "arm.o", "-Os", "-c", "-mcpu=cortex-m4", "-mthumb", cc="arm-none-eabi-gcc", source=source
+    )  # fmt: skip
+
+
+def test_the_exported_folder_compiles_and_prints_the_checksum_of_each_tensor(tmp_path):
+    model, _ = golden_models()["v2-rans"]
+    (tmp_path / "m.safetensors").write_bytes(to_bytes(model))
+    folder = tmp_path / "out"
+    for _ in range(2):  # a second time over the first
+        done = invoke("export", tmp_path / "m.safetensors", "--format", "c", "-o", folder)
+        assert done.exit_code == 0, done.output
+        assert sorted(f.name for f in folder.iterdir()) == ["csq.h", "example.c", "model.c", "model.h"]
+    subprocess.run([compiler("gcc"), *STRICT, *SANITIZERS, str(folder / "example.c"), str(folder / "model.c"),
+                    "-o", str(tmp_path / "example")], check=True)  # fmt: skip
+    printed = subprocess.run([str(tmp_path / "example")], capture_output=True, text=True, check=True).stdout
+    tensors, _, _ = decode(pack(model), where="x")
+    assert [(line.split()[-1], int(line[:8], 16)) for line in printed.splitlines()] == list(checksums(tensors).items())
+
+
+def test_an_export_to_a_place_that_is_a_file_changes_nothing(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(to_bytes(golden_models()["v2-ternary"][0]))
+    (tmp_path / "out").write_text("mine")
+    done = invoke("export", tmp_path / "m.safetensors", "--format", "c", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "cannot write" in done.stderr
+    assert sorted(f.name for f in Path(tmp_path).iterdir()) == ["m.safetensors", "out"]

@@ -1,0 +1,1 @@
+"""What several tests share: built models, hand-made files, small networks."""

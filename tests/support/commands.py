@@ -1,0 +1,41 @@
+"""Running commands in this process, and models built with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from csqtool.cli import cli
+
+ROOT = Path(__file__).parents[2]
+DIGITS = f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn"
+QUICK = ["--pretrain-epochs", "3", "--epochs", "2", "--finetune-epochs", "2", "--batch-size", "64"]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def ok(*arguments: object) -> Result:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+class Built:
+    """A searched, finalized and exported digits network."""
+
+    def __init__(self, folder: Path, act_bits: str, *more: object) -> None:
+        self.run, self.model = folder / "run", folder / "model.safetensors"
+        self.onnx, self.csq = folder / "model.onnx", folder / "model.csq"
+        ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", act_bits, *QUICK, *more,
+           "-o", self.run)  # fmt: skip
+        ok("finalize", self.run, "-o", self.model)
+        ok("export", self.model, "--format", "onnx", "-o", self.onnx)
+        ok("pack", self.model, "-o", self.csq)
+
+    def verify(self, file: Path, *more: object) -> tuple[int, dict[str, object]]:
+        result = invoke("verify", file, "--against", self.model, "--json", *more)
+        return result.exit_code, json.loads(result.stdout)

@@ -1,0 +1,65 @@
+"""Untouched exports of every sample model pass; rounded without training, so that no search is waited for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csqtool.exporting import export
+from csqtool.factories import build_model
+from csqtool.finalized_file import write_finalized
+from csqtool.nn.post_training import post_training_model
+from csqtool.verifying import verify
+from tests.support.commands import ROOT
+
+# Networks that end in global pooling are looked at on small images.
+SAMPLES = {
+    "digits_cnn/model.py:digits_cnn": (1, 8, 8),
+    "digits_autoencoder/model.py:digits_autoencoder": (1, 8, 8),
+    "digits_vit/model.py:digits_vit": (1, 8, 8),
+    "keyword_ds_cnn/model.py:ds_cnn": None,
+    "resnet_cifar/model.py:resnet20": (3, 32, 32),
+    "vgg_cifar/model.py:vgg19_bn": (3, 32, 32),
+    "resnet_imagenet/model.py:resnet18": (3, 32, 32),
+    "mobilenet_v2/model.py:mobilenet_v2": (3, 32, 32),
+}
+
+
+SMALL = [spec for spec in SAMPLES if spec.startswith(("digits", "keyword"))]
+
+
+@pytest.mark.parametrize(("spec", "act_bits"), [*((s, 8) for s in SAMPLES), *((s, None) for s in SMALL)])
+def test_the_untouched_export_of_a_sample_model_passes(spec: str, act_bits: int | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    factory = f"{ROOT}/sample_models/{spec}"
+    module = build_model(factory, {}).eval()
+    shape = SAMPLES[spec] or keyword_shape()
+    inputs = torch.randn(8, *shape)
+    outputs = module(inputs).detach()
+    task = "classification" if outputs.ndim == 2 else "regression"
+    targets = outputs.argmax(-1) if task == "classification" else outputs
+    np.savez(tmp_path / "data.npz", x_train=inputs, y_train=targets, x_test=inputs, y_test=targets)
+    info = {
+        "model": {"factory": factory, "args": {}},
+        "data": {"source": f"npz:{tmp_path / 'data.npz'}", "task": task},
+        "input_shape": list(shape),
+        "method": {"name": "rounding", "target_bits": 4, "act_bits": act_bits, "seed": 0},
+    }
+    model = post_training_model(module, [inputs], planes=4, act_bits=act_bits, info=info)
+    write_finalized(model, tmp_path / "model.safetensors")
+    export(tmp_path / "model.safetensors", tmp_path / "model.onnx", format="onnx")
+    report = verify(tmp_path / "model.onnx", tmp_path / "model.safetensors")
+    # Untrained networks have scores next to each other: with quantized activations one step decides a label.
+    judged = [c for c in report.checks if act_bits is None or c.level in ("integrity", "weights", "layers")]
+    assert {c.level for c in judged} >= {"integrity", "weights", "layers"}
+    assert [(c.name, c.detail) for c in judged if not c.passed] == []
+
+
+def keyword_shape() -> tuple[int, ...]:
+    from csqtool.data import load_data
+
+    inputs, _ = load_data(f"{ROOT}/sample_models/keyword_ds_cnn/data.py:keywords").test[0]
+    return tuple(inputs.shape)
