@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding csqtool.plots "
     "csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.benchmarking",
+    "csqtool.documents csqtool.registry csqtool.version",
     "csqtool.finalized_file csqtool.factories csqtool.task",
     "csqtool.data",
     "csqtool.nn",

@@ -1,0 +1,132 @@
+"""The documents of a run directory as typed records: what a search decided, measured and ended with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from csqtool.quantized_model import LayerIntegers, twos_complement_bits
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Mask = Annotated[str, msgspec.Meta(pattern="^[01]+$", max_length=64)]  # a search has eight planes a layer at most
+
+
+class Stage(StrEnum):
+    """A part of a search, as ``log.jsonl`` and checkpoints name it."""
+
+    FLOAT = "float"  # float training; its result is the baseline
+    SEARCH = "search"  # weights and planes are trained within the budget
+    SETTLE = "settle"  # the scheme is fixed: holes are closed, planes dropped or added until the budget is met
+    FINETUNE = "finetune"  # the weights are trained on, with the scheme fixed
+    TRAIN = "train"  # methods of fixed bits: the planes are given and the weights are trained
+    SHRINK = "shrink"  # planes of trained weights are dropped, where the packed file exceeds its target size
+
+
+class SchemeEntry(msgspec.Struct, frozen=True):
+    """One layer of ``scheme.json``.
+
+    Attributes:
+        name: the parameter, such as ``conv1.weight``.
+        precision: planes kept: the paper's bit count, without sign.
+        mask: planes kept, most significant first, such as ``00000111``.
+        bit_width: two's-complement bits that the integers need.
+        elements: number of weights.
+    """
+
+    name: str
+    precision: Count
+    mask: Mask
+    bit_width: Count
+    elements: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def scheme_of(integers: Mapping[str, LayerIntegers]) -> list[SchemeEntry]:
+    """Return the scheme that a network's integers have, a layer each."""
+    return [
+        SchemeEntry(name, found.mask.count("1"), found.mask, twos_complement_bits(found.q), found.q.size)
+        for name, found in integers.items()
+    ]
+
+
+def average(scheme: Sequence[SchemeEntry], what: str) -> float:
+    """Return a figure of the layers, ``precision`` or ``bit_width``, averaged over weight elements."""
+    total = sum(entry.elements for entry in scheme)
+    return float(sum(getattr(entry, what) * entry.elements for entry in scheme) / total)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """``summary.json``: what a finished search ended with.
+
+    Attributes:
+        method: the search method.
+        target_bits, target_size: the budget as it was given; one of them is None.
+        budget_unit: what is counted, see `csqtool.searching.budget.Budget`.
+        budget: the limit, in that unit.
+        cost: what the result costs, in that unit.
+        average_precision, average_bit_width: averaged over weight elements.
+        act_bits: bits of the activations that feed weights; None for float.
+        metric_name: what the metrics are.
+        metric_float: of the float model; None where it was not measured.
+        metric_soft, metric_hard: before and after the gates became unit steps.
+        metric: of the result.
+        seconds: time that this process spent on it.
+    """
+
+    method: str
+    target_bits: int | float | None
+    target_size: str | None
+    budget_unit: str
+    budget: int | float
+    cost: int | float
+    average_precision: float
+    average_bit_width: float
+    act_bits: int | None
+    metric_name: str
+    metric_float: float | None
+    metric_soft: float
+    metric_hard: float
+    metric: float
+    seconds: float
+
+
+class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of ``log.jsonl``: an epoch, or a scheme that was fixed. What a method of its own adds is left out.
+
+    Attributes:
+        phase: the stage.
+        epoch: its number, from 1.
+        loss: mean training loss of the epoch.
+        metric: of the float model; other stages have the next two.
+        metric_soft, metric_hard: with gates as they are, and as unit steps.
+        average_precision: planes a weight.
+        precision: planes of each layer.
+        beta: gate temperature.
+        bits: average precision, as the method counts it.
+        start: the weights that finetuning starts from: ``searched``, ``soft`` or ``float``.
+        cost_found, cost, limit: cost of the scheme before and after it was fixed, and the budget.
+    """
+
+    phase: str
+    epoch: int | None = None
+    loss: float | None = None
+    metric: float | None = None
+    metric_soft: float | None = None
+    metric_hard: float | None = None
+    average_precision: float | None = None
+    precision: dict[str, int] | None = None
+    beta: float | None = None
+    bits: float | None = None
+    start: str | None = None
+    cost_found: float | None = None
+    cost: float | None = None
+    limit: float | None = None
+
+
+class StartRecord(msgspec.Struct, frozen=True):
+    """``start.json`` of a finetuning run: the run it goes on from, and that run's float metric."""
+
+    run: str
+    metric_float: float | None

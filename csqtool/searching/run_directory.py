@@ -1,0 +1,223 @@
+"""The run directory of a search: its files, what is in them, who may write, and how each is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from csqtool import documents
+from csqtool.errors import FormatError, InputError
+from csqtool.files import read_bytes, read_json, write_bytes, write_json
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.records import LogEntry, SchemeEntry, StartRecord, Summary
+
+
+class RunDirectory:
+    """A folder that records one search; nothing is read or written before a method is called.
+
+    ====================== =====================================================================================
+    ``config.json``        the settings, complete; its presence says that a search was begun here
+    ``log.jsonl``          a line an epoch, and one where a scheme was fixed
+    ``checkpoints/``       the last state and the one before
+    ``float.safetensors``  the float model, where there is one
+    ``start.json``         of a finetuning run: where it comes from, with ``start.safetensors`` (its weights) and
+                           ``start-scheme.json`` (its planes)
+    ``scheme.json``        each layer's planes and bit width
+    ``summary.json``       what the search ended with; written last, its presence says that the search is finished
+    ``tensorboard/``       events, if they were asked for
+    ====================== =====================================================================================
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.log = self.path / "log.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.float_weights = self.path / "float.safetensors"
+        self.start = self.path / "start.json"
+        self.start_weights = self.path / "start.safetensors"
+        self.start_scheme = self.path / "start-scheme.json"
+        self.scheme = self.path / "scheme.json"
+        self.summary = self.path / "summary.json"
+        self.tensorboard = self.path / "tensorboard"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a search was begun here."""
+        return self.config.is_file()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the search here is finished."""
+        return self.summary.is_file()
+
+    # --- who may write -----------------------------------------------------------------------------------
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Check that a new search may be recorded here.
+
+        Raises:
+            InputError: the path is a file, or holds a search that `overwrite` does not give up.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self} is a file; name a folder for the run")
+        if self.is_run and not overwrite:
+            raise InputError(
+                f"{self} already holds a search; go on with --resume {self}, replace it with --overwrite, "
+                "or name another folder"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out, until the block ends or this process does, however that comes.
+
+        Raises:
+            InputError: the folder cannot be made, or another process works in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise InputError(f"another process is at work in {self}; wait for it, or name another folder") from error
+        except OSError as error:
+            raise InputError(f"cannot write {self}: {error.strerror or error}") from error
+
+    def clear(self) -> None:
+        """Remove the files of an earlier search, the summary and settings first, and make the folders."""
+        leftover = self.path / "plots"  # written by versions before 0.1
+        for old in (self.summary, self.config, self.log, self.scheme, self.float_weights, self.start,
+                    self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, leftover):  # fmt: skip
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        self.checkpoints.mkdir()
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def read_config(self) -> SearchConfig:
+        """Return the settings.
+
+        Raises:
+            InputError: no search was begun here.
+            ConfigError: the settings are damaged.
+        """
+        if not self.is_run:
+            raise InputError(f"{self} holds no search (no {self.config.name})")
+        return SearchConfig.from_json(read_json(self.config), where=str(self.config))
+
+    def read_summary(self) -> Summary:
+        """Return what the search ended with.
+
+        Raises:
+            InputError: there is no search here, or it is not finished.
+            FormatError: the file is not a summary.
+        """
+        if not self.is_finished:
+            if not self.is_run:
+                raise InputError(f"{self} holds no search (no {self.config.name})")
+            raise InputError(f"the search in {self} is not finished; go on with: csqtool search --resume {self}")
+        return documents.read(Summary, self.summary)
+
+    def read_scheme(self) -> list[SchemeEntry]:
+        """Return each layer's planes.
+
+        Raises:
+            InputError: the file is missing.
+            FormatError: the file is not a scheme.
+        """
+        return read_scheme(self.scheme)
+
+    def read_log(self) -> list[LogEntry]:
+        """Return the log; it is empty before the first epoch ends.
+
+        Raises:
+            FormatError: the file is not a log.
+        """
+        return read_log(self.log) if self.log.is_file() else []
+
+    def read_start(self) -> StartRecord | None:
+        """Return where a finetuning run comes from; None for any other run.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        return documents.read(StartRecord, self.start) if self.start.is_file() else None
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def write_config(self, config: SearchConfig) -> None:
+        """Write the settings: from here on the folder holds a search."""
+        write_json(self.config, config.to_json())
+
+    def write_start(self, start: StartRecord, weights: bytes, scheme: Sequence[SchemeEntry]) -> None:
+        """Write what a finetuning run starts from: it needs nothing of the run that it comes from."""
+        write_bytes(self.start_weights, weights)
+        write_json(self.start_scheme, documents.plain(scheme))
+        write_json(self.start, documents.plain(start))
+
+    def append_log(self, entry: Mapping[str, Any]) -> None:
+        """Add a line to the log.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            with open(self.log, "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.log}: {error.strerror or error}") from error
+
+    @property
+    def log_bytes(self) -> int:
+        """Length of the log."""
+        return self.log.stat().st_size if self.log.is_file() else 0
+
+    def cut_log(self, size: int) -> None:
+        """Remove what was logged after a checkpoint, at which the log had `size` bytes: it is logged again."""
+        if self.log_bytes > size:
+            with open(self.log, "r+b") as log:
+                log.truncate(size)
+
+    def write_result(self, scheme: Sequence[SchemeEntry], summary: Summary) -> None:
+        """Write scheme and summary, in this order: with the summary the search is finished."""
+        write_json(self.scheme, documents.plain(scheme))
+        write_json(self.summary, documents.plain(summary))
+
+
+def read_scheme(path: Path) -> list[SchemeEntry]:
+    """Return the layers in a ``scheme.json``.
+
+    Raises:
+        InputError: the file is missing.
+        FormatError: it is not a scheme.
+    """
+    return documents.read(list[SchemeEntry], path)
+
+
+def read_log(path: Path) -> list[LogEntry]:
+    """Return the entries of a ``log.jsonl``; a last line that was cut off is left out.
+
+    Raises:
+        InputError: the file is missing.
+        FormatError: it is not a log.
+    """
+    entries = []
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
+        try:
+            entries.append(msgspec.json.decode(line, type=LogEntry))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            wrong = documents.explained(error, LogEntry)
+            raise FormatError(f"{path} is not the log of a search: line {number}: {wrong}") from error
+    return entries
