@@ -15,11 +15,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from csqtool import finalize
+from csqtool.documents import plain
 from csqtool.finalized_file import read_finalized
-from csqtool.finalizing import finalize
 from csqtool.packing import pack
 from csqtool.progress import stderr_progress
-from csqtool.searching import SearchConfig, resume_search, search
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.runs import begin, resume
 
 ROOT = Path(__file__).parent.parent
 MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
@@ -55,9 +57,9 @@ def runs(epochs: int, search_epochs: float) -> dict[str, dict[str, Any]]:
 def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
     """Return the summary of a run: from the cache, continued, or done now."""
     if (folder / "config.json").is_file():
-        summary = resume_search(folder, progress=progress)
+        summary = plain(resume(folder, progress=progress).summary)
     else:
-        summary = search(config, folder, progress=progress)
+        summary = plain(begin(config, folder, progress=progress).summary)
     model = folder / "model.safetensors"
     if not model.is_file():
         finalize(folder, model)

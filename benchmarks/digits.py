@@ -18,7 +18,7 @@ import numpy as np
 
 from csqtool.data import ArrayDataset, DataSource, load_data
 from csqtool.pipeline import read_pipeline
-from csqtool.searching import search
+from csqtool.searching.runs import begin
 
 ROOT = Path(__file__).parent.parent
 HELD_OUT = 450
@@ -58,13 +58,13 @@ def main() -> None:
         for seed in seeds:
             config = dataclasses.replace(sample, data=data, seed=seed)
             with tempfile.TemporaryDirectory() as folder:
-                found = search(config, Path(folder) / "csq")
+                found = begin(config, Path(folder) / "csq").summary
                 # A search of one epoch ends the float run; only its float metric is read.
                 baseline = dataclasses.replace(config, pretrain_epochs=total, epochs=1, finetune_epochs=0)
-                plain = search(baseline, Path(folder) / "float")
+                plain = begin(baseline, Path(folder) / "float").summary
             print(
-                f"| {split} | {seed} | {plain['metric_float']:.4f} | {found['metric']:.4f} | "
-                f"{found['average_precision']:.3f} | {found['average_bit_width']:.3f} |"
+                f"| {split} | {seed} | {plain.metric_float:.4f} | {found.metric:.4f} | "
+                f"{found.average_precision:.3f} | {found.average_bit_width:.3f} |"
             )
             sys.stdout.flush()
 

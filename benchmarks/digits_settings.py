@@ -16,7 +16,9 @@ from typing import Any
 
 from digits_sweeps import BASE, float_model
 
-from csqtool.searching import SearchConfig, search
+from csqtool.documents import plain
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.runs import begin
 
 SEEDS = (0, 1, 2)
 HALVES: dict[str, Any] = {"epochs": 30, "finetune_epochs": 30}
@@ -56,7 +58,8 @@ def row(label: str, folder: Path, starts: dict[int, str | None]) -> str:
     holes = 0
     for seed, weights in starts.items():
         run = folder / f"{len(list(folder.iterdir()))}"
-        summary = search(SearchConfig.make(**{**BASE, **settings}, target_bits=2, seed=seed, weights=weights), run)
+        config = SearchConfig.make(**{**BASE, **settings}, target_bits=2, seed=seed, weights=weights)
+        summary = plain(begin(config, run).summary)
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         last = [entry for entry in log if entry["phase"] == "search"][-1]
         found.append(last["average_precision"])
@@ -84,7 +87,7 @@ def main() -> None:
         for seed in SEEDS:
             config = SearchConfig.make(**BASE, method="lsq", target_bits=7, seed=seed, pretrain_epochs=60, epochs=1,
                                        finetune_epochs=0)  # fmt: skip
-            floats.append(100 * search(config, Path(name) / f"float60-{seed}")["metric_float"])
+            floats.append(100 * (begin(config, Path(name) / f"float60-{seed}").metric_float or 0.0))
         each = ", ".join(f"{accuracy:.2f}" for accuracy in floats)
         print(f"\nFrom scratch, 60 epochs in all (float32, 60 epochs: {mean(floats):.2f}, {each}):\n\n{head}")
         for label in SCRATCH:

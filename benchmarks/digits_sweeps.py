@@ -17,7 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from csqtool.searching import SearchConfig, search
+from csqtool.documents import plain
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.runs import begin
 
 ROOT = Path(__file__).parent.parent
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -39,13 +41,13 @@ def float_model(seed: int, folder: Path) -> str:
     run = folder / f"float-{seed}"
     config = SearchConfig.make(**BASE, method="lsq", target_bits=7, seed=seed, pretrain_epochs=30, epochs=1,
                                finetune_epochs=0)  # fmt: skip
-    search(config, run)
+    begin(config, run)
     return str(run / "float.safetensors")
 
 
 def found(weights: str, run: Path, **settings: Any) -> tuple[dict[str, Any], list[float]]:
     """Search and return the summary, with the precision found, and the average precision after each epoch."""
-    summary = search(SearchConfig.make(**BASE, weights=weights, **settings), run)
+    summary = plain(begin(SearchConfig.make(**BASE, weights=weights, **settings), run).summary)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     course = [entry["average_precision"] for entry in log if entry["phase"] == "search"]
     return {**summary, "found": next(e["cost_found"] for e in log if e["phase"] == "settle")}, course

@@ -1,15 +1,17 @@
-"""csqtool: search bit widths, ship small integer models, prove they compute the same.
+"""csqtool: search bit widths, ship small integer models, prove that they compute the same.
 
-The verbs of the command line are functions here, with the same words::
+What the command line does, Python does with objects. A whole pipeline on a model of your own::
 
     import csqtool
 
-    csqtool.search(csqtool.SearchConfig(model="net.py:build", data="digits", target_bits=3), Path("run"))
-    csqtool.finalize(Path("run"), Path("model.safetensors"))
-    csqtool.export(Path("model.safetensors"), Path("model.onnx"), format="onnx")
-    assert csqtool.verify(Path("model.onnx"), Path("model.safetensors")).passed
+    found = csqtool.search(model, train=train, test=test, target_bits=3, act_bits=8)
+    quantized = found.finalize()
+    csqtool.save(quantized, "model.safetensors")
+    csqtool.export(quantized, "model.onnx", model=model)
+    assert csqtool.verify("model.onnx", quantized, model=model, data=test).passed
 
-Importing this package imports none of torch, onnx and onnxruntime; the functions do when they are first used.
+The functions are described in `csqtool.api`. Importing this package imports none of torch, onnx and onnxruntime; the
+functions do when they are first used.
 """
 
 from __future__ import annotations
@@ -19,51 +21,80 @@ from typing import TYPE_CHECKING, Any
 from csqtool.version import __version__
 
 if TYPE_CHECKING:
-    from csqtool.benchmarking import bench
-    from csqtool.diffing import diff
-    from csqtool.exporting import export
-    from csqtool.finalized_file import read_finalized
-    from csqtool.finalizing import finalize
-    from csqtool.inspecting import inspect
-    from csqtool.packing import pack, unpack
-    from csqtool.pipeline import run_pipeline
+    from csqtool.api import (
+        bench,
+        diff,
+        export,
+        finalize,
+        finetune,
+        formats,
+        init,
+        inspect,
+        load,
+        methods,
+        pack,
+        report,
+        run,
+        save,
+        search,
+        to_torch,
+        unpack,
+        verify,
+    )
+    from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
-    from csqtool.rebuild import rebuilt_net
-    from csqtool.searching import SearchConfig, finetune, resume_search, search
-    from csqtool.starting import init
-    from csqtool.verifying import Gates, VerifyReport, verify
-
+    from csqtool.searching.config import SearchConfig
+    from csqtool.searching.result import SearchResult
+    from csqtool.task import Task
+    from csqtool.verifying import Gates, Tolerances, VerifyReport
 
 _HOMES = {
     "ActivationQuantizer": "csqtool.quantized_model",
+    "CheckFailed": "csqtool.errors",
+    "CsqtoolError": "csqtool.errors",
     "Gates": "csqtool.verifying",
+    "InputError": "csqtool.errors",
     "QuantizedLayer": "csqtool.quantized_model",
     "QuantizedModel": "csqtool.quantized_model",
-    "SearchConfig": "csqtool.searching",
+    "SearchConfig": "csqtool.searching.config",
+    "SearchInterrupted": "csqtool.errors",
+    "SearchResult": "csqtool.searching.result",
+    "Task": "csqtool.task",
+    "Tolerances": "csqtool.verifying",
     "VerifyReport": "csqtool.verifying",
-    "bench": "csqtool.benchmarking",
-    "diff": "csqtool.diffing",
-    "export": "csqtool.exporting",
-    "finalize": "csqtool.finalizing",
-    "finetune": "csqtool.searching",
-    "init": "csqtool.starting",
-    "inspect": "csqtool.inspecting",
-    "pack": "csqtool.packing",
-    "read_finalized": "csqtool.finalized_file",
-    "rebuilt_net": "csqtool.rebuild",
-    "resume_search": "csqtool.searching",
-    "run_pipeline": "csqtool.pipeline",
-    "search": "csqtool.searching",
-    "unpack": "csqtool.packing",
-    "verify": "csqtool.verifying",
+    "bench": "csqtool.api",
+    "diff": "csqtool.api",
+    "export": "csqtool.api",
+    "finalize": "csqtool.api",
+    "finetune": "csqtool.api",
+    "formats": "csqtool.api",
+    "init": "csqtool.api",
+    "inspect": "csqtool.api",
+    "load": "csqtool.api",
+    "methods": "csqtool.api",
+    "pack": "csqtool.api",
+    "report": "csqtool.api",
+    "run": "csqtool.api",
+    "save": "csqtool.api",
+    "search": "csqtool.api",
+    "to_torch": "csqtool.api",
+    "unpack": "csqtool.api",
+    "verify": "csqtool.api",
 }
 
 __all__ = [
     "ActivationQuantizer",
+    "CheckFailed",
+    "CsqtoolError",
     "Gates",
+    "InputError",
     "QuantizedLayer",
     "QuantizedModel",
     "SearchConfig",
+    "SearchInterrupted",
+    "SearchResult",
+    "Task",
+    "Tolerances",
     "VerifyReport",
     "__version__",
     "bench",
@@ -71,14 +102,17 @@ __all__ = [
     "export",
     "finalize",
     "finetune",
+    "formats",
     "init",
     "inspect",
+    "load",
+    "methods",
     "pack",
-    "read_finalized",
-    "rebuilt_net",
-    "resume_search",
-    "run_pipeline",
+    "report",
+    "run",
+    "save",
     "search",
+    "to_torch",
     "unpack",
     "verify",
 ]
@@ -89,4 +123,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'csqtool' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -182,8 +182,8 @@ def run_pipeline(
         SearchInterrupted: Ctrl-C; the next run goes on.
     """
     from csqtool.exporting import export, load_exporter
-    from csqtool.finalizing import finalize
-    from csqtool.searching import resume_search, search
+    from csqtool.finalized_file import write_finalized
+    from csqtool.searching import runs
     from csqtool.verifying import verify
 
     pipeline = read_pipeline(path)
@@ -198,16 +198,19 @@ def run_pipeline(
 
     def do_search() -> None:
         if stages.began("search", inputs) and (run / "config.json").is_file():
-            resume_search(run, progress=progress)
+            runs.resume(run, progress=progress)
         else:
             stages.begin("search", inputs)
-            search(pipeline.config, run, overwrite=True, progress=progress)
+            runs.begin(pipeline.config, run, overwrite=True, progress=progress)
+
+    def do_finalize() -> None:
+        write_finalized(runs.load_finished(run).finalize(), finalized)
 
     stages.run(
         "search", inputs, [run / "summary.json", run / "scheme.json", run / "checkpoints" / "last.pt"], do_search
     )
     inputs = _digest({"run": sha256(run / "checkpoints" / "last.pt"), "before": inputs})
-    stages.run("finalize", inputs, [finalized], lambda: finalize(run, finalized))
+    stages.run("finalize", inputs, [finalized], do_finalize)
     digest = sha256(finalized)
     for name, options in pipeline.formats.items():
         target = pipeline.output / f"model{suffixes[name]}"

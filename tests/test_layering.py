@@ -13,10 +13,9 @@ ORDER = [
     "csqtool.data",
     "csqtool.nn",
     "csqtool.processes csqtool.randomness",
-    "csqtool.rebuild csqtool.evaluation",
+    "csqtool.rebuild csqtool.evaluation csqtool.model_source",
     "csqtool.csq",
     "csqtool.exporting csqtool.searching",
-    "csqtool.finalizing",
     "csqtool.float16",
     "csqtool.packing",
     "exporters csqtool.summaries",
@@ -24,11 +23,12 @@ ORDER = [
     "csqtool.pipeline",
     "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",
+    "csqtool.api",
     "csqtool.cli csqtool.__main__",
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 FORBIDDEN = {
-    "exporters": ("csqtool.searching", "csqtool.finalizing", "csqtool.verifying"),
+    "exporters": ("csqtool.searching", "csqtool.verifying"),
     "csqtool": ("exporters", "sample_models"),
 }
 

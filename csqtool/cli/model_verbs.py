@@ -25,13 +25,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @json_option
 def finalize(run: Path, output: Path, as_json: bool) -> None:
     """Turn the finished search in RUN into integers, scales and bit widths, one file."""
-    from csqtool.finalizing import finalize as finalize_run
-    from csqtool.inspecting import inspect as inspect_file
+    import csqtool
     from csqtool.summaries import model_text
 
-    model = finalize_run(run, output)
+    model = csqtool.finalize(run, output)
     if as_json:
-        print_json(inspect_file(output)[1])
+        print_json(csqtool.inspect(output))
     else:
         click.echo(model_text(model, output))
         tell(f"next: csqtool export {output} --format onnx -o model.onnx")
@@ -155,18 +154,18 @@ def inspect(file: Path, as_json: bool) -> None:
 @json_option
 def methods(as_json: bool) -> None:
     """List the installed search methods."""
-    from csqtool.searching.method import METHODS
+    import csqtool
 
-    _print_listing("method", METHODS.descriptions(), as_json)
+    _print_listing("method", csqtool.methods(), as_json)
 
 
 @click.command()
 @json_option
 def formats(as_json: bool) -> None:
     """List the installed export formats."""
-    from csqtool.exporting import EXPORTERS
+    import csqtool
 
-    _print_listing("format", EXPORTERS.descriptions(), as_json)
+    _print_listing("format", csqtool.formats(), as_json)
 
 
 def _print_listing(what: str, entries: dict[str, str], as_json: bool) -> None:

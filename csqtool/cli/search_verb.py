@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from csqtool import documents
 from csqtool.cli.output import print_json, process_index, tell
 from csqtool.errors import ConfigError
+
+if TYPE_CHECKING:
+    from csqtool.searching.result import SearchResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = click.Path(path_type=Path)
@@ -139,17 +143,10 @@ def search(
             raise ConfigError(f"search needs {', '.join(missing)} (or --resume RUN)")
     elif output is not None:
         raise ConfigError("--resume goes on in its own run directory; it takes no -o")
-    from csqtool.progress import stderr_progress
-    from csqtool.searching import SearchConfig, resume_search
-    from csqtool.searching import search as run_search
+    import csqtool
 
-    with stderr_progress() as progress:
-        if resume is not None:
-            summary = resume_search(resume, given=given, progress=progress)
-        else:
-            assert output is not None
-            summary = run_search(SearchConfig.make(**given), output, overwrite=overwrite, progress=progress)
-    _print_summary(summary, resume or output, as_json)
+    found = csqtool.search(run=output, resume=resume, overwrite=overwrite, progress=True, **given)
+    _print_summary(found, as_json)
 
 
 @click.command()
@@ -160,12 +157,10 @@ def search(
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def finetune(run: Path, output: Path, overwrite: bool, as_json: bool, **settings: Any) -> None:
     """Train the weights of the finished search in RUN on, with its scheme fixed."""
-    from csqtool.progress import stderr_progress
-    from csqtool.searching import finetune as run_finetune
+    import csqtool
 
-    with stderr_progress() as progress:
-        summary = run_finetune(run, output, overwrite=overwrite, progress=progress, **_given(settings))
-    _print_summary(summary, output, as_json)
+    found = csqtool.finetune(run, output, overwrite=overwrite, progress=True, **_given(settings))
+    _print_summary(found, as_json)
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -185,16 +180,17 @@ def _pins(pins: tuple[str, ...]) -> dict[str, int]:
     return found
 
 
-def _print_summary(summary: dict[str, Any], run: Path | None, as_json: bool) -> None:
+def _print_summary(found: SearchResult, as_json: bool) -> None:
     if process_index() > 0:
         return
+    summary = found.summary
     if as_json:
-        print_json(summary)
+        print_json(documents.plain(summary))
         return
-    before = "" if summary["metric_float"] is None else f"float {summary['metric_float']:.4f} → "
-    unit = {"bytes": "bytes packed", "layers": "planes a layer", "elements": "planes a weight"}[summary["budget_unit"]]
-    click.echo(f"{summary['metric_name']}  {before}{summary['metric']:.4f}")
-    click.echo(f"budget     {summary['cost']:,.6g} {unit} of {summary['budget']:,.6g}")
-    click.echo(f"precision  {summary['average_precision']:.3f} planes a weight")
-    click.echo(f"bit width  {summary['average_bit_width']:.3f} bits a weight in two's complement")
-    tell(f"next: csqtool finalize {run} -o model.safetensors")
+    before = "" if summary.metric_float is None else f"float {summary.metric_float:.4f} → "
+    unit = {"bytes": "bytes packed", "layers": "planes a layer", "elements": "planes a weight"}[summary.budget_unit]
+    click.echo(f"{summary.metric_name}  {before}{summary.metric:.4f}")
+    click.echo(f"budget     {summary.cost:,.6g} {unit} of {summary.budget:,.6g}")
+    click.echo(f"precision  {summary.average_precision:.3f} planes a weight")
+    click.echo(f"bit width  {summary.average_bit_width:.3f} bits a weight in two's complement")
+    tell(f"next: csqtool finalize {found.run} -o model.safetensors")

@@ -75,10 +75,25 @@ def load_torch_file(path: Path) -> Any:
     """
     content = io.BytesIO(read_bytes(path))
     try:
+        _check_checksums(content)
         return torch.load(content, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FormatError(f"{path} is not a readable torch file: {first_line}") from error
+
+
+def _check_checksums(content: io.BytesIO) -> None:
+    """Compare every record of a torch file with the CRC-32 that it carries, which torch does not look at.
+
+    Raises:
+        BadZipFile: a record is damaged.
+    """
+    if not zipfile.is_zipfile(content):
+        return  # an old file without checksums
+    with zipfile.ZipFile(content) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the record {damaged} is damaged: its checksum differs")
+    content.seek(0)
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -120,18 +135,29 @@ def load_weights(model: nn.Module, path: Path) -> None:
         InputError: the file cannot be used, see `read_state`.
         ModelError: keys are missing, unexpected, or shapes differ.
     """
-    state, own = read_state(path), model.state_dict()
+    load_state(model, read_state(path), str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict into `model`, also one with ``module.`` before every key.
+
+    Args:
+        model: is changed.
+        state: the values by name.
+        source: where they come from, for messages.
+
+    Raises:
+        ModelError: keys are missing, unexpected, or shapes differ.
+    """
+    own = model.state_dict()
     if set(own).isdisjoint(state) and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     # Checkpoints older than BatchNorm's batch counter lack it; it does not take part in inference.
     state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
     check_keys(
-        {k: tuple(v.shape) for k, v in own.items()},
-        {k: tuple(v.shape) for k, v in state.items()},
-        str(path),
-        "the model",
+        {k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in state.items()}, source, "the model"
     )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ModelError(f"{path} does not match the model: {error}") from error
+        raise ModelError(f"{source} does not match the model: {error}") from error

@@ -55,8 +55,8 @@ class SearchConfig:
     """Settings of a search; `make` fills in a recipe's.
 
     Attributes:
-        model: factory of the model, ``file.py:name`` or ``module:name``.
-        data: data source, see `csqtool.data.load_data`.
+        model: factory of the model, ``file.py:name`` or ``module:name``; None where a module was given.
+        data: data source, see `csqtool.data.load_data`; None where objects were given.
         target_bits: average precision to reach, in planes a weight; 1 … 8. Never exceeded.
         target_size: size of the packed file instead, such as ``60KB``.
         model_args: keyword arguments of the factory.
@@ -110,8 +110,8 @@ class SearchConfig:
         tensorboard: also write the log as TensorBoard events.
     """
 
-    model: str
-    data: str
+    model: str | None = None
+    data: str | None = None
     target_bits: float | None = None
     target_size: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
@@ -254,8 +254,6 @@ class SearchConfig:
                 raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
             if not _fits(value, str(fields[key].type)):
                 raise ConfigError(f"{where}: {key} must be {fields[key].type}, got {value!r}")
-        if missing := [n for n in ("model", "data") if n not in document]:
-            raise ConfigError(f"{where}: {', '.join(missing)} missing")
         try:
             return cls(**document)
         except ConfigError as error:

@@ -161,10 +161,14 @@ class RunDirectory:
         """Write the settings: from here on the folder holds a search."""
         write_json(self.config, config.to_json())
 
+    def write_start_scheme(self, scheme: Sequence[SchemeEntry]) -> None:
+        """Write the planes that were given: the run needs no other file for them then."""
+        write_json(self.start_scheme, documents.plain(scheme))
+
     def write_start(self, start: StartRecord, weights: bytes, scheme: Sequence[SchemeEntry]) -> None:
         """Write what a finetuning run starts from: it needs nothing of the run that it comes from."""
         write_bytes(self.start_weights, weights)
-        write_json(self.start_scheme, documents.plain(scheme))
+        self.write_start_scheme(scheme)
         write_json(self.start, documents.plain(start))
 
     def append_log(self, entry: Mapping[str, Any]) -> None:

@@ -1,276 +1,249 @@
-"""The verbs `search` and `finetune`, resuming, and the run directory that records a search."""
+"""The verbs `search` and `finetune`: begin a run, go on with one, and read a finished one."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from csqtool.errors import ConfigError, InputError
-from csqtool.files import read_json, write_bytes, write_json
+from csqtool.data import DataSource
+from csqtool.errors import ConfigError, FormatError, InputError
+from csqtool.files import write_bytes
+from csqtool.model_source import ModelSource
 from csqtool.processes import Processes, start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.checkpoint import load_checkpoint
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.session import CHECKPOINTS, FINETUNE_METHODS, Session
-
-RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
-             "start-scheme.json", "start.safetensors", "checkpoints", "plots", "tensorboard")  # fmt: skip
-SAME_SIGNAL_SECONDS = 2.0
-
-
-@dataclass
-class FinishedSearch:
-    """A finished search as `finalize` needs it: its session, with hard weights, and its summary."""
-
-    session: Session
-    summary: dict[str, Any]
+from csqtool.searching.interruption import interruptible
+from csqtool.searching.records import StartRecord, scheme_of
+from csqtool.searching.result import SearchResult
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.searching.session import FINETUNE_METHODS, Session
+from csqtool.searching.start import Start
 
 
-def search(
-    config: SearchConfig, output: Path, *, overwrite: bool = False, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Search bit widths and write a run directory.
+def begin(
+    config: SearchConfig,
+    run: Path | None = None,
+    *,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search bit widths from the beginning.
 
     Args:
         config: the settings.
-        output: the run directory; must not hold a run already, unless `overwrite`.
+        run: the run directory; must not hold a run already, unless `overwrite`. None keeps none.
+        model: where the module comes from; None builds what the settings name.
+        data: training and test data; None loads what the settings name.
         overwrite: remove a run that is there.
         progress: told about every step.
-
-    Returns:
-        The summary, as in ``summary.json``.
 
     Raises:
         InputError: model, data, weights, budget or folder cannot be used, or training diverged.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
     processes = start_processes(config.device)
-    if processes.first:
-        _check_folder(output, overwrite=overwrite)
-    session = Session(config, output, progress or Silent())
-    with _locked(output, processes):
+    with _directory(run) as directory:
         if processes.first:
-            _prepare_folder(output)
-            write_json(output / "config.json", session.config.to_json())
-        processes.wait()
-        return _to_end(session)
+            directory.check_free(overwrite=overwrite)
+        # Everything is read before the old run is removed: the new one may start from its files.
+        start = Start.of_settings(config)
+        session = Session(config, directory, start, progress or Silent(), model=model, data=data)
+        with _alone(directory, processes):
+            if processes.first:
+                directory.clear()
+                if start.scheme is not None:
+                    directory.write_start_scheme(start.scheme)
+                directory.write_config(session.config)
+            processes.wait()
+            return _to_end(session, kept=run is not None)
 
 
-def resume_search(
-    output: Path, *, given: Mapping[str, Any] | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Go on with an interrupted search from its last checkpoint; a finished one returns its summary.
+def resume(
+    run: Path,
+    *,
+    given: Mapping[str, Any] | None = None,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Go on with an interrupted search from its last checkpoint; a finished one is returned as it is.
 
     Args:
-        output: the run directory.
+        run: the run directory.
         given: settings that the search is expected to have.
+        model: where the module comes from; None builds what the settings name.
+        data: training and test data; None loads what the settings name.
         progress: told about every step.
 
     Raises:
-        InputError: `output` holds no search, or one with other settings.
+        InputError: `run` holds no search, or one with other settings.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
-    config = _config(output)
-    recorded = config.to_json()
-    # What auto meant when the search began is recorded, and stays as it is.
-    changed = {k: v for k, v in (given or {}).items() if recorded[k] != v and (k, v) != ("amp", "auto")}
-    if changed:
-        listed = ", ".join(f"{key} {_shown(recorded[key])}, not {_shown(value)}" for key, value in changed.items())
-        raise ConfigError(
-            f"the search in {output} was begun with {listed}: leave these out to go on with it, "
-            "or begin another in a folder of its own"
-        )
-    if (output / "summary.json").is_file():
-        summary: dict[str, Any] = read_json(output / "summary.json")
-        return summary
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    _check_given(directory, config, given or {})
+    if directory.is_finished:
+        return load_finished(run, model=model, data=data)
     processes = start_processes(config.device)
-    with _locked(output, processes):
-        session = Session(config, output, progress or Silent())
-        state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
-        if state is None:  # it died before the first one
+    with _alone(directory, processes):
+        session = _session(directory, config, progress, model=model, data=data)
+        state = load_checkpoint(directory.checkpoints, session.progress.line)
+        if state is None:  # it was stopped before the first one
             if processes.first:
-                (output / "log.jsonl").unlink(missing_ok=True)
+                directory.log.unlink(missing_ok=True)
         else:
             session.load(state)
             if processes.first:
-                session.forget_log_behind(state)
+                directory.cut_log(state["log_bytes"])
         processes.wait()
-        return _to_end(session)
+        return _to_end(session, kept=True)
 
 
-def finetune(
-    run: Path, output: Path, *, overwrite: bool = False, progress: Progress | None = None, **changes: Any
-) -> dict[str, Any]:
+def train_on(
+    run: Path | SearchResult,
+    output: Path | None = None,
+    *,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> SearchResult:
     """Train the weights of a finished search on, with its scheme fixed, into a run directory of its own.
 
     Args:
         run: the finished search.
-        output: the new run directory.
+        output: the new run directory; None keeps none. It may be that of `run`, with `overwrite`.
+        model: where the module comes from; None takes the search's.
+        data: training and test data; None takes the search's.
         overwrite: remove a run that is there.
         progress: told about every step.
         changes: settings that differ from the search's: ``epochs``, ``finetune_with``, learning rates and so on.
-
-    Returns:
-        The summary, as in ``summary.json``.
 
     Raises:
         InputError: `run` holds no finished search, or a setting or folder cannot be used.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
-    finished = load_finished(run)
-    processes = finished.session.processes
-    if processes.first:
-        _check_folder(output, overwrite=overwrite)
-    before = finished.session.config
+    finished = run if isinstance(run, SearchResult) else load_finished(run, model=model, data=data)
+    searched = finished.session
+    before, processes = searched.config, searched.processes
     settings = {
         **before.to_json(),
         "epochs": before.finetune_epochs or before.epochs,
         **changes,
-        "weights": str(output / "start.safetensors"),
-        "scheme": str(output / "start-scheme.json"),
+        "weights": None,
+        "scheme": None,
         "pretrain_epochs": 0,
         "finetune_epochs": 0,
     }
     settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
     config = SearchConfig.from_json(settings, where="finetune")
-    with _locked(output, processes):
+    searched.network.harden()
+    weights = searched.network.plain_weights()
+    record = StartRecord(run=str(finished.run or "a search that kept no run"), metric_float=finished.metric_float)
+    float_weights = searched.float_weights()
+    with _directory(output) as directory:
         if processes.first:
-            _prepare_folder(output)
-            write_bytes(output / "start.safetensors", finished.session.plain_weights())
-            write_json(output / "start-scheme.json", read_json(run / "scheme.json"))
-            write_json(output / "start.json", {"run": str(run), "metric_float": finished.summary["metric_float"]})
-            if (run / "float.safetensors").is_file():
-                shutil.copyfile(run / "float.safetensors", output / "float.safetensors")
-        processes.wait()
-        session = Session(config, output, progress or Silent())
-        if processes.first:
-            write_json(output / "config.json", session.config.to_json())
-        return _to_end(session)
+            directory.check_free(overwrite=overwrite)
+        with _alone(directory, processes):
+            if processes.first:
+                directory.clear()
+                directory.write_start(record, weights, finished.scheme)
+                if float_weights is not None:
+                    write_bytes(directory.float_weights, float_weights)
+            processes.wait()
+            session = _session(
+                directory, config, progress, model=model or searched.model_source, data=data or searched.data
+            )
+            if processes.first:
+                directory.write_config(session.config)
+            return _to_end(session, kept=output is not None)
 
 
-def load_finished(output: Path) -> FinishedSearch:
+def load_finished(run: Path, *, model: ModelSource | None = None, data: DataSource | None = None) -> SearchResult:
     """Return a finished search, rebuilt from its run directory.
 
     Raises:
-        InputError: there is no search, or it is not finished.
+        InputError: there is no search, it is not finished, or model or data are missing.
+        FormatError: its files are damaged, or do not belong together.
     """
-    config = _config(output)
-    if not (output / "summary.json").is_file():
-        raise InputError(f"the search in {output} is not finished; go on with: csqtool search --resume {output}")
-    session = Session(config, output, Silent())
-    state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
+    directory = RunDirectory(run)
+    config, summary = directory.read_config(), directory.read_summary()
+    session = _session(directory, config, None, model=model, data=data)
+    state = load_checkpoint(directory.checkpoints, session.progress.line)
     if state is None:
-        raise InputError(f"the checkpoint of the search in {output} is missing")
+        raise InputError(f"the checkpoint of the search in {directory} is missing")
     session.load(state)
-    session.harden()
-    return FinishedSearch(session, read_json(output / "summary.json"))
+    session.network.harden()
+    scheme = directory.read_scheme()
+    if scheme != scheme_of(session.method.integers()):
+        raise FormatError(
+            f"{directory}: {directory.scheme.name} and the last checkpoint are of different searches, or one of them "
+            "is damaged; run the search again"
+        )
+    return SearchResult(summary, tuple(scheme), tuple(directory.read_log()), directory.path, session)
+
+
+def _session(
+    directory: RunDirectory,
+    config: SearchConfig,
+    progress: Progress | None,
+    *,
+    model: ModelSource | None,
+    data: DataSource | None,
+) -> Session:
+    """Return a session that goes on in a run directory, from what is in it."""
+    start = Start.of_run(directory, config)
+    return Session(config, directory, start, progress or Silent(), model=model, data=data)
+
+
+def _to_end(session: Session, *, kept: bool) -> SearchResult:
+    with interruptible() as stop:
+        summary = session.to_end(stop)
+    directory = session.directory
+    scheme = tuple(scheme_of(session.method.integers()))
+    log = tuple(directory.read_log()) if session.processes.first or kept else ()
+    if not kept:
+        session.keep_float_weights()
+    return SearchResult(summary, scheme, log, directory.path if kept else None, session)
+
+
+@contextmanager
+def _directory(run: Path | None) -> Iterator[RunDirectory]:
+    """Yield the run directory, or one that is removed in the end where none shall be kept."""
+    with nullcontext(run) if run is not None else tempfile.TemporaryDirectory(prefix="csqtool-") as path:
+        yield RunDirectory(path)
+
+
+@contextmanager
+def _alone(directory: RunDirectory, processes: Processes) -> Iterator[None]:
+    """Lock the run directory, in the first of several processes."""
+    with directory.locked() if processes.first else nullcontext():
+        yield
+
+
+def _check_given(directory: RunDirectory, config: SearchConfig, given: Mapping[str, Any]) -> None:
+    """Compare settings that are repeated on resuming with those the search has.
+
+    Raises:
+        ConfigError: one differs.
+    """
+    recorded = config.to_json()
+    # What auto meant when the search began is recorded, and stays as it is.
+    changed = {k: v for k, v in given.items() if recorded[k] != v and (k, v) != ("amp", "auto")}
+    if changed:
+        listed = ", ".join(f"{key} {_shown(recorded[key])}, not {_shown(value)}" for key, value in changed.items())
+        raise ConfigError(
+            f"the search in {directory} was begun with {listed}: leave these out to go on with it, "
+            "or begin another in a folder of its own"
+        )
 
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
-
-
-def _config(output: Path) -> SearchConfig:
-    path = output / "config.json"
-    if not path.is_file():
-        raise InputError(f"{output} holds no search (no config.json)")
-    return SearchConfig.from_json(read_json(path), where=str(path))
-
-
-def _to_end(session: Session) -> dict[str, Any]:
-    with _interruptible() as stop:
-        summary = session.to_end(stop)
-    if session.processes.first:
-        draw(session.output, session.progress.line)
-    return summary
-
-
-def draw(output: Path, tell: Callable[[str], None]) -> None:
-    """Draw the plots of a finished search, or tell what is missing for them."""
-    from csqtool import plots
-
-    if plots.available():
-        plots.plot_run(output)
-    else:
-        tell("no plots: they need matplotlib, pip install 'csqtool[plots]'")
-
-
-def _check_folder(output: Path, *, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; name a folder for the run")
-    if (output / "config.json").exists() and not overwrite:
-        raise InputError(
-            f"{output} already holds a search; go on with --resume {output}, replace it with --overwrite, "
-            "or name another folder"
-        )
-
-
-@contextmanager
-def _locked(output: Path, processes: Processes) -> Iterator[None]:
-    """Keep other runs out of a run directory; the lock goes with the first process, however that ends.
-
-    Raises:
-        InputError: the folder cannot be made, or another process works in it.
-    """
-    import fcntl
-
-    if not processes.first:
-        yield
-        return
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = os.open(output / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror or error}") from error
-    with os.fdopen(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another process is at work in {output}; wait for it, or name another folder") from error
-        yield
-
-
-def _prepare_folder(output: Path) -> None:
-    """Remove the files of a run before."""
-    for name in RUN_FILES:
-        old = output / name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    (output / CHECKPOINTS).mkdir()
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether to stop: after Ctrl-C, or SIGTERM as schedulers send it.
-
-    A second signal interrupts at once, but not within two seconds: launchers of several processes pass on what
-    the terminal has sent already.
-    """
-    pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    first = 0.0
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal first
-        if pressed.is_set() and time.monotonic() - first > SAME_SIGNAL_SECONDS:
-            raise KeyboardInterrupt
-        first = first or time.monotonic()
-        pressed.set()
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield pressed.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

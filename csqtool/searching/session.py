@@ -1,50 +1,41 @@
-"""A search in one process: its stages one after the other, and what they write into the run directory."""
+"""A search in one process: its stages in order, and what they record."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csqtool.data import check_fit, load_data
-from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
+from csqtool.data import DataSource, check_fit, load_data
+from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
-from csqtool.factories import build_model
-from csqtool.files import read_json, write_bytes, write_json
-from csqtool.integers import planes_of
-from csqtool.nn.activation_variants import load_quantizer
-from csqtool.nn.assemble import quantized_model
-from csqtool.nn.dataflow import place_quantizers, record
-from csqtool.nn.latent import LsqWeight
-from csqtool.nn.net import QuantizedNet, make_quantizers
-from csqtool.nn.signature import inputs_of
-from csqtool.nn.weights import check_excluded, detach, quantizable_weights
+from csqtool.files import read_bytes, write_bytes
+from csqtool.model_source import ModelSource
+from csqtool.nn.net import QuantizedNet
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
-from csqtool.quantized_model import LayerIntegers, QuantizedModel, twos_complement_bits
 from csqtool.searching.automatic import resolve
-from csqtool.searching.budget import Budget, Scheme, make_budget, uniform, uniform_scheme
+from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import load_weights, read_state, safetensors_bytes, save_checkpoint
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.costs import Costs, stand_in_metrics
 from csqtool.searching.loop import Phase
 from csqtool.searching.method import Method, load_method
-from csqtool.searching.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
-from csqtool.searching.scheme import LossProbe, close_holes, drop_planes, settle
+from csqtool.searching.network import Network
+from csqtool.searching.records import Stage, Summary, average, scheme_of
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.searching.scheme import LossProbe, drop_planes
+from csqtool.searching.settling import Settled, StartingPoints, contiguous, within_budget
+from csqtool.searching.start import Start
 from csqtool.searching.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
-CHECKPOINTS = "checkpoints"
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
-Integers = Mapping[str, LayerIntegers]  # q, Δ and mask of each layer
-AFTER_SETTLING = ("finetune", "shrink")  # stages of a fixed scheme
+FIXED_SCHEME = (Stage.FINETUNE, Stage.SHRINK)
 
 
 class Session:
@@ -52,95 +43,81 @@ class Session:
 
     Args:
         config: the settings.
-        output: the run directory.
+        directory: where everything is recorded; nothing is written before `to_end`.
+        start: what the search starts from.
         progress: told about every step.
+        model: where the module comes from; None builds what the settings name.
+        data: training and test data; None loads what the settings name.
 
     Raises:
         InputError: model, data, weights, patterns or budget cannot be used.
     """
 
-    def __init__(self, config: SearchConfig, output: Path, progress: Progress) -> None:
-        self.config = config
-        self.output = output
+    def __init__(
+        self,
+        config: SearchConfig,
+        directory: RunDirectory,
+        start: Start,
+        progress: Progress,
+        *,
+        model: ModelSource | None = None,
+        data: DataSource | None = None,
+    ) -> None:
+        self.directory = directory
         self.processes = start_processes(config.device)
         self.progress = progress if self.processes.first else Silent()
-        self.method: Method | None = None
-        self.scheme: dict[str, tuple[int, ...]] | None = None
-        self.float_metric: float | None = None
+        self.scheme: Settled | None = None
+        self.float_metric: float | None = start.metric_float
+        self.phase: Phase | None = None
+        self._start = start
         self._events: Events | None = None
+        self._float_weights: bytes | None = None
+        self._stop: Callable[[], bool] = lambda: False
         if config.tensorboard:
             check_available()
-        self.started = time.monotonic()
+        self._began = time.monotonic()
         torch.manual_seed(config.seed)
-        self._near = output / "config.json"
-        self.data = load_data(config.data, task=config.task, near=self._near)
+        self.model_source = model or ModelSource(config.model, config.model_args)
+        self.data = data or load_data(config.data, task=config.task, near=directory.config)
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)
-        if config.scheme is not None and self.method_class.searches:
-            raise ConfigError(
-                f"{config.method} searches a scheme of its own and would not train that of {config.scheme}; "
-                "--scheme goes with a method of fixed bits, such as --method lsq"
-            )
-        self.model = self._build()
-        if config.weights is not None:
-            load_weights(self.model, Path(config.weights))
-        check_excluded(config.exclude, quantizable_weights(self.model))
-        self.weights = quantizable_weights(self.model, config.exclude)
-        if not self.weights:
-            raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
+        module = self.model_source.build(near=directory.config)
+        start.load_into(module)
         sample, _ = next(batches_of(self.data.test, most=2))
-        self.placement = place_quantizers(_sites(self.model, sample), config.act_bits)
-        self.inputs = inputs_of((sample,))
-        check_fit(self.model, self.data)
-        self.config = resolve(config, self.model, sample, self.processes.device)
-        self.net = QuantizedNet(self.model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
-        self.budget = self._make_budget()
+        self.network = Network(module, config, sample)
+        check_fit(module, self.data)
+        self.config = resolve(config, module, sample, self.processes.device)
+        self.costs = Costs(self.network, self.config, self._info_with_stand_ins)
         self.stages = self._make_stages()
-        self.phase: Phase
 
-    def _build(self) -> nn.Module:
-        model: nn.Module = build_model(self.config.model, dict(self.config.model_args), near=self._near)
-        return model
-
-    def _make_stages(self) -> list[str]:
+    def _make_stages(self) -> list[Stage]:
         config = self.config
-        stages = ["float"] if config.pretrain_epochs else []
+        stages = [Stage.FLOAT] if config.pretrain_epochs else []
         if not self.method_class.searches:
-            return [*stages, "train"]
+            return [*stages, Stage.TRAIN]
         settled = config.finetune_epochs or config.repair or config.contiguous
-        return [*stages, "search", "finetune"] if settled else [*stages, "search"]
+        return [*stages, Stage.SEARCH, Stage.FINETUNE] if settled else [*stages, Stage.SEARCH]
 
-    def _make_budget(self) -> Budget:
-        elements = {weight.name: weight.elements for weight in self.weights}
-        if self.config.target_size is None:
-            return make_budget(self.config, elements)
-        latents = {weight.name: LsqWeight(weight.parameter, uniform(1), planes=self.config.planes)
-                   for weight in self.weights}  # fmt: skip
-        integers = {name: latent.integers() for name, latent in latents.items()}
-        aliases = [alias for weight in self.weights for alias in weight.aliases]
-        fixed = fixed_bytes(as_trained(self._model_to_pack(integers), aliases=aliases))
-        return make_budget(self.config, elements, fixed + SLACK * len(self.weights))
+    @property
+    def method(self) -> Method:
+        """What trains the weights; there is none in float training."""
+        assert self.network.method is not None
+        return self.network.method
 
-    def _model_to_pack(self, integers: Integers) -> QuantizedModel:
-        """Return the network with these integers, and stand-ins of their length for what finalization measures."""
-        metrics = {"name": self.data.task.metric_name, "float": math.pi / 4, "finalized": math.e / 3,
-                   "samples": len(self.data.test)}  # fmt: skip
-        return quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
-
-    def _measure_sizes(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Let a budget of bytes count what layers take when these weights are rounded."""
-        if self.budget.unit == "bytes":
-            self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights()))
+    @property
+    def device(self) -> torch.device:
+        """Where the network is computed."""
+        return self.processes.device
 
     def info(self) -> dict[str, Any]:
         """Return what a finalized file records of this search."""
-        config = self.config
+        config, inputs = self.config, self.network.inputs
         return {
             "model": {"factory": config.model, "args": dict(config.model_args)},
             "data": {"source": config.data, **self.data.facts()},
-            "input_shape": list(self.inputs[0].shape),
-            "inputs": [i.to_json() for i in self.inputs],
+            "input_shape": list(inputs[0].shape),
+            "inputs": [i.to_json() for i in inputs],
             "method": {
                 "name": config.method,
                 "target_bits": config.target_bits,
@@ -152,235 +129,183 @@ class Session:
             },
         }
 
+    def _info_with_stand_ins(self) -> dict[str, Any]:
+        return {**self.info(), "metrics": stand_in_metrics(self.data.task.metric_name, len(self.data.test))}
+
     # --- stages ------------------------------------------------------------------------------------------
 
-    def _enter(self, stage: str, *, restoring: bool = False) -> None:
-        """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
-        config = self.config
-        if stage == "float":
-            self.phase = Phase(stage, config.pretrain_epochs, QuantizedNet(self.model, []), None, config, self.data,
-                               self.processes)  # fmt: skip
-            return
-        if stage not in AFTER_SETTLING and not restoring:
-            self._calibrate()
-        kind, epochs = self.method_class, config.epochs
-        if stage in AFTER_SETTLING:
-            assert self.scheme is not None
-            scheme, epochs = self.scheme, config.finetune_epochs if stage == "finetune" else 0
-            # Without epochs nothing may change: gates start soft, and hardened they have another scale.
-            kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
-        else:
-            self._measure_sizes(self._start_weights)
-            scheme = self._first_scheme()
-            if stage == "train":
-                epochs += config.finetune_epochs
-        self.method = kind(self.weights, self.model, config, self.budget, scheme)
-        teacher = self._teacher() if config.distill else None
-        self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, self.processes, teacher=teacher)
-
-    def _start_weights(self) -> dict[str, Tensor]:
-        """Return the weights that training starts from, also when it goes on from a checkpoint."""
-        saved = self.output / "float.safetensors"
-        state = read_state(saved) if saved.is_file() else self.model.state_dict()
-        return {weight.name: state[weight.name] for weight in self.weights}
-
-    def _calibrate(self) -> None:
-        if self.net.quantizers:
-            device = next(self.model.parameters()).device
-            samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
-            self.net.to(device).calibrate(x.to(device) for x, _ in samples)
-
-    def _first_scheme(self) -> dict[str, tuple[int, ...]]:
-        """Return the planes to begin with: all that are allowed, the uniform ones of a method, or those of a file."""
-        if self.method_class.searches:
-            return {name: uniform(most) for name, most in self.budget.most.items()}
-        if self.config.scheme is None:
-            return uniform_scheme(self.budget, method=self.config.method)
-        path = Path(self.config.scheme)
-        masks = {entry["name"]: entry["mask"] for entry in read_json(path)}
-        if set(masks) != set(self.budget.elements):
-            differing = sorted(set(masks) ^ set(self.budget.elements))
-            raise ModelError(f"{path} does not match the model's layers: {', '.join(differing)}")
-        return {name: planes_of(mask) for name, mask in masks.items()}
-
-    def _teacher(self) -> nn.Module:
-        """Return the float model that teaches: as trained here, or as the weights file brings it."""
-        teacher = self._build()
-        saved = self.output / "float.safetensors"
-        if saved.is_file():
-            load_weights(teacher, saved)
-        elif self.config.weights is not None:
-            load_weights(teacher, Path(self.config.weights))
-        else:
-            raise ModelError("distill needs a float model that can teach: give --weights or --pretrain-epochs")
-        return teacher
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        self.float_metric = state["float_metric"]
-        self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
-        if state["phase"] not in self.stages:
-            self.stages.append(state["phase"])  # shrinking, which none but a few searches need
-        self._enter(state["phase"], restoring=True)
-        self.phase.load_state(state)
-
-    def forget_log_behind(self, state: dict[str, Any]) -> None:
-        """Cut lines off the log that were written behind a checkpoint: they will be written again."""
-        log = self.output / "log.jsonl"
-        if log.is_file() and log.stat().st_size > state["log_bytes"]:
-            with open(log, "r+b") as file:
-                file.truncate(state["log_bytes"])
-
-    def harden(self) -> None:
-        """Let the weights be the quantized ones, for evaluation."""
-        assert self.method is not None
-        self.method.set_hard(True)
-        self.net.eval()
-
-    def plain_weights(self) -> bytes:
-        """Return the model with its quantized weights in float, as a safetensors file."""
-        values = {weight.name: getattr(*weight.places[0]) for weight in self.weights}
-        values |= {alias: values[weight.name] for weight in self.weights for alias in weight.aliases}
-        values |= {k: v for k, v in self.model.state_dict().items() if "parametrizations" not in k.split(".")}
-        return safetensors_bytes(values)
-
-    def to_end(self, stop: Callable[[], bool]) -> dict[str, Any]:
+    def to_end(self, stop: Callable[[], bool]) -> Summary:
         """Go through the stages that are left and return the summary.
+
+        Args:
+            stop: asked after every step; True ends the run where it is.
 
         Raises:
             SearchInterrupted: `stop` said so; the state is saved.
             TrainingError: the loss is no number any more.
         """
-        if not hasattr(self, "phase"):
-            if self.config.weights is not None and self.stages[0] != "float":
+        self._stop = stop
+        if self.phase is None:
+            if self._start.weights is not None and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
                 self._know_float_metric()
             self._enter(self.stages[0])
         while True:
-            if not self.phase.run(self.progress, self._after_epoch, stop, self._save):
+            phase = self._phase
+            if not phase.run(self.progress, self._after_epoch, stop, self._save):
                 self._save()
-                raise SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.output}")
-            stage = self.phase.name
-            if stage == "float":
+                raise self._interrupted()
+            stage = Stage(phase.name)
+            if stage == Stage.FLOAT:
                 self._know_float_metric()
+            elif stage == Stage.SEARCH and stage != self.stages[-1]:
+                self._settle()
             if stage == self.stages[-1]:
                 if not self._is_too_large():
                     return self._finish()
                 self._shrink()
-                self.stages.append("shrink")
-            elif stage == "search":
-                self._settle()
+                self.stages.append(Stage.SHRINK)
             self._enter(self.stages[self.stages.index(stage) + 1])
             self._save()
 
-    def _know_float_metric(self) -> None:
-        started_from = self.output / "start.json"
-        if started_from.is_file():  # finetuning: the weights are quantized ones, the float model came before them
-            self.float_metric = read_json(started_from)["metric_float"]
+    @property
+    def _phase(self) -> Phase:
+        assert self.phase is not None
+        return self.phase
+
+    def _interrupted(self) -> SearchInterrupted:
+        return SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.directory}")
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        stage = Stage(state["phase"])
+        self.float_metric = state["float_metric"]
+        self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
+        if stage not in self.stages:
+            self.stages.append(stage)  # shrinking, which few searches need
+        self._enter(stage, restoring=True)
+        self._phase.load_state(state)
+
+    def _enter(self, stage: Stage, *, restoring: bool = False) -> None:
+        """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
+        config, network = self.config, self.network
+        if stage == Stage.FLOAT:
+            net = QuantizedNet(network.model, [])
+            self.phase = Phase(stage.value, config.pretrain_epochs, net, None, config, self.data, self.processes)
             return
-        self.float_metric = self._evaluate(self.model)
+        if stage not in FIXED_SCHEME and not restoring:
+            self._calibrate()
+        kind, epochs = self.method_class, config.epochs
+        if stage in FIXED_SCHEME:
+            assert self.scheme is not None
+            scheme, epochs = self.scheme, config.finetune_epochs if stage == Stage.FINETUNE else 0
+            # Without epochs nothing may change: gates start soft, and hardened they have another scale.
+            kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
+        else:
+            self.costs.measure_sizes(self._start_weights)
+            scheme = self._first_scheme()
+            if stage == Stage.TRAIN:
+                epochs += config.finetune_epochs
+        network.method = kind(network.weights, network.model, config, self.costs.budget, scheme)
+        teacher = self._teacher() if config.distill else None
+        self.phase = Phase(
+            stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
+        )
+
+    def _start_weights(self) -> dict[str, Tensor]:
+        """Return the weights that training starts from, also when it goes on from a checkpoint."""
+        saved = self.directory.float_weights
+        state = read_state(saved) if saved.is_file() else self.network.model.state_dict()
+        return {name: state[name] for name in self.network.elements}
+
+    def float_weights(self) -> bytes | None:
+        """Return the float model's weights, as a safetensors file; None where there is no float model."""
+        if self._float_weights is None and self.directory.float_weights.is_file():
+            return read_bytes(self.directory.float_weights)
+        return self._float_weights
+
+    def keep_float_weights(self) -> None:
+        """Hold the float model's weights in memory: the run directory is about to be removed."""
+        self._float_weights = self.float_weights()
+
+    def _calibrate(self) -> None:
+        def inputs() -> Iterator[Tensor]:
+            return (x for x, _ in batches_of(self.data.train, most=CALIBRATION_SAMPLES))
+
+        self.network.calibrate(inputs)
+
+    def _first_scheme(self) -> Settled:
+        """Return the planes to begin with: all that are allowed, those that are given, or a method's uniform ones."""
+        budget = self.costs.budget
+        if self.method_class.searches:
+            return {name: uniform(most) for name, most in budget.most.items()}
+        given = self._start.planes(budget.elements)
+        return uniform_scheme(budget, method=self.config.method) if given is None else given
+
+    def _teacher(self) -> nn.Module:
+        """Return the float model that teaches: as it was trained here, or as it was given."""
+        teacher = self.model_source.build(near=self.directory.config)
+        if self.directory.float_weights.is_file():
+            load_weights(teacher, self.directory.float_weights)
+        elif self._start.weights is not None:
+            self._start.load_into(teacher)
+        else:
+            raise ModelError("distill needs a float model that can teach: give --weights or --pretrain-epochs")
+        return teacher
+
+    def _know_float_metric(self) -> None:
+        self.float_metric = self._evaluate(self.network.model)
         self.progress.line(f"float model: {self.data.task.metric_name} {self.float_metric:.4f}")
         if self.processes.first:
-            write_bytes(self.output / "float.safetensors", safetensors_bytes(self.model.state_dict()))
+            write_bytes(self.directory.float_weights, safetensors_bytes(self.network.model.state_dict()))
         self.processes.wait()
 
     def _settle(self) -> None:
         """Put plain weights in place of the gates, and fix the scheme."""
-        assert self.method is not None
-        self.method.finish()
-        soft = self._weight_values() if self.method.softens else None
-        found = self.method.scheme()
+        method, network = self.method, self.network
+        method.finish()
+        soft = network.weight_values() if method.softens else None
+        found = method.scheme()
         probe = self._make_plain()
         self.progress.line("settling the scheme by measured loss …")
-        self.scheme = {n: close_holes(p) if self.config.contiguous else p for n, p in found.items()}
-        start = self._choose_start(probe, soft)
-        self._measure_sizes(self._parameters)
+        scheme = contiguous(found) if self.config.contiguous else dict(found)
+        starts = StartingPoints(network, soft, self.directory.float_weights, self._calibrate)
+        start = self.processes.agreed(starts.best(scheme, probe))
+        starts.load(start)
+        self.costs.measure_sizes(lambda: network.parameters)
         if self.config.repair:
-            self.scheme = settle(self.scheme, self.budget, loss_with=probe)
-        self.scheme = self.processes.agreed(self.scheme)  # machines may round losses differently
-        self.progress.line(f"{self._log_scheme('settle', found, start=start)}; going on from the {start} weights")
+            scheme = within_budget(scheme, self.costs.budget, probe)
+        self.scheme = self.processes.agreed(scheme)  # machines may round losses differently
+        self.progress.line(f"{self._log_scheme(Stage.SETTLE, found, start=start)}; going on from the {start} weights")
 
     def _is_too_large(self) -> bool:
         """Tell whether the packed file exceeds a target size: training changes the entropy of integers."""
-        if self.budget.unit != "bytes" or not self.config.repair:
+        if not self.costs.counts_bytes or not self.config.repair:
             return False
-        assert self.method is not None
-        return self.processes.agreed(self._cost(self.method.integers()) > self.budget.limit)
+        return self.processes.agreed(self.costs.of(self.method.integers()) > self.costs.budget.limit)
 
     def _shrink(self) -> None:
         """Drop planes of trained weights by measured loss until the packed file is as small as it shall be."""
-        assert self.method is not None
         found = self.method.scheme()
-        fixed = fixed_bytes(self._model_to_pack(self.method.integers()))
+        self.costs.fix_other_bytes(self.method.integers())
         probe = self._make_plain()
-        self.budget = dataclasses.replace(self.budget, fixed_bytes=fixed)
-        self._measure_sizes(self._parameters)
-        self.scheme = self.processes.agreed(drop_planes(found, self.budget, loss_with=probe))
-        self.progress.line(f"trained integers pack worse than before: {self._log_scheme('shrink', found)}")
+        self.costs.measure_sizes(lambda: self.network.parameters)
+        self.scheme = self.processes.agreed(drop_planes(found, self.costs.budget, loss_with=probe))
+        self.progress.line(f"trained integers pack worse than before: {self._log_scheme(Stage.SHRINK, found)}")
 
     def _make_plain(self) -> LossProbe:
         """Put the method's hard weights in its place, and return what measures the loss with them."""
-        assert self.method is not None
-        self.method.set_hard(True)
-        values = self._weight_values()
-        for weight in self.weights:
-            detach(weight, values[weight.name])
-        self.weights = quantizable_weights(self.model, self.config.exclude)
-        loss = partial(training_loss, self.net, self.data, self.phase.device, samples=self.config.repair_samples,
+        self.network.make_plain()
+        loss = partial(training_loss, self.network.net, self.data, self.device, samples=self.config.repair_samples,
                        channels_last=bool(self.config.channels_last))  # fmt: skip
-        return LossProbe(self._parameters(), loss)
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return {weight.name: weight.parameter for weight in self.weights}
+        def measured() -> float:
+            # What was measured is lost: a resumed search goes on from the last checkpoint. Several processes may
+            # measure a different number of times, so that they could not agree here.
+            if self.processes.count == 1 and self._stop():
+                raise self._interrupted()
+            return loss()
 
-    def _log_scheme(self, phase: str, found: Scheme, **more: Any) -> str:
-        """Log the scheme that was made of the one found, and return what it costs in words."""
-        assert self.scheme is not None
-        budget = self.budget
-        before, after = budget.cost(found), budget.cost(self.scheme)
-        self._log({"phase": phase, **more, "cost_found": before, "cost": after, "limit": budget.limit,
-                   "precision": {name: len(planes) for name, planes in self.scheme.items()}})  # fmt: skip
-        return (f"scheme: {budget.describe(after)}, found {budget.describe(before)}, "
-                f"budget {budget.describe(budget.limit)}")  # fmt: skip
-
-    def _cost(self, integers: Integers) -> float:
-        """Return what integers cost."""
-        if self.budget.unit == "bytes":
-            return packed_bytes(self._model_to_pack(integers))
-        return self.budget.cost({name: planes_of(mask) for name, (_, _, mask) in integers.items()})
-
-    @torch.no_grad()
-    def _weight_values(self) -> dict[str, Tensor]:
-        return {weight.name: getattr(*weight.places[0]).detach().clone() for weight in self.weights}
-
-    def _choose_start(self, probe: LossProbe, soft: Mapping[str, Tensor] | None) -> str:
-        """Keep the searched weights, or take them with soft gates or the float model's: what rounds with least loss.
-
-        A short search finds a scheme before its gates have hardened into good weights, and a very short one before
-        the soft weights are better than the float model's; a long one, or one from scratch, leaves weights that fit
-        the scheme.
-        """
-        assert self.scheme is not None
-        saved = self.output / "float.safetensors"
-        state = {name: value.clone() for name, value in self.net.state_dict().items()}
-
-        def load(start: str) -> None:
-            if start == "float":
-                load_weights(self.model, saved)
-                self._calibrate()  # the searched network's activations are others
-                return
-            self.net.restore(state)
-            if start == "soft" and soft is not None:
-                for weight in self.weights:
-                    weight.parameter.data.copy_(soft[weight.name])
-
-        losses = {}
-        for start, there in (("searched", True), ("soft", soft is not None), ("float", saved.is_file())):
-            if there:
-                load(start)
-                losses[start] = probe.of_scheme(self.scheme)
-        best = self.processes.agreed(min(losses, key=losses.__getitem__))
-        load(best)
-        return best
+        return LossProbe(self.network.parameters, measured)
 
     def _evaluate(self, net: nn.Module) -> float:
         device = next(net.parameters()).device
@@ -392,10 +317,10 @@ class Session:
     # --- records -----------------------------------------------------------------------------------------
 
     def _after_epoch(self, epoch: int, loss: float) -> None:
-        phase, method = self.phase, self.method
+        phase, method = self._phase, self.network.method
         entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
         metric = self._evaluate(phase.net)
-        if method is None:
+        if phase.method is None or method is None:
             entry["metric"] = metric
         else:
             entry["metric_soft"] = metric
@@ -403,7 +328,7 @@ class Session:
             entry["metric_hard"] = self._evaluate(phase.net) if method.softens else metric
             method.set_hard(False)
             precisions = {name: len(planes) for name, planes in method.scheme().items()}
-            entry |= method.status() | {"average_precision": self.budget.average(precisions)}
+            entry |= method.status() | {"average_precision": self.costs.budget.average(precisions)}
             entry["precision"] = precisions
         phase.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
         self._log(entry)
@@ -412,91 +337,67 @@ class Session:
         self.progress.line(f"{phase.name} epoch {epoch + 1}/{phase.epochs}  {words}")
         self._save()
 
+    def _log_scheme(self, stage: Stage, found: Scheme, **more: Any) -> str:
+        """Log the scheme that was made of the one found, and return what it costs in words."""
+        assert self.scheme is not None
+        budget = self.costs.budget
+        before, after = budget.cost(found), budget.cost(self.scheme)
+        precision = {name: len(planes) for name, planes in self.scheme.items()}
+        self._log({"phase": stage, **more, "cost_found": before, "cost": after, "limit": budget.limit,
+                   "precision": precision})  # fmt: skip
+        return (f"scheme: {budget.describe(after)}, found {budget.describe(before)}, "
+                f"budget {budget.describe(budget.limit)}")  # fmt: skip
+
     def _log(self, entry: dict[str, Any]) -> None:
         if not self.processes.first:
             return
-        path = self.output / "log.jsonl"
-        try:
-            with open(path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
-            if self.config.tensorboard:
-                path = self.output / "tensorboard"
-                self._write_events(entry)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-    def _write_events(self, entry: dict[str, Any]) -> None:
-        if self._events is None:
-            lines = (self.output / "log.jsonl").read_text(encoding="utf-8").count("\n")
-            self._events = Events(self.output / "tensorboard", first_step=lines - 1)
-        self._events.add(entry)
+        self.directory.append_log(entry)
+        if self.config.tensorboard:
+            if self._events is None:
+                first = len(self.directory.read_log()) - 1
+                self._events = Events(self.directory.tensorboard, first_step=first)
+            self._events.add(entry)
 
     def _save(self) -> None:
-        if not self.processes.first:
-            return
-        log = self.output / "log.jsonl"
-        state = {**self.phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
-                 "log_bytes": log.stat().st_size if log.is_file() else 0}  # fmt: skip
-        save_checkpoint(self.output / CHECKPOINTS, state)
+        if self.processes.first:
+            state = {**self._phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
+                     "log_bytes": self.directory.log_bytes}  # fmt: skip
+            save_checkpoint(self.directory.checkpoints, state)
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> Summary:
         """Harden, re-estimate BatchNorm, evaluate, and write scheme and summary."""
-        phase, task, method = self.phase, self.data.task, self.method
-        assert method is not None
+        phase, method, config = self._phase, self.method, self.config
         if self.scheme is None:
             method.finish()
         soft = self._evaluate(phase.net)
         method.set_hard(True)
         hard = final = soft
-        if method.softens or phase.name == "shrink":  # else BatchNorm's statistics are those of the hard weights
+        # Otherwise BatchNorm's statistics are those of the hard weights already.
+        if method.softens or phase.name == Stage.SHRINK:
             hard = self._evaluate(phase.net)
-            reestimate_batch_norm(phase.net, self.data, phase.device, batch_size=self.config.batch_size,
-                                  seed=self.config.seed)  # fmt: skip
+            reestimate_batch_norm(phase.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
             final = self._evaluate(phase.net)
         integers = method.integers()
-        scheme: list[dict[str, Any]] = [
-            {
-                "name": name,
-                "precision": mask.count("1"),
-                "mask": mask,
-                "bit_width": twos_complement_bits(q),
-                "elements": q.size,
-            }
-            for name, (q, _, mask) in integers.items()
-        ]
-        average = {
-            key: sum(entry[key] * entry["elements"] for entry in scheme) / sum(entry["elements"] for entry in scheme)
-            for key in ("precision", "bit_width")
-        }
-        summary = {
-            "method": self.config.method,
-            "target_bits": self.config.target_bits,
-            "target_size": self.config.target_size,
-            "budget_unit": self.budget.unit,
-            "budget": self.budget.limit,
-            "cost": self._cost(integers),
-            "average_precision": average["precision"],
-            "average_bit_width": average["bit_width"],
-            "act_bits": self.config.act_bits,
-            "metric_name": task.metric_name,
-            "metric_float": self.float_metric,
-            "metric_soft": soft,
-            "metric_hard": hard,
-            "metric": final,
-            "seconds": round(time.monotonic() - self.started, 1),
-        }
+        scheme = scheme_of(integers)
+        summary = Summary(
+            method=config.method,
+            target_bits=config.target_bits,
+            target_size=config.target_size,
+            budget_unit=self.costs.budget.unit,
+            budget=self.costs.budget.limit,
+            cost=self.costs.of(integers),
+            average_precision=average(scheme, "precision"),
+            average_bit_width=average(scheme, "bit_width"),
+            act_bits=config.act_bits,
+            metric_name=self.data.task.metric_name,
+            metric_float=self.float_metric,
+            metric_soft=soft,
+            metric_hard=hard,
+            metric=final,
+            seconds=round(time.monotonic() - self._began, 1),
+        )
         self._save()
         if self.processes.first:
-            write_json(self.output / "scheme.json", scheme)
-            write_json(self.output / "summary.json", summary)  # last: its presence says that the search is finished
+            self.directory.write_result(scheme, summary)
         self.processes.wait()
         return summary
-
-
-def _sites(model: nn.Module, sample: Tensor) -> Any:
-    try:
-        return record(model, [sample])
-    except Exception as error:
-        raise ModelError(
-            f"the model failed on an input of shape {list(sample.shape)}: {type(error).__name__}: {error}"
-        ) from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csqtool.errors import ConfigError
+from csqtool.errors import ConfigError, InputError
 
 
 def check_available() -> None:
@@ -33,14 +33,22 @@ class Events:
         check_available()
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
         self._step = first_step
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Write the numbers of a log entry, and each layer's precision."""
+        """Write the numbers of a log entry, and each layer's precision.
+
+        Raises:
+            InputError: the events cannot be written.
+        """
         numbers = {k: v for k, v in entry.items() if isinstance(v, int | float) and k != "epoch"}
         numbers |= {f"precision/{name}": planes for name, planes in entry.get("precision", {}).items()}
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, self._step)
+        try:
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, self._step)
+            self._writer.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self._folder}: {error.strerror or error}") from error
         self._step += 1
-        self._writer.flush()

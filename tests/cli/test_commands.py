@@ -25,7 +25,7 @@ from csqtool.finalized_file import read_finalized, serialize, to_tensors
 from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import optimized_operators, session
 from csqtool.progress import stderr_progress
-from csqtool.searching import SearchConfig
+from csqtool.searching.config import SearchConfig
 from csqtool.verifying.runtime import run_batches
 from tests.support.commands import DIGITS, QUICK, ROOT, Built, invoke, ok
 

@@ -14,13 +14,16 @@ from safetensors.torch import save_file
 
 from csqtool import evaluation as evaluating
 from csqtool.progress import Silent
-from csqtool.searching import SearchConfig, search
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.records import Stage
+from csqtool.searching.runs import begin
 from csqtool.searching.session import Session
+from tests.support.sessions import opened
 
 
 def one_step(session: Session, output: Path) -> None:
     """Write the gradients of the whole batch, the running statistics and the loss."""
-    session._enter("search")
+    session._enter(Stage.SEARCH)
     phase = session.phase
     phase.net.train()
     loss = phase._step(torch.arange(session.config.batch_size), epoch=0, batch=0)
@@ -33,11 +36,11 @@ def one_step(session: Session, output: Path) -> None:
 
 def evaluation(session: Session, output: Path) -> None:
     """Write how many samples this process saw when the test set was evaluated by fours, and the metric of all."""
-    session._enter("search")
+    session._enter(Stage.SEARCH)
     evaluating.batches_of = partial(evaluating.batches_of, size=4)
     seen: list[int] = []
-    session.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    metric = session._evaluate(session.net)
+    session.network.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    metric = session._evaluate(session.network.net)
     (output / f"process{session.processes.index}.txt").write_text(f"{sum(seen)} {metric!r}")
 
 
@@ -47,7 +50,6 @@ def whole_search(session: Session, output: Path) -> None:
         (output / "checkpoints").mkdir()
     session.processes.wait()
     session.to_end(lambda: False)
-    assert session.method is not None
     digest = hashlib.sha256()
     for name, (q, scale, mask) in session.method.integers().items():
         digest.update(f"{name} {mask} {float(scale)!r}".encode() + q.tobytes())
@@ -69,8 +71,8 @@ if __name__ == "__main__":
         pretrain_epochs=1, epochs=1, finetune_epochs=1, checkpoint_minutes=0.0001,
     )  # fmt: skip
     if what in ("run", "killed"):
-        search(config, Path(folder), progress=Killed() if what == "killed" else None)
+        begin(config, Path(folder), progress=Killed() if what == "killed" else None)
         sys.exit()
-    run = Session(config, Path(folder), Silent())
+    run = opened(config, Path(folder))
     {"step": one_step, "evaluation": evaluation, "search": whole_search}[what](run, Path(folder))
     run.processes.wait()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from csqtool.searching import SearchConfig, automatic
+from csqtool.searching import automatic
+from csqtool.searching.config import SearchConfig
 from tests.support.commands import DIGITS, QUICK, invoke, ok
 
 CPU = torch.device("cpu")

@@ -12,21 +12,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from csqtool import finalize
 from csqtool.factories import build_model
 from csqtool.finalized_file import read_finalized
-from csqtool.finalizing import finalize
 from csqtool.nn.gates import BitGates
 from csqtool.nn.weights import quantizable_weights
 from csqtool.progress import Silent
-from csqtool.searching import SearchConfig, loop, search
+from csqtool.searching import loop
 from csqtool.searching.bsq import Bsq
 from csqtool.searching.budget import make_budget, uniform
 from csqtool.searching.checkpoint import load_weights
+from csqtool.searching.config import SearchConfig
 from csqtool.searching.csq import Csq
 from csqtool.searching.method import METHODS
+from csqtool.searching.network import Network
+from csqtool.searching.records import Stage
+from csqtool.searching.runs import begin
 from csqtool.searching.scheme import LossProbe
-from csqtool.searching.session import Session
+from csqtool.searching.settling import StartingPoints
 from tests.support.commands import DIGITS, QUICK, Built, invoke, ok
+from tests.support.sessions import opened
 
 SEARCH = ["search", DIGITS, "--data", "digits", *QUICK]
 
@@ -188,7 +193,7 @@ def test_epochs_may_be_broken(tmp_path: Path) -> None:
     steps = Steps()
     config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, batch_size=64, pretrain_epochs=1,
                                epochs=0.5, finetune_epochs=1.25)  # fmt: skip
-    search(config, tmp_path / "run", progress=steps)
+    begin(config, tmp_path / "run", progress=steps)
     assert steps.taken == {"float": 22, "search": 11, "finetune": 28}  # of 22 steps an epoch
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [(e["phase"], e.get("epoch")) for e in log] == [
@@ -204,7 +209,7 @@ def test_steps_within_the_backward_pass_are_those_behind_it(
     models = []
     for early in (1, 1 << 62):
         monkeypatch.setattr(loop, "EARLY_FROM", early)
-        search(config, tmp_path / str(early))
+        begin(config, tmp_path / str(early))
         finalize(tmp_path / str(early), tmp_path / f"{early}.safetensors")
         models.append((tmp_path / f"{early}.safetensors").read_bytes())
     assert models[0] == models[1]
@@ -218,27 +223,32 @@ def test_finetuning_starts_from_the_weights_that_round_with_least_loss(
     monkeypatch.setattr(LossProbe, "of_scheme", lambda *_: 0.5 if next(asked) == best else 1.0)
     starts: list[Tensor] = []
     scales: list[list[float]] = []
-    choose, calibrate = Session._choose_start, Session._calibrate
+    choose, calibrate = StartingPoints.best, Network.calibrate
 
-    def calibrated(self: Session) -> None:
-        calibrate(self)
-        scales.append([q.scale.item() for q in self.net.quantizers.values()])
+    def scales_of(network: Network) -> list[float]:
+        return [q.scale.item() for q in network.net.quantizers.values()]
 
-    def look(self: Session, *arguments: Any) -> str:
-        starts.append(self.weights[0].parameter.detach().clone())
-        scales.append([q.scale.item() for q in self.net.quantizers.values()])
+    def calibrated(self: Network, *arguments: Any) -> None:
+        calibrate(self, *arguments)
+        scales.append(scales_of(self))
+
+    def look(self: StartingPoints, *arguments: Any) -> str:
+        network = self._network
+        starts.append(network.weights[0].parameter.detach().clone())
+        scales.append(scales_of(network))
         chosen = choose(self, *arguments)
-        scales.append([q.scale.item() for q in self.net.quantizers.values()])
-        starts.append(self.weights[0].parameter.detach().clone())
-        starts.append(load_file(self.output / "float.safetensors")["stem.0.weight"])
+        self.load(chosen)
+        scales.append(scales_of(network))
+        starts.append(network.weights[0].parameter.detach().clone())
+        starts.append(load_file(self._float_weights)["stem.0.weight"])
         assert chosen == best
         return chosen
 
-    monkeypatch.setattr(Session, "_choose_start", look)
-    monkeypatch.setattr(Session, "_calibrate", calibrated)
+    monkeypatch.setattr(StartingPoints, "best", look)
+    monkeypatch.setattr(Network, "calibrate", calibrated)
     config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, act_bits=4, pretrain_epochs=1, epochs=1,
                                finetune_epochs=0.1)  # fmt: skip
-    search(config, tmp_path / "run")
+    begin(config, tmp_path / "run")
     searched, chosen, plain = starts
     assert torch.equal(chosen, searched) == (best == "searched")
     assert torch.equal(chosen, plain) == (best == "float")
@@ -260,10 +270,10 @@ def test_the_paper_recipe_has_the_papers_settings() -> None:
 def test_gates_masks_scales_clips_and_norms_decay_in_the_papers_recipe_only(recipe: str, tmp_path: Path) -> None:
     config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, recipe=recipe, act_bits=4, epochs=1,
                                exclude=["classifier.*"])  # fmt: skip
-    session = Session(config, tmp_path, Silent())
-    session._enter("search")
-    names = {id(p): name for name, p in session.phase.net.named_parameters() if p.numel() and p.requires_grad}
-    groups = session.phase._optimizer.param_groups
+    session = opened(config, tmp_path)
+    session._enter(Stage.SEARCH)
+    names = {id(p): name for name, p in session._phase.net.named_parameters() if p.numel() and p.requires_grad}
+    groups = session._phase._optimizer.param_groups
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert decay.keys() == set(names.values())
     kinds = Counter(name.rsplit(".", 1)[-1] for name in decay)
@@ -284,18 +294,18 @@ def test_small_weights_are_computed_once_and_before_the_net_to_the_same_gradient
     for ahead in (True, False):
         if not ahead:
             monkeypatch.setattr(loop, "compute_small_weights", lambda _: None)
-        session = Session(config, tmp_path, Silent())
-        session._enter("search")
-        session.phase.net.register_forward_hook(lambda *_: events.append("end"))
-        for module in session.phase.net.modules():
+        session = opened(config, tmp_path)
+        session._enter(Stage.SEARCH)
+        session._phase.net.register_forward_hook(lambda *_: events.append("end"))
+        for module in session._phase.net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_pre_hook(lambda *_: events.append("layer"))
         events.clear()
-        session.phase._step(torch.arange(32), 0, 0)
+        session._phase._step(torch.arange(32), 0, 0)
         layers = events.count("layer")
         assert layers > 2
         assert events == (["weight"] * layers + ["layer"] * layers if ahead else ["layer", "weight"] * layers) + ["end"]
-        ends.append(session.phase.net.state_dict())
+        ends.append(session._phase.net.state_dict())
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
 
@@ -316,16 +326,15 @@ def test_finetuning_starts_from_the_settled_weights_and_without_epochs_ends_with
 ) -> None:
     config = SearchConfig.make(model=DIGITS, data="digits", target_bits=3, recipe=recipe, finetune_with=finetune_with,
                                finetune_epochs=epochs)  # fmt: skip
-    session = Session(config, tmp_path, Silent())
+    session = opened(config, tmp_path)
     wanted = {}
-    for weight in session.weights:
+    for weight in session.network.weights:
         q = torch.randint(-6, 7, weight.parameter.shape)  # less than the planes could hold
         wanted[weight.name] = weight.parameter.data.copy_(0.01 * q).clone()
-    session.scheme = {weight.name: (2, 3, 4) for weight in session.weights}
-    session._enter("finetune")
-    assert session.method is not None
+    session.scheme = {weight.name: (2, 3, 4) for weight in session.network.weights}
+    session._enter(Stage.FINETUNE)
     session.method.set_hard(epochs == 0)
-    for name, value in session._weight_values().items():
+    for name, value in session.network.weight_values().items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-7)
 
 

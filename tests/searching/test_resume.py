@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from csqtool import finalize
 from csqtool.errors import FormatError, InputError, SearchInterrupted
-from csqtool.finalizing import finalize
 from csqtool.progress import Silent
-from csqtool.searching import SearchConfig, resume_search, search, session
+from csqtool.searching import run_directory, session, tensorboard
 from csqtool.searching.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.runs import begin, resume
 from tests.support.commands import DIGITS, QUICK, Built, invoke, ok
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "--act-bits", "8", *QUICK]
@@ -86,9 +89,11 @@ def test_a_full_disk_at_the_log_is_one_error_line(name: str, tmp_path: Path, mon
     def open_unless_full(file: object, *more: object, **named: object) -> object:
         return full() if Path(str(file)).name == name else open(file, *more, **named)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(session, "open", open_unless_full, raising=False)
-    monkeypatch.setattr(session, "check_available", lambda: None)
-    monkeypatch.setattr(session.Session, "_write_events", full)
+    writer = SimpleNamespace(add_scalar=full, flush=full)
+    monkeypatch.setattr(run_directory, "open", open_unless_full, raising=False)
+    for module in (session, tensorboard):
+        monkeypatch.setattr(module, "check_available", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda *_, **__: writer))
     result = invoke(*SEARCH, "--tensorboard", "-o", tmp_path / "run")
     assert result.exit_code == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
@@ -182,12 +187,12 @@ def test_data_that_draw_from_numpy_and_random_resume_to_the_same_model(tmp_path:
             if (phase, done) == ("search", 5):
                 os.kill(os.getpid(), signal.SIGINT)
 
-    search(config, tmp_path / "whole")
+    begin(config, tmp_path / "whole")
     with pytest.raises(SearchInterrupted):
-        search(config, tmp_path / "stopped", progress=Interrupting())
+        begin(config, tmp_path / "stopped", progress=Interrupting())
     np.random.seed(99)
     random.seed(99)
-    resume_search(tmp_path / "stopped")
+    resume(tmp_path / "stopped")
     for run in ("whole", "stopped"):
         finalize(tmp_path / run, tmp_path / f"{run}.safetensors")
     assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "stopped.safetensors").read_bytes()

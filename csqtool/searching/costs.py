@@ -1,0 +1,74 @@
+"""What a network costs against the budget of its search: planes, or bytes of the packed file as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from csqtool.integers import planes_of
+from csqtool.nn.latent import LsqWeight
+from csqtool.searching.budget import Budget, make_budget, uniform
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.network import Integers, Network
+from csqtool.searching.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
+
+
+class Costs:
+    """Counts what schemes and integers of a network cost.
+
+    Args:
+        network: the network, before a method is in place.
+        config: the settings.
+        info: returns what the finalized file will record, with stand-ins for what is measured later.
+
+    Attributes:
+        budget: what may be spent.
+
+    Raises:
+        ConfigError: the budget cannot be met.
+    """
+
+    def __init__(self, network: Network, config: SearchConfig, info: Callable[[], Mapping[str, Any]]) -> None:
+        self._network = network
+        self._info = info
+        self.budget: Budget = make_budget(config, network.elements, self._fixed_bytes(config))
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether the budget is a size of the packed file."""
+        return self.budget.unit == "bytes"
+
+    def _fixed_bytes(self, config: SearchConfig) -> int | None:
+        if config.target_size is None:
+            return None
+        weights = self._network.weights
+        latents = {w.name: LsqWeight(w.parameter, uniform(1), planes=config.planes) for w in weights}
+        integers = {name: latent.integers() for name, latent in latents.items()}
+        aliases = [alias for weight in weights for alias in weight.aliases]
+        packed = self._network.quantized(integers, self._info())
+        return fixed_bytes(as_trained(packed, aliases=aliases)) + SLACK * len(weights)
+
+    def measure_sizes(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Let a budget of bytes count what layers take when these weights are rounded."""
+        if self.counts_bytes:
+            self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights()))
+
+    def fix_other_bytes(self, integers: Integers) -> None:
+        """Let a budget of bytes count what the file takes beside the integers as the network is now."""
+        fixed = fixed_bytes(self._network.quantized(integers, self._info()))
+        self.budget = dataclasses.replace(self.budget, fixed_bytes=fixed)
+
+    def of(self, integers: Integers) -> float:
+        """Return what integers cost, in the budget's unit."""
+        if self.counts_bytes:
+            return packed_bytes(self._network.quantized(integers, self._info()))
+        return self.budget.cost({name: planes_of(found.mask) for name, found in integers.items()})
+
+
+def stand_in_metrics(name: str, samples: int) -> dict[str, Any]:
+    """Return metrics of the length that measured ones have, for files whose size is wanted before."""
+    return {"name": name, "float": math.pi / 4, "finalized": math.e / 3, "samples": samples}

@@ -1,0 +1,35 @@
+"""Finalize: from a finished search to signed integers, scales and bit widths, in one self-contained file."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from csqtool.evaluation import evaluate
+from csqtool.nn.net import finalized_net
+from csqtool.quantized_model import QuantizedModel
+
+if TYPE_CHECKING:
+    from csqtool.searching.session import Session
+
+
+def finalized_model(session: Session, metric_float: float | None) -> QuantizedModel:
+    """Turn the network of a finished search into a finalized model.
+
+    All gates become unit steps, biases are snapped to the integer grid of their layer where its input is
+    quantized, and the network that results, which is what every export is compared with, is evaluated.
+
+    Args:
+        session: a finished search.
+        metric_float: the float model's metric, for the record.
+    """
+    session.network.harden()
+    model = session.network.quantized(session.method.integers(), session.info())
+    module = session.model_source.build(near=session.directory.config)
+    metrics = {
+        "name": session.data.task.metric_name,
+        "float": metric_float,
+        "finalized": evaluate(finalized_net(module, model), session.data.test, session.data.task),
+        "samples": len(session.data.test),
+    }
+    return dataclasses.replace(model, info={**model.info, "metrics": metrics})

@@ -1,0 +1,117 @@
+"""The network of a search: the user's module, its quantized weights and its activation quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csqtool.errors import ModelError
+from csqtool.nn.activation_variants import load_quantizer
+from csqtool.nn.assemble import quantized_model
+from csqtool.nn.dataflow import Site, place_quantizers, record
+from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.signature import inputs_of
+from csqtool.nn.weights import check_excluded, detach, quantizable_weights
+from csqtool.quantized_model import LayerIntegers, QuantizedModel
+from csqtool.searching.checkpoint import safetensors_bytes
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.method import Method
+
+Integers = Mapping[str, LayerIntegers]
+
+
+class Network:
+    """What a search trains.
+
+    Args:
+        model: the user's module; it is changed.
+        config: the settings.
+        sample: inputs [B, …] of a few samples.
+
+    Attributes:
+        model: the user's module.
+        net: the module with its activation quantizers.
+        weights: the parameters that are quantized.
+        placement: where the quantizers are.
+        inputs: names, shapes and types of the model's inputs.
+        method: what trains the weights, once it is in place; None before.
+
+    Raises:
+        ModelError: the model fails on the sample, or has nothing to quantize.
+        ConfigError: a pattern matches no parameter.
+    """
+
+    def __init__(self, model: nn.Module, config: SearchConfig, sample: Tensor) -> None:
+        self.model = model
+        self._exclude = config.exclude
+        check_excluded(config.exclude, quantizable_weights(model))
+        self.weights = quantizable_weights(model, config.exclude)
+        if not self.weights:
+            raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
+        self.placement = place_quantizers(_sites(model, sample), config.act_bits)
+        self.inputs = inputs_of((sample,))
+        self.net = QuantizedNet(model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
+        self.method: Method | None = None
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Number of weights of each layer."""
+        return {weight.name: weight.elements for weight in self.weights}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weights as plain parameters, where no method is in place."""
+        return {weight.name: weight.parameter for weight in self.weights}
+
+    @torch.no_grad()
+    def weight_values(self) -> dict[str, Tensor]:
+        """Return a copy of each weight as the forward pass uses it."""
+        return {weight.name: getattr(*weight.places[0]).detach().clone() for weight in self.weights}
+
+    def make_plain(self) -> None:
+        """Put the quantized weights, as plain parameters, in the place of the method."""
+        assert self.method is not None
+        self.method.set_hard(True)
+        values = self.weight_values()
+        for weight in self.weights:
+            detach(weight, values[weight.name])
+        self.weights = quantizable_weights(self.model, self._exclude)
+
+    def harden(self) -> None:
+        """Let the weights be the quantized ones, for evaluation."""
+        assert self.method is not None
+        self.method.set_hard(True)
+        self.net.eval()
+
+    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
+        """Choose scales and zero points of the activation quantizers.
+
+        Args:
+            batches: returns inputs [B, …] to run; called only if there are quantizers.
+        """
+        if self.net.quantizers:
+            device = next(self.model.parameters()).device
+            self.net.to(device).calibrate(x.to(device) for x in batches())
+
+    def quantized(self, integers: Integers, info: Mapping[str, Any]) -> QuantizedModel:
+        """Return the network with these integers as a finalized model."""
+        return quantized_model(self.net, self.placement, integers, info)
+
+    def plain_weights(self) -> bytes:
+        """Return the model with its quantized weights in float, as a safetensors file."""
+        values = {weight.name: getattr(*weight.places[0]) for weight in self.weights}
+        values |= {alias: values[weight.name] for weight in self.weights for alias in weight.aliases}
+        values |= {k: v for k, v in self.model.state_dict().items() if "parametrizations" not in k.split(".")}
+        return safetensors_bytes(values)
+
+
+def _sites(model: nn.Module, sample: Tensor) -> list[Site]:
+    try:
+        return record(model, [sample])
+    except Exception as error:
+        raise ModelError(
+            f"the model failed on an input of shape {list(sample.shape)}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,71 @@
+"""What a search gives: figures to look at, and a network to finalize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csqtool.searching.records import LogEntry, SchemeEntry, Summary
+
+if TYPE_CHECKING:
+    from csqtool.quantized_model import QuantizedModel
+    from csqtool.searching.session import Session
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+        summary: what it ended with: metrics, cost, averages.
+        scheme: each layer's planes and bit width.
+        log: what was logged, a line an epoch.
+        run: the run directory; None where none was kept.
+    """
+
+    summary: Summary
+    scheme: tuple[SchemeEntry, ...]
+    log: tuple[LogEntry, ...]
+    run: Path | None
+    session: Session = field(repr=False, compare=False)
+
+    @property
+    def metric(self) -> float:
+        """The task's metric of the quantized network on the test set."""
+        return self.summary.metric
+
+    @property
+    def metric_float(self) -> float | None:
+        """The same of the float model; None where it was not measured."""
+        return self.summary.metric_float
+
+    @property
+    def average_precision(self) -> float:
+        """Planes a weight, weighted by weight elements."""
+        return self.summary.average_precision
+
+    @property
+    def average_bit_width(self) -> float:
+        """Two's-complement bits a weight, weighted by weight elements."""
+        return self.summary.average_bit_width
+
+    @property
+    def bit_widths(self) -> Mapping[str, int]:
+        """Two's-complement bits of each layer, by parameter name."""
+        return {entry.name: entry.bit_width for entry in self.scheme}
+
+    def finalize(self) -> QuantizedModel:
+        """Return the finalized model: signed integers, a scale and a bit width a layer.
+
+        All gates become unit steps, biases are snapped to the integer grid of their layer where its input is
+        quantized, and the network that results, which every export is compared with, is evaluated.
+        """
+        from csqtool.searching.finalizing import finalized_model
+
+        return finalized_model(self.session, self.summary.metric_float)
+
+    def without_run(self) -> SearchResult:
+        """Return the same result with no run directory: the folder that held it is removed."""
+        return replace(self, run=None)

@@ -1,0 +1,79 @@
+"""From the planes that a search found to a scheme within the budget, and the weights to train on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from csqtool.searching.budget import Budget, Scheme
+from csqtool.searching.checkpoint import load_weights
+from csqtool.searching.network import Network
+from csqtool.searching.scheme import LossProbe, close_holes, settle
+
+Settled = dict[str, tuple[int, ...]]
+
+
+class StartingPoints:
+    """The weights that training may go on from after a search: its own, hard or soft, and the float model's.
+
+    A short search finds a scheme before its gates have hardened into good weights, and a very short one before
+    the soft weights are better than the float model's. A long one, or one from scratch, leaves weights that fit
+    the scheme.
+
+    Args:
+        network: the network with the searched weights as plain parameters.
+        soft: the weights with gates as they were trained; None where the method has no soft weights.
+        float_weights: the float model's file; it need not exist.
+        calibrate: calibrates the activation quantizers on the network as it is.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        soft: Mapping[str, Tensor] | None,
+        float_weights: Path,
+        calibrate: Callable[[], None],
+    ) -> None:
+        self._network = network
+        self._soft = soft
+        self._float_weights = float_weights
+        self._calibrate = calibrate
+        self._searched = {name: value.clone() for name, value in network.net.state_dict().items()}
+        self.names = [
+            name
+            for name, there in (("searched", True), ("soft", soft is not None), ("float", float_weights.is_file()))
+            if there
+        ]
+
+    def load(self, name: str) -> None:
+        """Put one of them into the network."""
+        if name == "float":
+            load_weights(self._network.model, self._float_weights)
+            self._calibrate()  # the searched network's activations are others
+            return
+        self._network.net.restore(self._searched)
+        if name == "soft" and self._soft is not None:
+            with torch.no_grad():
+                for weight in self._network.weights:
+                    weight.parameter.copy_(self._soft[weight.name])
+
+    def best(self, scheme: Scheme, probe: LossProbe) -> str:
+        """Return the one that rounds to a scheme with the least loss."""
+        losses = {}
+        for name in self.names:
+            self.load(name)
+            losses[name] = probe.of_scheme(scheme)
+        return min(losses, key=losses.__getitem__)
+
+
+def contiguous(found: Scheme) -> Settled:
+    """Return as many planes of each layer, without holes."""
+    return {name: close_holes(planes) for name, planes in found.items()}
+
+
+def within_budget(scheme: Scheme, budget: Budget, probe: LossProbe) -> Settled:
+    """Return the scheme with planes dropped and added by measured loss, see `csqtool.searching.scheme.settle`."""
+    return settle(scheme, budget, loss_with=probe)

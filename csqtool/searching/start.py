@@ -1,0 +1,106 @@
+"""What a run starts from: weights, planes and the metric of the float model, read before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from csqtool.errors import ConfigError, ModelError
+from csqtool.integers import planes_of
+from csqtool.searching.checkpoint import load_state, read_state
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.method import load_method
+from csqtool.searching.records import SchemeEntry
+from csqtool.searching.run_directory import RunDirectory, read_scheme
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        weights: a state dict; None starts from the module's own values.
+        weights_source: where it comes from, for messages.
+        scheme: the planes to train, with a method of fixed bits; None for uniform ones.
+        scheme_source: where they come from, for messages.
+        metric_float: the float model's metric, where the weights are quantized ones already; None otherwise.
+        is_finetuning: the run trains the weights of a finished search on.
+    """
+
+    weights: Mapping[str, Tensor] | None = None
+    weights_source: str = ""
+    scheme: tuple[SchemeEntry, ...] | None = None
+    scheme_source: str = ""
+    metric_float: float | None = None
+    is_finetuning: bool = False
+
+    @classmethod
+    def of_settings(cls, config: SearchConfig) -> Start:
+        """Return what a new search starts from.
+
+        Raises:
+            ConfigError: the method searches planes of its own and would not train those that are given.
+            InputError: a file cannot be read.
+        """
+        if config.scheme is not None and load_method(config.method).searches:
+            raise ConfigError(
+                f"{config.method} searches a scheme of its own and would not train that of {config.scheme}; "
+                "--scheme goes with a method of fixed bits, such as --method lsq"
+            )
+        return cls(
+            weights=None if config.weights is None else read_state(Path(config.weights)),
+            weights_source=config.weights or "",
+            scheme=None if config.scheme is None else tuple(read_scheme(Path(config.scheme))),
+            scheme_source=config.scheme or "",
+        )
+
+    @classmethod
+    def of_run(cls, directory: RunDirectory, config: SearchConfig) -> Start:
+        """Return what a run started from, of its own files where they hold it: others may be gone since.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        record = directory.read_start()
+        scheme = directory.start_scheme if directory.start_scheme.is_file() else config.scheme and Path(config.scheme)
+        weights = config.weights and Path(config.weights)
+        if record is not None:
+            weights = directory.start_weights
+        elif weights and not config.pretrain_epochs and directory.float_weights.is_file():
+            weights = directory.float_weights  # a search without float training writes what it was given
+        return cls(
+            weights=read_state(weights) if weights else None,
+            weights_source=str(weights or ""),
+            scheme=tuple(read_scheme(scheme)) if scheme else None,
+            scheme_source=str(scheme or ""),
+            metric_float=None if record is None else record.metric_float,
+            is_finetuning=record is not None,
+        )
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights, if there are any.
+
+        Raises:
+            ModelError: names or shapes do not match the model's.
+        """
+        if self.weights is not None:
+            load_state(model, self.weights, self.weights_source)
+
+    def planes(self, elements: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
+        """Return the planes that were given for each layer; None where none were.
+
+        Args:
+            elements: number of weights of each layer of the model.
+
+        Raises:
+            ModelError: the scheme has other layers than the model.
+        """
+        if self.scheme is None:
+            return None
+        given = {entry.name: planes_of(entry.mask) for entry in self.scheme}
+        if differing := sorted(set(given) ^ set(elements)):
+            raise ModelError(f"{self.scheme_source} does not match the model's layers: {', '.join(differing)}")
+        return given
