@@ -8,6 +8,7 @@ from pathlib import Path
 from csqtool.evaluation import evaluate
 from csqtool.factories import build_model
 from csqtool.finalized_file import write_finalized
+from csqtool.model_info import Metrics
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.net import finalized_net
 from csqtool.quantized_model import QuantizedModel
@@ -35,12 +36,12 @@ def finalize(run: Path, output: Path) -> QuantizedModel:
     assert session.method is not None
     model = quantized_model(session.net, session.placement, session.method.integers(), session.info())
     module = build_model(session.config.model, dict(session.config.model_args), near=run / "config.json")
-    metrics = {
-        "name": session.data.task.metric_name,
-        "float": finished.summary["metric_float"],
-        "finalized": evaluate(finalized_net(module, model), session.data.test, session.data.task),
-        "samples": len(session.data.test),
-    }
-    model = dataclasses.replace(model, info={**model.info, "metrics": metrics})
+    metrics = Metrics(
+        name=session.data.task.metric_name,
+        float_model=finished.summary["metric_float"],
+        finalized=evaluate(finalized_net(module, model), session.data.test, session.data.task),
+        samples=len(session.data.test),
+    )
+    model = dataclasses.replace(model, info=model.info.replace(metrics=metrics))
     write_finalized(model, output)
     return model

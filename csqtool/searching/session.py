@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, trai
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.integers import planes_of
+from csqtool.model_info import DataInfo, MethodInfo, Metrics, ModelFactory, ModelInfo
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.dataflow import place_quantizers, record
@@ -124,33 +126,31 @@ class Session:
 
     def _model_to_pack(self, integers: Integers) -> QuantizedModel:
         """Return the network with these integers, and stand-ins of their length for what finalization measures."""
-        metrics = {"name": self.data.task.metric_name, "float": math.pi / 4, "finalized": math.e / 3,
-                   "samples": len(self.data.test)}  # fmt: skip
-        return quantized_model(self.net, self.placement, integers, {**self.info(), "metrics": metrics})
+        metrics = Metrics(self.data.task.metric_name, math.pi / 4, math.e / 3, len(self.data.test))
+        return quantized_model(self.net, self.placement, integers, self.info().replace(metrics=metrics))
 
     def _measure_sizes(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         """Let a budget of bytes count what layers take when these weights are rounded."""
         if self.budget.unit == "bytes":
             self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights()))
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> ModelInfo:
         """Return what a finalized file records of this search."""
         config = self.config
-        return {
-            "model": {"factory": config.model, "args": dict(config.model_args)},
-            "data": {"source": config.data, **self.data.facts()},
-            "input_shape": list(self.inputs[0].shape),
-            "inputs": [i.to_json() for i in self.inputs],
-            "method": {
-                "name": config.method,
-                "target_bits": config.target_bits,
-                "target_size": config.target_size,
-                "act_bits": config.act_bits,
-                "epochs": config.epochs,
-                "finetune_epochs": config.finetune_epochs,
-                "seed": config.seed,
-            },
-        }
+        return ModelInfo.of(
+            model=ModelFactory(config.model, dict(config.model_args)),
+            data=msgspec.convert({"source": config.data, **self.data.facts()}, DataInfo),
+            inputs=self.inputs,
+            method=MethodInfo(
+                name=config.method,
+                target_bits=config.target_bits,
+                target_size=config.target_size,
+                act_bits=config.act_bits,
+                epochs=config.epochs,
+                finetune_epochs=config.finetune_epochs,
+                seed=config.seed,
+            ),
+        )
 
     # --- stages ------------------------------------------------------------------------------------------
 
