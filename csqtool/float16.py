@@ -50,10 +50,10 @@ def to_float16(
     source = rebuilt_data(model, data=data, near=near)
     if not len(source.test):
         raise ExportError(f"float16: the test set of {source.name} is empty, so its effect cannot be measured")
+    net = rebuilt_net(model, factory=factory, near=near)
     rounded = dataclasses.replace(model, tensors=_rounded(model))
-    before, after = (
-        evaluate(rebuilt_net(m, factory=factory, near=near), source.test, source.task) for m in (model, rounded)
-    )
+    before = evaluate(net, source.test, source.task)
+    after = evaluate(rebuilt_net(rounded, factory=factory, near=near), source.test, source.task)
     if not abs(after - before) <= max_metric_change:  # also where one of them is NaN
         raise ExportError(
             f"float16 changes the {source.task.metric_name} from {before:.4f} to {after:.4f}, "
