@@ -59,7 +59,7 @@ values = st.recursive(
 keys = text.filter(lambda key: key not in RESERVED) | st.sampled_from([*RECORDED, "batch_norm_epsilon"])
 epsilons = st.dictionaries(st.sampled_from(["bn", "other"]), numbers | values, max_size=2)
 documents = st.dictionaries(keys, values, max_size=5) | st.fixed_dictionaries(
-    {"before": values, "batch_norm_epsilon": epsilons, "behind": values}
+    {"before": values, "batch_norm_epsilon": epsilons, "after": values}
 )
 
 
