@@ -65,8 +65,9 @@ def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
         finalize(folder, model)
     packed = folder / "model.csq"
     pack(model, packed)
-    return {**summary, "accuracy": read_finalized(model).info["metrics"]["finalized"],
-            "bytes": packed.stat().st_size}  # fmt: skip
+    metrics = read_finalized(model).info.metrics
+    assert metrics is not None  # finalizing measures
+    return {**summary, "accuracy": metrics.finalized, "bytes": packed.stat().st_size}
 
 
 def label(settings: dict[str, Any]) -> str:

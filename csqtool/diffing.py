@@ -105,19 +105,24 @@ def _models(a: QuantizedModel, b: QuantizedModel) -> list[Change]:
         note("model", what, *(round(getattr(model, what), 6) for model in (a, b)))
     note("model", "packed integer bytes", *(sum(x.packed_bytes for x in model.layers) for model in (a, b)))
     note("model", "tied weights", *(dict(model.tied) for model in (a, b)))
-    infos = [_leaves(model.info) for model in (a, b)]
+    infos = [_leaves(model.info.document) for model in (a, b)]
     for name in dict.fromkeys([*infos[0], *infos[1]]):
         what = str(infos[1].get("metrics.name", "metric")) if name == "metrics.finalized" else name
         note("model", what, *(info.get(name) for info in infos))
     return changes
 
 
-def _leaves(document: Any, name: str = "") -> dict[str, Any]:
-    """Return the values in nested objects, by their dotted names."""
-    if not isinstance(document, Mapping):
-        return {name: document}
-    prefix = f"{name}." if name else ""
-    return {k: v for key, value in document.items() for k, v in _leaves(value, f"{prefix}{key}").items()}
+def _leaves(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in nested objects, by their dotted names, in the document's order."""
+    found: dict[str, Any] = {}
+    waiting: list[tuple[str, Any]] = [("", document)]  # no recursion: objects in files can be nested deeply
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{name}.{key}" if name else key, inner) for key, inner in reversed(list(value.items()))]
+        else:
+            found[name] = value
+    return found
 
 
 def _reports(a: dict[str, Any], b: dict[str, Any]) -> list[Change]:

@@ -18,13 +18,19 @@ from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
 from csqtool.files import read_bytes, unique_keys, write_bytes
+from csqtool.model_info import ModelInfo
 from csqtool.quantized_model import FORMAT_VERSION, ActivationQuantizer, QuantizedLayer, QuantizedModel
 
 METADATA_KEY = "csqtool"
+EPSILON_KEY = "batch_norm_epsilon"  # of the document: BatchNorm's module name to its epsilon
 
 
 def to_tensors(model: QuantizedModel) -> tuple[dict[str, NDArray[Any]], str]:
-    """Return the tensors and the metadata document (JSON text) that describe `model` completely."""
+    """Return the tensors and the metadata document (JSON text) that describe `model` completely.
+
+    Raises:
+        FormatError: what `model.info` records is no JSON.
+    """
     tensors: dict[str, NDArray[Any]] = dict(model.tensors)
     for layer in model.layers:
         tensors[layer.name] = layer.q
@@ -34,7 +40,7 @@ def to_tensors(model: QuantizedModel) -> tuple[dict[str, NDArray[Any]], str]:
         tensors[f"{quantizer.name}_zero_point"] = np.asarray(quantizer.zero_point, np.uint8)
     document = {
         "format_version": FORMAT_VERSION,
-        **model.info,
+        **_with_epsilons(model),
         "layers": [
             {
                 "name": layer.name,
@@ -52,7 +58,12 @@ def to_tensors(model: QuantizedModel) -> tuple[dict[str, NDArray[Any]], str]:
         "activations": [{"name": a.name, "bits": a.bits} for a in model.activations],
         "tied": dict(model.tied),
     }
-    return tensors, json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text.encode()  # names can hold half a character
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FormatError(f"what the model records cannot be written as JSON: {error}") from error
+    return tensors, text
 
 
 def from_tensors(tensors: dict[str, NDArray[Any]], metadata: str, *, where: str) -> QuantizedModel:
@@ -72,12 +83,13 @@ def from_tensors(tensors: dict[str, NDArray[Any]], metadata: str, *, where: str)
         if type(version) is not int or version != FORMAT_VERSION:
             raise FormatError(f"{where}: format version {version}, this csqtool reads {FORMAT_VERSION}")
         rest = dict(tensors)
-        layers = tuple(_layer(entry, rest) for entry in _list(document.pop("layers"), "layers"))
+        epsilons = document.get(EPSILON_KEY)
+        layers = tuple(_layer(entry, rest, epsilons) for entry in _list(document.pop("layers"), "layers"))
         activations = tuple(_activation(entry, rest) for entry in _list(document.pop("activations"), "activations"))
         tied = document.pop("tied")
         if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
             raise FormatError(f"tied is {tied!r:.100}, expected an object of names")
-        return QuantizedModel(layers, activations, rest, tied, document)
+        return QuantizedModel(layers, activations, rest, tied, ModelInfo(document))
     except KeyError as error:
         raise FormatError(f"{where}: {error.args[0]!r:.300} is missing") from error
     except FormatError as error:
@@ -135,7 +147,7 @@ def _list(value: Any, what: str) -> list[Any]:
     return value
 
 
-def _layer(entry: Any, rest: dict[str, NDArray[Any]]) -> QuantizedLayer:
+def _layer(entry: Any, rest: dict[str, NDArray[Any]], epsilons: Any) -> QuantizedLayer:
     """Return the layer that an entry of ``layers`` describes, its tensors taken out of `rest`."""
     entry = _checked(entry, _LAYER, "a layer")
     layer = QuantizedLayer(
@@ -145,6 +157,7 @@ def _layer(entry: Any, rest: dict[str, NDArray[Any]]) -> QuantizedLayer:
         mask=entry["mask"],
         input_quantizer=entry["input_quantizer"],
         batch_norm=entry["batch_norm"],
+        batch_norm_epsilon=_epsilon(epsilons, entry["batch_norm"]),
     )
     for key in ("bit_width", "precision", "elements"):
         if getattr(layer, key) != entry[key]:
@@ -154,6 +167,38 @@ def _layer(entry: Any, rest: dict[str, NDArray[Any]]) -> QuantizedLayer:
     if float(layer.scale) != entry["scale"]:
         raise FormatError(f"{layer.name}: scale is {float(layer.scale)}, the metadata say {entry['scale']}")
     return layer
+
+
+def _epsilon(recorded: Any, batch_norm: str | None) -> float | None:
+    """Return a BatchNorm's epsilon, None where the document's key does not hold it: the format does not ask for it."""
+    value: Any = recorded.get(batch_norm) if isinstance(recorded, dict) else None
+    if type(value) not in (int, float):  # true is no number
+        return None
+    try:
+        epsilon = float(value)
+    except OverflowError:
+        return None
+    return epsilon if epsilon >= 0 else None
+
+
+def _with_epsilons(model: QuantizedModel) -> dict[str, Any]:
+    """Return what `model.info` records, with the layers' epsilons under their key.
+
+    What says the same already stays: a file of which nothing was changed is written again bit for bit.
+    """
+    document = dict(model.info.document)
+    recorded = document.get(EPSILON_KEY)
+    known = {layer.batch_norm: layer.batch_norm_epsilon for layer in model.layers if layer.batch_norm is not None}
+    if all(_epsilon(recorded, name) == epsilon for name, epsilon in known.items()):
+        return document
+    entries = dict(recorded) if isinstance(recorded, dict) else {}
+    for name, epsilon in known.items():
+        if epsilon is None:
+            entries.pop(name, None)
+        elif _epsilon(entries, name) != epsilon:
+            entries[name] = float(epsilon)
+    document[EPSILON_KEY] = entries
+    return document
 
 
 def _activation(entry: Any, rest: dict[str, NDArray[Any]]) -> ActivationQuantizer:

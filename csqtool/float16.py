@@ -7,16 +7,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.data import load_data
 from csqtool.errors import ExportError
 from csqtool.evaluation import evaluate
 from csqtool.finalized_file import to_bytes
+from csqtool.model_info import HalfOrigin
 from csqtool.nn.assemble import snap_bias
 from csqtool.quantized_model import QuantizedModel
-from csqtool.rebuild import rebuilt_net
+from csqtool.rebuild import rebuilt_data, rebuilt_net
 
 MAX_METRIC_CHANGE = 0.001
 
@@ -46,26 +47,23 @@ def to_float16(
         ExportError: the metric moves further.
         InputError: the module or the data cannot be built.
     """
-    recorded = model.info["data"]
-    task = recorded["task"] if recorded["task"] in ("classification", "regression") else None
-    source = load_data(data or recorded["source"], task=task, near=near)
+    source = rebuilt_data(model, data=data, near=near)
     if not len(source.test):
         raise ExportError(f"float16: the test set of {source.name} is empty, so its effect cannot be measured")
+    net = rebuilt_net(model, factory=factory, near=near)
     rounded = dataclasses.replace(model, tensors=_rounded(model))
-    before, after = (
-        evaluate(rebuilt_net(m, factory=factory, near=near), source.test, source.task) for m in (model, rounded)
-    )
+    before = evaluate(net, source.test, source.task)
+    after = evaluate(rebuilt_net(rounded, factory=factory, near=near), source.test, source.task)
     if not abs(after - before) <= max_metric_change:  # also where one of them is NaN
         raise ExportError(
             f"float16 changes the {source.task.metric_name} from {before:.4f} to {after:.4f}, "
             f"at most {max_metric_change:g} is allowed; pack without --float16"
         )
-    info: dict[str, Any] = dict(model.info)
-    if "metrics" in info:
-        info["metrics"] = {**info["metrics"], "finalized": after, "samples": len(source.test)}
-    digest = hashlib.sha256(to_bytes(model)).hexdigest()
-    info["float16"] = {"finalized_sha256": digest, "metric_float32": before, "metric": after}
-    return dataclasses.replace(rounded, info=info)
+    info, metrics = model.info, model.info.metrics
+    if metrics is not None:
+        metrics = msgspec.structs.replace(metrics, finalized=after, samples=len(source.test))
+    origin = HalfOrigin(hashlib.sha256(to_bytes(model)).hexdigest(), before, after)
+    return dataclasses.replace(rounded, info=info.replace(metrics=metrics, float16=origin))
 
 
 def _rounded(model: QuantizedModel) -> dict[str, NDArray[Any]]:
@@ -78,12 +76,10 @@ def _rounded(model: QuantizedModel) -> dict[str, NDArray[Any]]:
             if np.array_equal(np.isfinite(half), np.isfinite(tensor)):
                 tensors[name] = half
     quantizers = {a.name: a for a in model.activations}
-    epsilons = model.info.get("batch_norm_epsilon", {})
     for layer in model.layers:
         if layer.input_quantizer is not None:
             bias = f"{layer.batch_norm}.bias" if layer.batch_norm else layer.name.removesuffix("weight") + "bias"
             if bias in tensors:
                 tensors[bias] = model.tensors[bias]
-            epsilon = epsilons.get(layer.batch_norm, 0.0)
-            snap_bias(layer, layer.batch_norm, epsilon, tensors, quantizers[layer.input_quantizer])
+            snap_bias(layer, tensors, quantizers[layer.input_quantizer])
     return tensors

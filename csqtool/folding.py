@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool.errors import FormatError
+from csqtool.quantized_model import QuantizedLayer
+
 INT32_LIMIT = 2**31 - 1
+BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,44 @@ class BatchNorm:
         return self.beta.astype(np.float64) + (before - self.mean.astype(np.float64)) * self.factor
 
 
-def read_batch_norm(tensors: Mapping[str, NDArray[Any]], name: str, epsilon: float) -> BatchNorm:
-    """Return the BatchNorm module `name` from a finalized model's tensors."""
+def epsilon_to_fold(layer: QuantizedLayer, tensors: Mapping[str, NDArray[Any]]) -> float:
+    """Return ε of the BatchNorm that folds into `layer`, whose tensors are then known to be there and to fit.
+
+    Args:
+        layer: a layer with a BatchNorm.
+        tensors: the finalized model's float tensors.
+
+    Raises:
+        FormatError: the model does not record ε, or lacks a tensor of the BatchNorm, as its format allows.
+    """
+    if layer.batch_norm_epsilon is None:
+        raise FormatError(
+            f"{layer.name}: the model does not record the epsilon of its BatchNorm {layer.batch_norm}, "
+            "so it cannot be folded; finalize the search again"
+        )
+    names = [f"{layer.batch_norm}.{part}" for part in BATCH_NORM_PARTS]
+    own_bias = f"{layer.name.removesuffix('weight')}bias"
+    if layer.name.endswith("weight") and own_bias in tensors:
+        names.append(own_bias)
+    for name in names:
+        if name not in tensors:
+            raise FormatError(f"{layer.name}: its BatchNorm's tensor {name} is not in the model")
+        tensor = tensors[name]
+        if tensor.dtype.kind != "f" or tensor.shape != layer.shape[:1]:
+            found = f"{tensor.dtype}{list(tensor.shape)}"
+            raise FormatError(f"{layer.name}: {name} is {found}, expected a float for each of its output channels")
+    return layer.batch_norm_epsilon
+
+
+def read_batch_norm(layer: QuantizedLayer, tensors: Mapping[str, NDArray[Any]]) -> BatchNorm:
+    """Return the BatchNorm that folds into `layer`, from a finalized model's tensors.
+
+    Raises:
+        FormatError: see `epsilon_to_fold`.
+    """
+    epsilon = epsilon_to_fold(layer, tensors)
     gamma, beta, mean, variance = (
-        np.asarray(tensors[f"{name}.{part}"], np.float32) for part in ("weight", "bias", "running_mean", "running_var")
+        np.asarray(tensors[f"{layer.batch_norm}.{part}"], np.float32) for part in BATCH_NORM_PARTS
     )
     return BatchNorm(gamma, beta, mean, variance, epsilon)
 

@@ -12,7 +12,7 @@ from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
-from csqtool.summaries import layer_table, metric_text, preprocessing_text, target_text
+from csqtool.summaries import layer_table, metric_text, origin_text
 from csqtool.text import size, table
 
 
@@ -47,7 +47,7 @@ def _model_facts(model: QuantizedModel) -> dict[str, Any]:
         "average_precision": model.average_precision,
         "average_bit_width": model.average_bit_width,
         "elements": model.elements,
-        "info": dict(model.info),
+        "info": dict(model.info.document),
         "layers": [
             {"name": x.name, "shape": list(x.shape), "precision": x.precision, "mask": x.mask, "bit_width": x.bit_width,
              "scale": float(x.scale), "elements": x.elements, "entropy": x.entropy, "levels": len(set(x.q.flat))}
@@ -61,20 +61,7 @@ def _model_facts(model: QuantizedModel) -> dict[str, Any]:
 
 
 def _model_text(model: QuantizedModel) -> str:
-    info = model.info
-    method = info["method"]
-    lines = [
-        f"model      {info['model']['factory']}  input {info['input_shape']}",
-        f"data       {info['data']['source']} ({info['data']['task']})",
-        *(
-            [f"input      {preprocessing_text(info['data']['preprocessing'])}"]
-            if "preprocessing" in info["data"]
-            else []
-        ),
-        f"method     {method['name']}, {target_text(method)}, activations "
-        f"{'float' if method['act_bits'] is None else str(method['act_bits']) + ' bits'}, seed {method['seed']}",
-    ]
-    lines += [metric_text(model), "", layer_table(model)]
+    lines = [origin_text(model), metric_text(model), "", layer_table(model)]
     if model.activations:
         rows = [(a.name, a.bits, f"{a.scale:.6g}", a.zero_point) for a in model.activations]
         lines += ["", table(("activation", "bits", "scale", "zero point"), rows)]

@@ -58,10 +58,9 @@ def pack(
             notes += report.notes if isinstance(report, ExportReport) else report
             onnx = graph.read_bytes()
     notes += exporter.export(finalized, output, encoding=encoding, onnx=onnx)
-    if float16:
-        record = finalized.info["float16"]
+    if float16 and (origin := finalized.info.float16) is not None:
         notes.append(
-            f"float16 moves the metric from {record['metric_float32']:.4f} to {record['metric']:.4f}; "
+            f"float16 moves the metric from {origin.metric_float32:.4f} to {origin.metric:.4f}; "
             "unpack gives back the rounded model, not the one that was packed"
         )
     return exported(exporter, finalized, output, build_module, notes)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
+from csqtool.model_info import ModelInfo
 
 FORMAT_VERSION = 1
 MAX_BIT_WIDTH = 9  # eight kept planes give -255 ... 255: nine bits in two's complement
@@ -60,6 +61,7 @@ class QuantizedLayer:
         mask: planes the search kept, most significant first, such as ``00000111``.
         input_quantizer: name of the activation quantizer on the layer's input, if there is one.
         batch_norm: module name of the BatchNorm that directly follows and folds into the scale, if any.
+        batch_norm_epsilon: its ε; None where there is no such BatchNorm, or the file does not record it.
     """
 
     name: str
@@ -68,6 +70,7 @@ class QuantizedLayer:
     mask: str
     input_quantizer: str | None = None
     batch_norm: str | None = None
+    batch_norm_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         if self.q.dtype not in (np.int8, np.int16):
@@ -78,6 +81,13 @@ class QuantizedLayer:
             raise FormatError(f"{self.name}: mask must be zeros and ones, got {self.mask!r}")
         if self.bit_width > MAX_BIT_WIDTH:
             raise FormatError(f"{self.name}: integers need {self.bit_width} bits, at most {MAX_BIT_WIDTH}")
+        if self.batch_norm_epsilon is not None:
+            if self.batch_norm is None:
+                raise FormatError(f"{self.name}: a BatchNorm's epsilon without the BatchNorm")
+            if not (np.isfinite(self.batch_norm_epsilon) and self.batch_norm_epsilon >= 0):
+                raise FormatError(
+                    f"{self.name}: BatchNorm's epsilon must be finite and not negative, got {self.batch_norm_epsilon}"
+                )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,14 +165,14 @@ class QuantizedModel:
         activations: the activation quantizers, in the order of the forward pass.
         tensors: every other parameter and buffer, by name.
         tied: parameters that are another name of a quantized one: alias to name.
-        info: a JSON document: how to build the model (`model`), `data`, `input_shape`, `method`, `metrics`.
+        info: where it comes from, as far as that is recorded.
     """
 
     layers: tuple[QuantizedLayer, ...]
     activations: tuple[ActivationQuantizer, ...]
     tensors: Mapping[str, NDArray[Any]]
     tied: Mapping[str, str] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: ModelInfo = field(default_factory=ModelInfo)
 
     def __post_init__(self) -> None:
         names = [layer.name for layer in self.layers]
@@ -178,6 +188,10 @@ class QuantizedModel:
         for layer in self.layers:
             if layer.input_quantizer is not None and layer.input_quantizer not in quantizers:
                 raise FormatError(f"{layer.name}: unknown activation quantizer {layer.input_quantizer}")
+        epsilons: dict[str | None, float | None] = {}
+        for layer in self.layers:
+            if layer.batch_norm_epsilon != epsilons.setdefault(layer.batch_norm, layer.batch_norm_epsilon):
+                raise FormatError(f"{layer.name}: another layer has another epsilon of {layer.batch_norm}")
 
     @property
     def elements(self) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from csqtool.model_info import PreprocessingInfo
 from csqtool.quantized_model import QuantizedModel
 from csqtool.text import size, table
 
@@ -69,20 +68,41 @@ def compression_text(model: QuantizedModel, finalized: Path) -> str:
     ])  # fmt: skip
 
 
-def target_text(settings: Mapping[str, Any]) -> str:
+def target_text(target_bits: float | None, target_size: str | None) -> str:
     """Return the budget of a search as it was given: ``target 3 bits``, ``target 60KB``."""
-    if settings.get("target_size") is not None:
-        return f"target {settings['target_size']}"
-    return "no target" if settings.get("target_bits") is None else f"target {settings['target_bits']:g} bits"
+    if target_size is not None:
+        return f"target {target_size}"
+    return "no target" if target_bits is None else f"target {target_bits:g} bits"
 
 
 def metric_text(model: QuantizedModel) -> str:
     """Return the metric of the float and of the finalized model in one line."""
-    metrics = model.info.get("metrics")
+    metrics = model.info.metrics
     if metrics is None:
         return "metric     not measured"
-    before = "" if metrics["float"] is None else f"float {metrics['float']:.4f} → "
-    return f"{metrics['name']:9}  {before}finalized {metrics['finalized']:.4f} on {metrics['samples']} samples"
+    before = "" if metrics.float_model is None else f"float {metrics.float_model:.4f} → "
+    return f"{metrics.name:9}  {before}finalized {metrics.finalized:.4f} on {metrics.samples} samples"
+
+
+def origin_text(model: QuantizedModel) -> str:
+    """Return where a model comes from, a line for each of model, data, input and method, as far as it is recorded."""
+    info = model.info
+    inputs = ", ".join(str(list(i.shape)) for i in info.inputs or ())
+    factory = info.model.factory if info.model else "factory not recorded"
+    lines = [f"model      {factory}" + (f"  input {inputs}" if inputs else "")]
+    if info.data is None:
+        lines.append("data       not recorded")
+    else:
+        lines.append(f"data       {info.data.source or 'source not recorded'} ({info.data.task})")
+        if info.data.preprocessing is not None:
+            lines.append(f"input      {preprocessing_text(info.data.preprocessing)}")
+    method = info.method
+    if method is None:
+        return "\n".join([*lines, "method     not recorded"])
+    activations = "float" if method.act_bits is None else f"{method.act_bits} bits"
+    seed = "" if method.seed is None else f", seed {method.seed}"
+    target = target_text(method.target_bits, method.target_size)
+    return "\n".join([*lines, f"method     {method.name}, {target}, activations {activations}{seed}"])
 
 
 def model_text(model: QuantizedModel, finalized: Path) -> str:
@@ -90,8 +110,8 @@ def model_text(model: QuantizedModel, finalized: Path) -> str:
     return "\n\n".join([layer_table(model), compression_text(model, finalized), metric_text(model)])
 
 
-def preprocessing_text(document: Mapping[str, Any]) -> str:
-    """Return a recorded preprocessing (`csqtool.data.Preprocessing` as JSON) in one line."""
-    mean, std = (" ".join(f"{v:.6g}" for v in document[key]) for key in ("mean", "std"))
-    plain = all(v == 0 for v in document["mean"]) and all(v == 1 for v in document["std"])
-    return str(document["steps"]) if plain else f"{document['steps']}, then (x − mean) / std: mean {mean}, std {std}"
+def preprocessing_text(recorded: PreprocessingInfo) -> str:
+    """Return a recorded preprocessing in one line."""
+    mean, std = (" ".join(f"{v:.6g}" for v in values) for values in (recorded.mean, recorded.std))
+    plain = all(v == 0 for v in recorded.mean) and all(v == 1 for v in recorded.std)
+    return recorded.steps if plain else f"{recorded.steps}, then (x − mean) / std: mean {mean}, std {std}"

@@ -13,6 +13,7 @@ import pytest
 
 from csqtool.diffing import Change, diff
 from csqtool.finalized_file import read_finalized, write_finalized
+from csqtool.model_info import ModelInfo
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from tests.support.commands import Built, invoke, ok
 
@@ -147,7 +148,7 @@ def test_what_a_model_records_of_its_making_is_compared(tmp_path: Path) -> None:
     )
     paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     for path, info in zip(paths, infos, strict=True):
-        write_finalized(QuantizedModel((layer,), (), {}, info=info), path)
+        write_finalized(QuantizedModel((layer,), (), {}, info=ModelInfo(info)), path)
     assert [(c.where, c.what, c.before, c.after) for c in diff(*paths)] == [
         ("model", "data.source", "digits", "other"),
         ("model", "method.name", "csq", "bsq"),

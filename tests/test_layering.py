@@ -6,8 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Each part may import what stands before it, and itself.
 ORDER = [
-    "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding csqtool.plots "
-    "csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.benchmarking",
+    "csqtool.errors csqtool.files csqtool.text csqtool.model_info csqtool.quantized_model csqtool.integers "
+    "csqtool.folding csqtool.plots csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session "
+    "csqtool.benchmarking",
     "csqtool.documents csqtool.registry csqtool.version",
     "csqtool.finalized_file csqtool.factories csqtool.task",
     "csqtool.data",

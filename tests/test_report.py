@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from csqtool.finalized_file import read_finalized, to_bytes, write_finalized
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
@@ -94,8 +95,9 @@ def test_every_section_is_there_with_the_figures_of_its_source(full: Path, eight
     found = gather([eight_bits.model, eight_bits.onnx])
     subject = found.subjects[0]
     assert subject.model is not None
-    metrics = subject.model.info["metrics"]
-    assert f"{metrics['finalized']:.4f}" in page.texts["summary"]
+    metrics = subject.model.info.metrics
+    assert metrics is not None
+    assert f"{metrics.finalized:.4f}" in page.texts["summary"]
     assert f"{eight_bits.onnx.stat().st_size:,} B" in page.texts["sizes"]
     for layer in subject.model.layers:
         assert layer.name in page.texts["bits"]
@@ -230,8 +232,9 @@ def test_a_run_and_its_model_are_one_subject(eight_bits: Built) -> None:
 
 def test_a_model_of_another_seed_is_not_put_to_a_run(eight_bits: Built, tmp_path: Path) -> None:
     model = read_finalized(eight_bits.model)
-    method = {**model.info["method"], "seed": 7}
-    write_finalized(replace(model, info={**model.info, "method": method}), tmp_path / "m.safetensors")
+    assert model.info.method is not None
+    info = model.info.replace(method=structs.replace(model.info.method, seed=7))
+    write_finalized(replace(model, info=info), tmp_path / "m.safetensors")
     assert len(gather([eight_bits.run, tmp_path / "m.safetensors"]).subjects) == 2
 
 

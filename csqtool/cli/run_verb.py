@@ -47,8 +47,9 @@ def _summary(result: PipelineResult, page: Path) -> str:
     from csqtool.summaries import model_text, target_text
 
     model = read_finalized(result.finalized)
-    metric_name = model.info["metrics"]["name"]
-    act_bits = result.pipeline.config.act_bits
+    metric_name = model.info.metrics.name if model.info.metrics else "metric"
+    config = result.pipeline.config
+    act_bits, target = config.act_bits, target_text(config.target_bits, config.target_size)
     rows: list[tuple[object, ...]] = []
     for name, exported in result.exports.items():
         report = result.reports[name]
@@ -63,7 +64,7 @@ def _summary(result: PipelineResult, page: Path) -> str:
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
         model_text(model, result.finalized),
-        f"precision  {model.average_precision:.3f} planes a weight ({target_text(model.info['method'])}), "
+        f"precision  {model.average_precision:.3f} planes a weight ({target}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
         "",
         table(heads, rows),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from csqtool.finalized_file import EPSILON_KEY
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
+from csqtool.model_info import ModelInfo
 from csqtool.nn.dataflow import Placement
 from csqtool.nn.net import QuantizedNet
 from csqtool.quantized_model import ActivationQuantizer, LayerIntegers, QuantizedLayer, QuantizedModel
@@ -20,7 +22,7 @@ def quantized_model(
     net: QuantizedNet,
     placement: Placement,
     integers: Mapping[str, LayerIntegers],
-    info: Mapping[str, Any],
+    info: ModelInfo,
 ) -> QuantizedModel:
     """Return the integers, scales and float tensors of a trained network.
 
@@ -40,24 +42,22 @@ def quantized_model(
     }
     activations = tuple(q.finalized() for q in net.quantizers.values())
     scales = {a.name: a for a in activations}
-    layers, epsilons = [], {}
+    layers = []
     for name, (q, scale, mask) in integers.items():
-        layer = QuantizedLayer(name, q, scale, mask, placement.layer_inputs.get(name), None)
+        layer = QuantizedLayer(name, q, scale, mask, placement.layer_inputs.get(name))
         batch_norm = placement.batch_norms.get(name)
-        if batch_norm is not None and _is_foldable(module.get_submodule(batch_norm)):
-            epsilon = float(module.get_submodule(batch_norm).eps)  # type: ignore[arg-type]
-            if snap_bias(layer, batch_norm, epsilon, tensors, scales.get(layer.input_quantizer or "")):
-                layer = dataclasses.replace(layer, batch_norm=batch_norm)
-                epsilons[batch_norm] = epsilon
-        else:
-            snap_bias(layer, None, 0.0, tensors, scales.get(layer.input_quantizer or ""))
+        if batch_norm is not None and _is_foldable(norm := module.get_submodule(batch_norm)):
+            layer = dataclasses.replace(layer, batch_norm=batch_norm, batch_norm_epsilon=norm.eps)
+        if not snap_bias(layer, tensors, scales.get(layer.input_quantizer or "")):
+            layer = dataclasses.replace(layer, batch_norm=None, batch_norm_epsilon=None)
         layers.append(layer)
-    return QuantizedModel(
-        tuple(layers), activations, tensors, _ties(net, integers), {**info, "batch_norm_epsilon": epsilons}
-    )
+    # The key has its place in the document also where nothing folds.
+    epsilons = {layer.batch_norm: layer.batch_norm_epsilon for layer in layers if layer.batch_norm is not None}
+    info = ModelInfo({**info.document, EPSILON_KEY: epsilons})
+    return QuantizedModel(tuple(layers), activations, tensors, _ties(net, integers), info)
 
 
-def _is_foldable(module: nn.Module) -> bool:
+def _is_foldable(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     """Tell whether a norm is an affine BatchNorm with running statistics."""
     return (
         isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -68,36 +68,35 @@ def _is_foldable(module: nn.Module) -> bool:
 
 
 def snap_bias(
-    layer: QuantizedLayer,
-    batch_norm: str | None,
-    epsilon: float,
-    tensors: dict[str, NDArray[Any]],
-    input_quantizer: ActivationQuantizer | None,
+    layer: QuantizedLayer, tensors: dict[str, NDArray[Any]], input_quantizer: ActivationQuantizer | None
 ) -> bool:
     """Move a layer's effective bias onto the grid s_x·s_w; the change goes into the bias (or BatchNorm's β).
 
     Returns:
         False if the grid is too fine for int32 in some channel: the layer is then better left unfolded.
+
+    Raises:
+        FormatError: the layer's BatchNorm cannot be folded, see `csqtool.folding.epsilon_to_fold`.
     """
     bias_name = layer.name.removesuffix("weight") + "bias"
     bias = tensors.get(bias_name) if layer.name.endswith("weight") else None
-    if input_quantizer is None or (batch_norm is None and bias is None):
+    if input_quantizer is None or (layer.batch_norm is None and bias is None):
         return True
-    if batch_norm is None:
+    if layer.batch_norm is None:
         assert bias is not None
         step = bias_step(input_quantizer.scale, np.full(bias.shape, layer.scale))
         steps = integer_bias(bias, step)
         if steps is not None:
             tensors[bias_name] = steps.astype(np.float32) * step
         return steps is not None
-    norm = read_batch_norm(tensors, batch_norm, epsilon)
+    norm = read_batch_norm(layer, tensors)
     step = bias_step(input_quantizer.scale, fold_scale(layer.scale, norm.factor).scale)
     effective = norm.effective_bias(bias)
     steps = integer_bias(effective, step)
     if steps is None:
         return False
     snapped = steps.astype(np.float64) * step.astype(np.float64)
-    tensors[f"{batch_norm}.bias"] = (norm.beta + (snapped - effective)).astype(np.float32)
+    tensors[f"{layer.batch_norm}.bias"] = (norm.beta + (snapped - effective)).astype(np.float32)
     return True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
+from csqtool.model_info import ModelInfo
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.dataflow import place_quantizers, record
@@ -43,7 +44,7 @@ def post_training_model(
     planes: int | Callable[[str], int] = 3,
     act_bits: int | None = 8,
     exclude: tuple[str, ...] = (),
-    info: Mapping[str, Any] | None = None,
+    info: ModelInfo = ModelInfo(),  # noqa: B008 - frozen
 ) -> QuantizedModel:
     """Return the finalized form of a float module without training it.
 
@@ -73,6 +74,5 @@ def post_training_model(
         count = planes if isinstance(planes, int) else planes(weight.name)
         found = integers[weight.name] = round_weight(weight.parameter.detach().numpy(), count)
         attach(weight, DequantizedWeight(weight.name, torch.from_numpy(found.q), torch.tensor(found.scale)))
-    inputs = [i.to_json() for i in inputs_of(samples[0])]
-    shape = inputs[0]["shape"]
-    return quantized_model(net, placement, integers, {"input_shape": shape, "inputs": inputs, **(info or {})})
+    shapes = ModelInfo.of(inputs=inputs_of(samples[0]))
+    return quantized_model(net, placement, integers, ModelInfo({**shapes.document, **info.document}))

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
+from csqtool.model_info import INPUT_DTYPES, Input, ModelInfo
 
-DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "bool": torch.bool}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in INPUT_DTYPES}
 
 
-@dataclass(frozen=True)
-class Input:
-    """One input of a model: its name in files, its shape without the batch, and its type."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    def zeros(self, batch: int) -> Tensor:
-        """Return a batch of zeros [batch, *shape]."""
-        return torch.zeros(batch, *self.shape, dtype=DTYPES[self.dtype])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the input as it stands in a finalized model's `info["inputs"]`."""
-        return {**asdict(self), "shape": list(self.shape)}
+def zeros(described: Input, batch: int) -> Tensor:
+    """Return a batch of zeros [batch, *shape] of an input's type."""
+    return torch.zeros(batch, *described.shape, dtype=DTYPES[described.dtype])
 
 
 def inputs_of(samples: Sequence[Tensor]) -> list[Input]:
@@ -47,11 +35,15 @@ def inputs_of(samples: Sequence[Tensor]) -> list[Input]:
     return found
 
 
-def recorded_inputs(info: Mapping[str, Any]) -> list[Input]:
-    """Return the inputs that a finalized model records: `inputs`, or the one float tensor of `input_shape`."""
-    if "inputs" in info:
-        return [Input(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in info["inputs"]]
-    return [Input("input", tuple(info["input_shape"]))]
+def recorded_inputs(info: ModelInfo) -> tuple[Input, ...]:
+    """Return the inputs that a finalized model records.
+
+    Raises:
+        ModelError: it records none.
+    """
+    if info.inputs is None:
+        raise ModelError("the finalized model does not record its inputs' shapes, which its graph needs")
+    return info.inputs
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
@@ -81,7 +73,7 @@ def output_names(module: nn.Module, inputs: Sequence[Input]) -> list[str]:
         ModelError: the module fails, or its outputs cannot be named.
     """
     try:
-        output = module(*(i.zeros(2) for i in inputs))
+        output = module(*(zeros(i, 2) for i in inputs))
     except Exception as error:
         shapes = ", ".join(str([2, *i.shape]) for i in inputs)
         raise ModelError(f"the model failed on inputs of shape {shapes}: {type(error).__name__}: {error}") from error

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from markupsafe import Markup
 
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
+from csqtool.model_info import ModelInfo
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
 from csqtool.searching.config import SearchConfig
@@ -118,8 +120,8 @@ def _view(subject: Subject) -> dict[str, Any]:
 
 def _metrics(subject: Subject) -> tuple[str, float | None, float | None]:
     """Return the metric's name, and its value of the float and of the quantized model."""
-    if subject.model is not None and (metrics := subject.model.info.get("metrics")) is not None:
-        return metrics.get("name", "metric"), metrics.get("float"), metrics.get("finalized")
+    if subject.model is not None and (metrics := subject.model.info.metrics) is not None:
+        return metrics.name, metrics.float_model, metrics.finalized
     summary = subject.summary or {}
     return summary.get("metric_name", "metric"), summary.get("metric_float"), summary.get("metric")
 
@@ -148,8 +150,19 @@ def _cards(subject: Subject) -> list[tuple[str, str, str]]:
 
 
 def _target(subject: Subject) -> str:
-    method = subject.config or (subject.model.info.get("method", {}) if subject.model is not None else {})
-    return target_text(method)
+    settings = _settings(subject)
+    return target_text(settings["target_bits"], settings["target_size"]) if settings else "target not recorded"
+
+
+def _settings(subject: Subject) -> dict[str, Any]:
+    """Return the settings of the search by the run's own names: all of the run's, or those that the model records."""
+    if subject.config is not None:
+        return subject.config
+    method = subject.model.info.method if subject.model is not None else None
+    if method is None:
+        return {}
+    settings = msgspec.structs.asdict(method)
+    return {"method": settings.pop("name"), **settings}
 
 
 def _float_bytes(subject: Subject) -> int | None:
@@ -161,27 +174,28 @@ def _float_bytes(subject: Subject) -> int | None:
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:
     """Return what was searched, and how, as far as it is recorded."""
-    info = dict(subject.model.info) if subject.model is not None else {}
-    config, summary = subject.config, subject.summary
-    data, model, method = (info.get(key, {}) for key in ("data", "model", "method"))
-    settings = config or {"method": method.get("name"), **method}
-    facts = {
-        "model": model.get("factory", settings.get("model")),
-        "input": " × ".join(map(str, info.get("input_shape", []))),
-        "data": f"{data['source']} ({data['task']})" if data else settings.get("data"),
-        "preprocessing": preprocessing_text(data["preprocessing"]) if "preprocessing" in data else None,
+    info = subject.model.info if subject.model is not None else ModelInfo()
+    config, summary, settings = subject.config, subject.summary, _settings(subject)
+    data = info.data
+    act_bits = settings.get("act_bits")
+    facts: dict[str, Any] = {
+        "model": info.model.factory if info.model else settings.get("model"),
+        "input": " × ".join(map(str, info.inputs[0].shape)) if info.inputs else None,
+        "data": f"{data.source or 'data handed over in Python'} ({data.task})" if data else settings.get("data"),
+        "preprocessing": preprocessing_text(data.preprocessing) if data and data.preprocessing else None,
         "method": settings.get("method"),
         "target": _target(subject).removeprefix("target "),
-        "activations": f"{settings['act_bits']} bits" if settings.get("act_bits") else "float",
+        "activations": (f"{act_bits} bits" if act_bits else "float") if settings else None,
     }
     if settings.get("pretrain_epochs"):
         facts["float training"] = f"{settings['pretrain_epochs']:g} epochs"
     facts["started from"] = settings.get("weights")
-    if "epochs" in settings:
-        facts["epochs"] = f"{settings['epochs']:g} of search, {settings['finetune_epochs']:g} of finetuning"
+    if settings.get("epochs") is not None:
+        finetuning = settings["finetune_epochs"] or 0
+        facts["epochs"] = f"{settings['epochs']:g} of search, {finetuning:g} of finetuning"
     facts["seed"] = settings.get("seed")
-    if info.get("metrics"):
-        facts["test samples"] = f"{info['metrics']['samples']:,}"
+    if info.metrics is not None:
+        facts["test samples"] = f"{info.metrics.samples:,}"
     if summary is not None:
         facts["duration"] = f"{summary['seconds'] / 60:.1f} minutes"
     elif config is not None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes, read_json
 from csqtool.finalized_file import parse_finalized
@@ -174,13 +176,14 @@ def _comes_from(subject: Subject, run: Subject) -> bool:
     assert subject.model is not None
     layers = [(x.name, x.precision, x.mask, x.elements) for x in subject.model.layers]
     scheme = [(x["name"], x["precision"], x["mask"], x["elements"]) for x in run.scheme or []]
-    method, config = subject.model.info.get("method"), run.config or {}
-    metrics = subject.model.info.get("metrics")
-    if sorted(layers) != sorted(scheme) or not isinstance(method, dict):
+    method, config = subject.model.info.method, run.config or {}
+    metrics = subject.model.info.metrics
+    if sorted(layers) != sorted(scheme) or method is None:
         return False
-    if isinstance(metrics, dict) and metrics.get("float") != (run.summary or {}).get("metric_float"):
+    if metrics is not None and metrics.float_model != (run.summary or {}).get("metric_float"):
         return False
-    recorded = {"method": method.get("name"), **{k: v for k, v in method.items() if k != "name"}}
+    recorded = msgspec.structs.asdict(method)
+    recorded["method"] = recorded.pop("name")
     return all(config[key] == value for key, value in recorded.items() if key in config)
 
 

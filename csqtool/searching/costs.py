@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
 from csqtool.integers import planes_of
+from csqtool.model_info import ModelInfo
 from csqtool.nn.latent import LsqWeight
 from csqtool.searching.budget import Budget, make_budget, uniform
 from csqtool.searching.config import SearchConfig
@@ -32,7 +31,7 @@ class Costs:
         ConfigError: the budget cannot be met.
     """
 
-    def __init__(self, network: Network, config: SearchConfig, info: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, network: Network, config: SearchConfig, info: Callable[[], ModelInfo]) -> None:
         self._network = network
         self._info = info
         self.budget: Budget = make_budget(config, network.elements, self._fixed_bytes(config))
@@ -67,8 +66,3 @@ class Costs:
         if self.counts_bytes:
             return packed_bytes(self._network.quantized(integers, self._info()))
         return self.budget.cost({name: planes_of(found.mask) for name, found in integers.items()})
-
-
-def stand_in_metrics(name: str, samples: int) -> dict[str, Any]:
-    """Return metrics of the length that measured ones have, for files whose size is wanted before."""
-    return {"name": name, "float": math.pi / 4, "finalized": math.e / 3, "samples": samples}

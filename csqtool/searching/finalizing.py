@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from csqtool.evaluation import evaluate
+from csqtool.model_info import Metrics
 from csqtool.nn.net import finalized_net
 from csqtool.quantized_model import QuantizedModel
 
@@ -26,10 +27,10 @@ def finalized_model(session: Session, metric_float: float | None) -> QuantizedMo
     session.network.harden()
     model = session.network.quantized(session.method.integers(), session.info())
     module = session.model_source.build(near=session.directory.config)
-    metrics = {
-        "name": session.data.task.metric_name,
-        "float": metric_float,
-        "finalized": evaluate(finalized_net(module, model), session.data.test, session.data.task),
-        "samples": len(session.data.test),
-    }
-    return dataclasses.replace(model, info={**model.info, "metrics": metrics})
+    metrics = Metrics(
+        name=session.data.task.metric_name,
+        float_model=metric_float,
+        finalized=evaluate(finalized_net(module, model), session.data.test, session.data.task),
+        samples=len(session.data.test),
+    )
+    return dataclasses.replace(model, info=model.info.replace(metrics=metrics))

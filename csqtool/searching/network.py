@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
+from csqtool.model_info import ModelInfo
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.dataflow import Site, place_quantizers, record
@@ -96,7 +96,7 @@ class Network:
             device = next(self.model.parameters()).device
             self.net.to(device).calibrate(x.to(device) for x in batches())
 
-    def quantized(self, integers: Integers, info: Mapping[str, Any]) -> QuantizedModel:
+    def quantized(self, integers: Integers, info: ModelInfo) -> QuantizedModel:
         """Return the network with these integers as a finalized model."""
         return quantized_model(self.net, self.placement, integers, info)
 

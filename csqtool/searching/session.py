@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from csqtool.data import DataSource, check_fit, load_data
 from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
+from csqtool.model_info import DataInfo, MethodInfo, Metrics, ModelFactory, ModelInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.net import QuantizedNet
 from csqtool.processes import start_processes
@@ -22,7 +25,7 @@ from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import load_weights, read_state, safetensors_bytes, save_checkpoint
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.costs import Costs, stand_in_metrics
+from csqtool.searching.costs import Costs
 from csqtool.searching.loop import Phase
 from csqtool.searching.method import Method, load_method
 from csqtool.searching.network import Network
@@ -110,27 +113,28 @@ class Session:
         """Where the network is computed."""
         return self.processes.device
 
-    def info(self) -> dict[str, Any]:
-        """Return what a finalized file records of this search."""
-        config, inputs = self.config, self.network.inputs
-        return {
-            "model": {"factory": config.model, "args": dict(config.model_args)},
-            "data": {"source": config.data, **self.data.facts()},
-            "input_shape": list(inputs[0].shape),
-            "inputs": [i.to_json() for i in inputs],
-            "method": {
-                "name": config.method,
-                "target_bits": config.target_bits,
-                "target_size": config.target_size,
-                "act_bits": config.act_bits,
-                "epochs": config.epochs,
-                "finetune_epochs": config.finetune_epochs,
-                "seed": config.seed,
-            },
-        }
+    def info(self) -> ModelInfo:
+        """Return what a finalized file records of this search; what was given as an object is not recorded."""
+        config = self.config
+        return ModelInfo.of(
+            model=None if config.model is None else ModelFactory(config.model, dict(config.model_args)),
+            data=msgspec.convert({"source": config.data, **self.data.facts()}, DataInfo),
+            inputs=self.network.inputs,
+            method=MethodInfo(
+                name=config.method,
+                target_bits=config.target_bits,
+                target_size=config.target_size,
+                act_bits=config.act_bits,
+                epochs=config.epochs,
+                finetune_epochs=config.finetune_epochs,
+                seed=config.seed,
+            ),
+        )
 
-    def _info_with_stand_ins(self) -> dict[str, Any]:
-        return {**self.info(), "metrics": stand_in_metrics(self.data.task.metric_name, len(self.data.test))}
+    def _info_with_stand_ins(self) -> ModelInfo:
+        """Return the same with metrics of the length that measured ones have: their size is wanted before."""
+        metrics = Metrics(self.data.task.metric_name, math.pi / 4, math.e / 3, len(self.data.test))
+        return self.info().replace(metrics=metrics)
 
     # --- stages ------------------------------------------------------------------------------------------
 

@@ -42,7 +42,10 @@ def half_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: Quanti
             yield name, "is in the file, but not in the finalized model"
         elif name not in model.tensors or wanted[name].dtype != np.float32:
             yield from ((name, text) for text in array_differences(tensors[name], wanted[name], "values"))
-    rounded = {name: tensors.get(name, value) for name, value in model.tensors.items()}
+    rounded = {
+        name: tensors[name] if name in tensors and _same_form(tensors[name], value) else value
+        for name, value in model.tensors.items()
+    }
     steps = _steps(dataclasses.replace(model, tensors=rounded))
     for name, value in model.tensors.items():
         if value.dtype == np.float32 and name in tensors:
@@ -51,8 +54,12 @@ def half_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: Quanti
         yield "metadata", "differ from the finalized model's in more than float16 and the metric"
 
 
+def _same_form(found: NDArray[Any], wanted: NDArray[Any]) -> bool:
+    return found.shape == wanted.shape and found.dtype == wanted.dtype
+
+
 def _rounding_problems(found: NDArray[Any], wanted: NDArray[np.float32], step: NDArray[np.float64] | None) -> list[str]:
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+    if not _same_form(found, wanted):
         return array_differences(found, wanted, "values")
     with np.errstate(over="ignore"):
         half = wanted.astype(np.float16).astype(np.float32)

@@ -126,7 +126,7 @@ class Gates:
             _limit(report, "metric", metric, metric is not None and metric >= self.min_metric,
                    f"at least {self.min_metric:g}")  # fmt: skip
         if self.max_metric_drop is not None:
-            baseline = model.info.get("metrics", {}).get("float")
+            baseline = None if model.info.metrics is None else model.info.metrics.float_model
             if baseline is None:
                 raise ConfigError(
                     "max-metric-drop needs the float model's metric, which this search did not record; "

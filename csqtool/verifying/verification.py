@@ -6,12 +6,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from csqtool.data import DataSource, load_data
 from csqtool.errors import ConfigError
 from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
-from csqtool.quantized_model import QuantizedModel
-from csqtool.rebuild import rebuilt_net
+from csqtool.rebuild import rebuilt_data, rebuilt_net
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
@@ -69,7 +67,7 @@ def verify(
         finalized_sha256=hashlib.sha256(reference).hexdigest(),
         net=rebuilt_net(finalized, factory=model, near=against),
         build_net=lambda other: rebuilt_net(other, factory=model, near=against),
-        source=_data(finalized, data, against),
+        source=rebuilt_data(finalized, data=data, near=against),
         samples=samples,
         report=report,
         tell=tell,
@@ -87,9 +85,3 @@ def verify(
         report.add(level, "reached", False, "nothing was compared at this level")
     (gates or Gates()).check(report, finalized, content)
     return report
-
-
-def _data(model: QuantizedModel, data: str | None, near: Path) -> DataSource:
-    recorded = model.info["data"]
-    task = recorded["task"] if recorded["task"] in ("classification", "regression") else None
-    return load_data(data or recorded["source"], task=task, near=near)

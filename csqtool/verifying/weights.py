@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from csqtool.finalized_file import to_tensors
+from csqtool.folding import epsilon_to_fold
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from csqtool.verifying.stored_weights import StoredWeights, WeightUse
 
@@ -31,16 +32,21 @@ class Expected:
 
 
 def expected_in_onnx(model: QuantizedModel, layer: QuantizedLayer) -> Expected:
-    """Work out a layer's integers, scales and bias with its BatchNorm folded (w·γ/σ, β + (b − μ)·γ/σ)."""
+    """Work out a layer's integers, scales and bias with its BatchNorm folded (w·γ/σ, β + (b − μ)·γ/σ).
+
+    Raises:
+        FormatError: the finalized model does not hold what folding needs.
+    """
     double = {k: v.astype(np.float64) for k, v in model.tensors.items() if v.dtype.kind == "f"}
     stem = layer.name[: -len("weight")] if layer.name.endswith("weight") else None
     bias = double.get(f"{stem}bias") if stem is not None else None
     q: NDArray[Any] = layer.q
     scale = np.asarray(layer.scale, np.float32)
     if layer.batch_norm is not None:
+        epsilon = epsilon_to_fold(layer, model.tensors)
         norm = {part: double[f"{layer.batch_norm}.{part}"]
                 for part in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
-        slope = norm["weight"] / np.sqrt(norm["running_var"] + model.info["batch_norm_epsilon"][layer.batch_norm])
+        slope = norm["weight"] / np.sqrt(norm["running_var"] + epsilon)
         scale = (np.abs(slope) * float(layer.scale)).astype(np.float32)
         direction = np.where(slope < 0, -1, 1)
         vanished = scale == 0  # the channel is a constant: it is stored as zeros, at the layer's own scale

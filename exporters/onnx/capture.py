@@ -17,7 +17,7 @@ import csqtool
 import exporters
 from csqtool.errors import ConfigError, ExportError, InputError
 from csqtool.nn.net import QuantizedNet, finalized_net, graph_markers
-from csqtool.nn.signature import output_names, recorded_inputs
+from csqtool.nn.signature import output_names, recorded_inputs, zeros
 from csqtool.quantized_model import QuantizedModel
 
 # The lowest opset that torch.onnx.export writes without a converter; int8 per-channel QDQ needs 13.
@@ -67,7 +67,7 @@ def _capture(net: torch.nn.Module, model: QuantizedModel, dynamic: tuple[int, ..
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,
-                tuple(i.zeros(2) for i in inputs),  # a batch of one would be specialised
+                tuple(zeros(i, 2) for i in inputs),  # a batch of one would be specialised
                 dynamo=True,
                 opset_version=CAPTURE_OPSET,
                 input_names=[i.name for i in inputs],

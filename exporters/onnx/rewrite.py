@@ -137,9 +137,7 @@ class _Weights:
         if norm_node is None or norm_node.op_type != "BatchNormalization":
             found = "nothing" if norm_node is None else norm_node.op_type
             raise ExportError(f"{layer.name}: expected {layer.batch_norm} behind it, found {found}")
-        assert layer.batch_norm is not None
-        epsilon = self._model.info["batch_norm_epsilon"][layer.batch_norm]
-        norm = read_batch_norm(self._model.tensors, layer.batch_norm, epsilon)
+        norm = read_batch_norm(layer, self._model.tensors)
         folded = fold_scale(layer.scale, norm.factor)
         sign = folded.sign.reshape(-1, *[1] * (layer.q.ndim - 1))  # (C, 1, …)
         q = layer.q.astype(np.int16) * sign

@@ -22,6 +22,7 @@ from csqtool.cli.output import tell
 from csqtool.cli.search_verb import search
 from csqtool.csq import CsqFile
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
+from csqtool.model_info import Input
 from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import optimized_operators, session
 from csqtool.progress import stderr_progress
@@ -284,7 +285,7 @@ def test_a_model_of_integer_inputs_goes_all_the_way(tmp_path: Path, monkeypatch:
     Path("words.py").write_text(WORDS)
     ok("search", "words.py:net", "--data", "words.py:words", "--target-bits", 3, "--act-bits", 8, *QUICK, "-o", "run")
     ok("finalize", "run", "-o", "m.safetensors")
-    assert read_finalized(Path("m.safetensors")).info["inputs"] == [{"name": "input", "shape": [12], "dtype": "int64"}]
+    assert read_finalized(Path("m.safetensors")).info.inputs == (Input("input", (12,), "int64"),)
     ok("export", "m.safetensors", "-o", "m.onnx")
     assert onnx.load("m.onnx").graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT64
     ok("verify", "m.onnx", "--against", "m.safetensors", "--data", "words.py:words")

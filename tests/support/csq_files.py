@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from csqtool.model_info import ModelInfo
 from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
 
 TESTS = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def small_model():
             "keep": np.array([True, False, True]),
         },
         tied={"head.weight": "fc.weight"},
-        info={"model": "net.py:größe", "metrics": {"accuracy": 0.875}},
+        info=ModelInfo({"model": "net.py:größe", "metrics": {"accuracy": 0.875}}),
     )
 
 

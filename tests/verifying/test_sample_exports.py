@@ -11,6 +11,7 @@ import torch
 from csqtool.exporting import export
 from csqtool.factories import build_model
 from csqtool.finalized_file import write_finalized
+from csqtool.model_info import ModelInfo
 from csqtool.nn.post_training import post_training_model
 from csqtool.verifying import verify
 from tests.support.commands import ROOT
@@ -48,7 +49,7 @@ def test_the_untouched_export_of_a_sample_model_passes(spec: str, act_bits: int 
         "input_shape": list(shape),
         "method": {"name": "rounding", "target_bits": 4, "act_bits": act_bits, "seed": 0},
     }
-    model = post_training_model(module, [inputs], planes=4, act_bits=act_bits, info=info)
+    model = post_training_model(module, [inputs], planes=4, act_bits=act_bits, info=ModelInfo(info))
     write_finalized(model, tmp_path / "model.safetensors")
     export(tmp_path / "model.safetensors", tmp_path / "model.onnx", format="onnx")
     report = verify(tmp_path / "model.onnx", tmp_path / "model.safetensors")
