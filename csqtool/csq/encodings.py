@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.csq import rans
+from csqtool.csq.bit_fields import pack_fields, pack_integers, unpack_integers, unpacked_blocks
 from csqtool.csq.entry import DTYPES, Encoding, Entry, encoding_problem, stored_bytes
-from csqtool.csq.integers import pack_fields, pack_integers, unpack_integers, unpacked_blocks
 from csqtool.csq.rans import StreamError
 from csqtool.errors import ExportError
 
@@ -226,7 +226,7 @@ def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
         out[here] = rest[:wanted]
         rest = rest[wanted:]
         yield out
-    for _ in source:  # what is checked behind the last element
+    for _ in source:  # what is checked after the last element
         pass
 
 

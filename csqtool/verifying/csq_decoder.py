@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
-from csqtool.verifying import csq_decoder_v1
 from csqtool.verifying.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, BadStream, expand, expected_length
 
 PREAMBLE_BYTES = 88
@@ -56,11 +55,8 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
         FormatError: the file breaks a rule of structure, or a tensor one of its encoding.
     """
     _require(content[:8] == bytes.fromhex("89 43 53 51 0d 0a 1a 0a"), where, "not a csq file (wrong magic)")
-    version = _u32(content, 8)
-    if version == 1:
-        return csq_decoder_v1.decode(content, where=where, damaged=damaged)
     _require(len(content) >= 12, where, f"truncated at byte {len(content)}, in the preamble")
-    _require(version == 2, where, f"csq version {version} is not supported, only 1 and 2")
+    _require(_u32(content, 8) == 2, where, f"csq version {_u32(content, 8)} is not supported, only 2")
     rows, metadata, _, position = _structure(content, where)
     places = []
     for row in rows:
@@ -89,13 +85,11 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
 
 
 def graph_part(content: bytes, *, where: str) -> tuple[bytes | None, int]:
-    """Return the graph of a file, inflated (None without one), and the byte at which it stands.
+    """Return the graph of a file, inflated (None without one), and the byte at which it begins.
 
     Raises:
         FormatError: the file breaks a rule of structure.
     """
-    if _u32(content, 8) != 2:
-        return None, len(content)
     _, _, graph, _ = _structure(content, where)
     return graph, PREAMBLE_BYTES + sum((_u32(content, at) + 7) // 8 * 8 for at in (16, 20))
 
@@ -162,7 +156,7 @@ def _table(table: bytes, count: int, where: str) -> list[_Row]:
         at += 1 + len(name)
         rows.append(_Row(_name(name, what), dtype, encoding, bits, shape, crc32, length))
         _check_row(rows[-1], what)
-        _require(number == 0 or name > rows[-2].name.encode(), what, "names stand twice or do not ascend")
+        _require(number == 0 or name > rows[-2].name.encode(), what, "names occur twice or do not ascend")
     _require(at == len(table), where, f"{len(table) - at} bytes too many in the table")
     return rows
 

@@ -80,14 +80,10 @@ static void put_u32(uint8_t *p, uint32_t v) {
     for (i = 0; i < 4; i++) p[i] = (uint8_t)(v >> 8 * i);
 }
 
-/* Make the checksums of the structure right, or nothing behind them would ever be reached. */
+/* Make the checksums of the structure right, or nothing that they guard would ever be reached. */
 static void repair(uint8_t *data, size_t size) {
     size_t at = 88, i;
-    if (size >= 24 && csq__u32(data + 8) == 1) {
-        uint32_t length = csq__u32(data + 12);
-        if (length <= size - 24) put_u32(data + 16, csq_crc32(0, data + 24, length));
-    }
-    if (size < 88 || csq__u32(data + 8) != 2) return;
+    if (size < 88) return;
     for (i = 0; i < 3; i++) {
         size_t length = csq__u32(data + 16 + 4 * i);
         if (at > size || length > size - at) break;
