@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from csqtool.csq import CsqFile, pack
+from csqtool.csq.entry import Encoding
 from csqtool.finalized_file import to_bytes
 from csqtool.verifying.csq_decoder import decode
 from tests.support.commands import invoke
@@ -19,6 +20,8 @@ from tests.support.csq_files import (
     TESTS,
     golden_models,
     layers_of,
+    one_layer,
+    pruned,
     spread,
     with_right_checksums,
 )
@@ -146,6 +149,39 @@ def test_names_that_are_not_allowed_are_an_error(dump, tmp_path, name):
 def test_a_version_that_the_reader_does_not_know_is_named_so(dump, tmp_path, version):
     (tmp_path / "m.csq").write_bytes(assemble([row("w", "U8", 0, 8, (1,), b"x")], version=version))
     assert run(dump, tmp_path / "m.csq") == [f"{tmp_path / 'm.csq'}: unknown csq version"]
+
+
+def inner(low, high, terms=1, levels=None):
+    """Return integers whose first rows, last row and some columns are pruned, the others of these values."""
+    values = spread(6 * 11 * 9, low, high, terms) if levels is None else np.array(levels)[spread(6 * 11 * 9, low, high)]
+    return pruned(values.astype(np.int16).reshape(6, 11, 3, 3), [0, 1, 5], [0, 4, 10])
+
+
+SEEKS = {  # encoding, of the stored elements of a pruned tensor, and a model stored so
+    "dense": (Encoding.DENSE, None, spread(1003, -4, 3).astype(np.int8)),
+    "dense of nine bits": (Encoding.DENSE, None, spread(1003, -256, 255).astype(np.int16)),
+    "ternary": (Encoding.TERNARY, None, spread(1003, -1, 1).astype(np.int8)),
+    "codebook": (Encoding.CODEBOOK, None, np.array([-100, -3, 5, 90], np.int8)[spread(1003, 0, 3)]),
+    "codebook of one level": (Encoding.CODEBOOK, None, np.full(1003, -7, np.int8)),
+    "entropy-coded": (Encoding.RANS, None, spread(5003, -7, 7, 5).astype(np.int8)),
+    "pruned, dense": (Encoding.PRUNED, Encoding.DENSE, inner(-256, 255)),
+    "pruned, ternary": (Encoding.PRUNED, Encoding.TERNARY, inner(-1, 1)),
+    "pruned, codebook": (Encoding.PRUNED, Encoding.CODEBOOK, inner(0, 2, levels=[-100, 5, 90])),
+    "pruned, codebook of one level": (Encoding.PRUNED, Encoding.CODEBOOK, inner(200, 200)),
+    "pruned, entropy-coded": (Encoding.PRUNED, Encoding.RANS, inner(0, 20, levels=[0] * 18 + [1, -7, 3])),
+}
+
+
+@pytest.mark.parametrize("case", SEEKS)
+def test_seeking_to_any_element_gives_what_reading_in_order_gives(dump, tmp_path, case):
+    # The program seeks to every element, the end and where it is already, as each type; it aborts on a difference.
+    encoding, stored, q = SEEKS[case]
+    content = pack(one_layer(q), encoding="dense" if encoding is Encoding.DENSE else "smallest")
+    file = CsqFile(content, where="x")
+    entry = file.entries["w"]
+    assert (entry.encoding, content[entry.start] if stored else None) == (encoding, stored)
+    (tmp_path / "m.csq").write_bytes(content)
+    assert by_c(dump, tmp_path / "m.csq") == checksums({name: file.tensor(name) for name in file.entries})
 
 
 def test_mutated_files_do_no_harm_under_sanitizers(dump, tmp_path):

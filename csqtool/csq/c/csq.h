@@ -472,9 +472,11 @@ CSQ_API csq_status csq_begin(csq_decoder *d, const csq_tensor *tensor) {
     return d->status;
 }
 
-/* Move to an element; CSQ_TYPE for entropy-coded and pruned tensors, which are read from their beginning only. */
+/* Move to an element, at most to the end. Entropy-coded and pruned tensors are read in order from their beginning:
+   for them CSQ_TYPE, unless the decoder is at the element already. */
 CSQ_API csq_status csq_seek(csq_decoder *d, uint64_t element) {
-    if ((d->encoding == CSQ_RANS || d->rows) && element != d->position) return CSQ_TYPE;
+    if (element == d->position) return d->status; /* of a pruned tensor, `taken` is not the position */
+    if (d->encoding == CSQ_RANS || d->rows) return CSQ_TYPE;
     if (element > d->elements) return CSQ_END;
     d->position = d->taken = element;
     return d->status;
