@@ -62,7 +62,7 @@ def _summary(result: PipelineResult, page: Path) -> str:
                      "PASS" if report["passed"] else "FAIL"))  # fmt: skip
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
-        model_text(model, result.finalized),
+        model_text(model),
         f"precision  {model.average_precision:.3f} planes a weight ({target_text(model.info['method'])}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
         "",
