@@ -25,7 +25,7 @@ class FloatNode:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an exporter has to say about the file it wrote.
+    """What an exporter reports about the file it wrote.
 
     Attributes:
         notes: a line each.
@@ -118,7 +118,7 @@ class Exported:
         path: where it is.
         size_bytes: its size; of a folder, that of its files.
         float32_bytes: the size of the float32 model exported the same way.
-        report: what the exporter has to say.
+        report: what the exporter reports.
     """
 
     path: Path
@@ -128,7 +128,7 @@ class Exported:
 
     @property
     def notes(self) -> list[str]:
-        """What the exporter has to say, a line each."""
+        """What the exporter reports, a line each."""
         return self.report.notes
 
 

@@ -39,7 +39,7 @@ _DTYPE_LIST = list(DTYPES)
 
 @dataclass(frozen=True)
 class Container:
-    """All of a file but the tensors' bytes.
+    """What a file holds besides the tensors' bytes.
 
     Attributes:
         finalized_sha256: of the finalized file, 64 hex digits.
@@ -61,7 +61,7 @@ class Container:
 def assemble(
     tensors: Sequence[tuple[Entry, bytes]], metadata: str, finalized_sha256: str, graph: bytes | None
 ) -> bytes:
-    """Return a file; tensors are sorted by name, `start` and `crc32` of the entries are not looked at.
+    """Return a file; tensors are sorted by name; `start` and `crc32` of the entries are ignored.
 
     Raises:
         ExportError: a part exceeds the limits of the format.
@@ -108,7 +108,7 @@ def _table_row(entry: Entry, stored: bytes) -> bytes:
 
 
 def parse(content: memoryview, where: str) -> Container:
-    """Return all of a file but its tensors, whose bytes are not read.
+    """Return all of a file but its tensors' bytes, which are not read.
 
     Raises:
         FormatError: the content is no `.csq` file of this version, or breaks a rule of structure (1 to 10 of the

@@ -1,4 +1,4 @@
-"""The encodings of a tensor: the writer takes the one with the fewest bytes, the reader decodes in blocks."""
+"""The encodings of a tensor. The writer takes the one with the fewest bytes; the reader decodes in blocks."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
     if (problem := encoding_problem(inner)) is not None:
         raise StreamError(f"stored channels: {problem}")
     source = blocks(inner, stored[begin:])
-    rest = np.empty(0, np.int16)  # decoded and not handed on
+    rest = np.empty(0, np.int16)  # decoded, not yet yielded
     row_octets, column_octets = np.frombuffer(row_bits, np.uint8), np.frombuffer(column_bits, np.uint8)
     for start in range(0, entry.elements, _BLOCK_BYTES):
         pair = np.arange(start, min(start + _BLOCK_BYTES, entry.elements)) // depth

@@ -1,8 +1,8 @@
-"""An ONNX file without what follows from the package's tensors: cut when packing, rebuilt bit for bit.
+"""The recipe of an ONNX file: what of it does not follow from the package's tensors, cut when packing.
 
-The recipe is generic: pieces of the file that equal some form of a tensor become references, all other bytes
-stay as they are. It knows nothing of how the ONNX exporter lays a graph out, so it stays right when that
-changes; only the size would grow. The SHA-256 of the ONNX file tells whether the rebuilt one is it.
+Pieces of the file that equal some form of a tensor become references; all other bytes stay as they are. The recipe
+does not depend on how the ONNX exporter lays out a graph: if that changes, it stays right, and only the size grows.
+The SHA-256 of the ONNX file tells whether the rebuilt file is the same.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | Non
     digest = hashlib.sha256(serialize(tensors, metadata)).hexdigest()
     content = assemble(_encoded(model, tensors, encoding == "smallest"), metadata, digest, recipe)
     if sum(array.nbytes for array in tensors.values()) > MAX_EXPANSION * len(content):
-        # Almost nothing but equal values: readers refuse so much from so little. Dense is at most 1 to 16.
+        # Almost all values are equal: the file would expand beyond what readers accept. Dense expands 16 times at most.
         content = assemble(_encoded(model, tensors, False), metadata, digest, recipe)
     return content
 

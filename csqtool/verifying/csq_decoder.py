@@ -1,7 +1,7 @@
 """A second decoder of `.csq` files, for the verifier.
 
-It is written from `docs/csq-format.md` and shares no code with the exporter, so that a mistake in one of
-the two shows as a difference.
+It is written from `docs/csq-format.md` and shares no code with `csqtool.csq`, so that a mistake in one of the two
+shows as a difference.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from csqtool.verifying.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, BadS
 
 PREAMBLE_BYTES = 88
 COUNT_LIMIT = 65_536  # tensors
-FREE_COUNT = 1024  # and beyond these one for each …
-BYTES_A_ROW = 512  # … of the file, because a row that has been read takes more memory than its bytes
+# Beyond the first 1024, a tensor for each 512 bytes of the file: a row that has been read takes more than its bytes.
+FREE_COUNT = 1024
+BYTES_A_ROW = 512
 TABLE_LIMIT_BYTES = 32 * 1024 * 1024  # as many tensors with long names
 PART_LIMIT_BYTES = 1024 * 1024 * 1024  # inflated metadata or graph
 AXES_LIMIT = 32  # shapes that an array library can hold
@@ -48,8 +49,8 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
     Args:
         content: a `.csq` file.
         where: the file's name, for messages.
-        damaged: if given, names of tensors whose checksum differs are added here instead of raising, so that
-            all of them can be reported; those that cannot be decoded any more are left out of the result.
+        damaged: if given, the names of tensors whose checksum differs are added here instead of raising, so that
+            all of them can be reported; tensors that cannot be decoded are missing in the result.
 
     Raises:
         FormatError: the file breaks a rule of structure, or a tensor one of its encoding.

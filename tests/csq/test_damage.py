@@ -47,7 +47,7 @@ def test_any_truncation_is_noticed(read, name):
 
 
 def test_a_file_of_an_unknown_version_is_refused_and_the_message_names_the_known_one():
-    # Version 1 never left the house: nobody has files of it.
+    # Version 1 was never released.
     for version, more in ((1, "reads 2$"), (3, "reads 2; a newer csqtool may know it$")):
         content = assemble([row("w", "I8", 1, 3, (2,), b"\x05")], version=version)
         assert_rejected(checked, content, f"csq version {version} at byte 8, this csqtool {more}")
