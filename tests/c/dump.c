@@ -71,10 +71,9 @@ static int same_after_seeks(const csq_tensor *tensor, const float *whole, readin
     int same = csq_begin(&decoder, tensor) == CSQ_OK;
     size_t n = (size_t)tensor->elements, i, count = 0, at = 0;
     float some[8];
-    for (i = 0; i <= n; i = in_order ? at + !count : i + 1) {
+    for (i = 0; i <= n; i++) {
         csq_status elsewhere;
-        if (in_order) at = i;
-        else at = i % 2 ? n - i / 2 : i / 2; /* forth and back */
+        if (!in_order) at = i % 2 ? n - i / 2 : i / 2; /* from both ends to the middle */
         same = csq_seek(&decoder, at) == CSQ_OK && same;
         same = csq_seek(&decoder, at) == CSQ_OK && same;
         elsewhere = csq_seek(&decoder, n + 1);
