@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from csqtool.csq import CsqFile, float32_size, open_csq, pack
-from csqtool.csq.integers import pack_integers
+from csqtool.csq.bit_fields import pack_integers
 from csqtool.finalized_file import read_finalized, to_tensors
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 

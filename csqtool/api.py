@@ -227,6 +227,7 @@ def export(
     *,
     format: str | None = None,  # noqa: A002 - the verb's word
     model: nn.Module | str | None = None,
+    data: Any = None,
     **options: Any,
 ) -> Exported:
     """Write a finalized model in a deployable format.
@@ -237,6 +238,8 @@ def export(
         format: the format's name, see `formats`; None takes it from the suffix of `output`.
         model: a module, which is copied, or a name; None builds the factory that the model records. Formats that
             carry a graph need it.
+        data: test data that the export measures on, where an option makes it measure; None takes those that the model
+            records.
         options: options of the format, such as ``weights="int8"`` for ``onnx``.
 
     Raises:
@@ -247,7 +250,8 @@ def export(
     from csqtool.exporting import format_of
 
     output = Path(output)
-    return write(quantized, output, format=format or format_of(output), model=model, options=options)
+    finalized = Path(quantized) if isinstance(quantized, str | Path) else quantized
+    return write(finalized, output, format=format or format_of(output), model=model, data=_test(data), options=options)
 
 
 def pack(
@@ -272,7 +276,8 @@ def pack(
     """
     from csqtool.packing import pack as write
 
-    return write(quantized, Path(output), model=model, data=data, **options)
+    finalized = Path(quantized) if isinstance(quantized, str | Path) else quantized
+    return write(finalized, Path(output), model=model, data=_test(data), **options)
 
 
 def unpack(file: PathLike, output: PathLike | None = None) -> QuantizedModel:
@@ -340,10 +345,9 @@ def verify(
     with _progress(progress) as told:
         return verify_file(
             Path(file),
-            against,
+            Path(against) if isinstance(against, str | Path) else against,
             model=model,
-            data=data,
-            task=task,
+            data=_test(data, task),
             gates=gates,
             samples=samples,
             backends=backends,
@@ -480,6 +484,17 @@ def _data(data: Any, train: Any, test: Any, task: str | Task | None) -> tuple[Da
     from csqtool.data import as_source
 
     return as_source(data, train=train, test=test, task=task), {}
+
+
+def _test(data: Any, task: str | Task | None = None) -> DataSource | str | None:
+    """Return test data: a name without a task stays one, so that the recorded task goes with it."""
+    if data is None or (isinstance(data, str) and task is None):
+        return data
+    from csqtool.data import as_source, load_data
+
+    if isinstance(data, str) and isinstance(task, str):
+        return load_data(data, task=task)
+    return as_source(test=data, task=task)
 
 
 def _named_source(named: Mapping[str, Any]) -> DataSource | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from csqtool.errors import ConfigError, nearest
 from csqtool.finalized_file import read_exact, read_finalized
 from csqtool.quantized_model import QuantizedModel
 from csqtool.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from csqtool.data import DataSource
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class FloatNode:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an exporter has to say about the file it wrote.
+    """What an exporter reports about the file it wrote.
 
     Attributes:
         notes: a line each.
@@ -40,39 +45,73 @@ class ExportReport:
     storage: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where an exporter finds what a model does not hold: the user's module and data.
+
+    Attributes:
+        path: the finalized file, if there is one; its surroundings are searched for the factory's source and the data.
+        factory: builds the module, instead of the one that the model records, or the module itself, which is copied;
+            None takes the recorded one.
+        data: test data of exporters that measure; None takes the recorded ones.
+    """
+
+    path: Path | None = None
+    factory: str | nn.Module | None = None
+    data: str | DataSource | None = None
+
+    def build_module(self, model: QuantizedModel) -> Any:
+        """Return the user's `torch.nn.Module`, freshly built, for formats that carry a graph.
+
+        Raises:
+            InputError: the factory is missing or builds something else.
+        """
+        from csqtool.rebuild import rebuilt_module
+
+        return rebuilt_module(model, factory=self.factory, near=self.path)
+
+
 class Exporter(Protocol):
-    """Writes a `QuantizedModel` in one format. Register the class under the entry point group ``csqtool.exporters``.
+    """Writes a `QuantizedModel` in one format; a base class for exporters, which inherit what they do not change.
+
+    Register the class under the entry point group ``csqtool.exporters``.
 
     Attributes:
         name: what ``--format`` calls it.
-        suffix: how its files end.
+        suffix: how its files end; empty for a folder.
         description: one line for ``csqtool formats``.
-
-    A format with options has a class attribute ``Options``, a frozen dataclass whose fields are their names, and
-    takes an instance of it when it is constructed.
+        exact: whether the finalized file comes back from what is written bit for bit. Such a format refuses a
+            finalized file that csqtool would not write in the same bytes.
+        Options: a frozen dataclass whose fields are the format's options, or None. The class then takes an instance
+            of it when it is constructed; a value that is not allowed raises a `ConfigError` that names the option.
+            A field's metadata hold ``help`` and, where it has a value, ``metavar`` for the command line.
     """
 
     name: str
     suffix: str
     description: str
+    exact: ClassVar[bool] = False
+    Options: ClassVar[Any] = None
 
-    def export(self, model: QuantizedModel, path: Path, *, build_module: Callable[[], Any]) -> list[str] | ExportReport:
+    @property
+    def measures(self) -> bool:
+        """Whether the export runs the network on data, so that it matters which."""
+        return False
+
+    def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
         """Write `model` to `path`, beside it first and then renamed into place.
 
         Args:
             model: what to write.
             path: the file (or folder) to write or replace.
-            build_module: returns the user's `torch.nn.Module`, freshly built, for formats that carry a graph.
-
-        Returns:
-            Notes for the user, a line each, or a report with more.
+            origin: where the model comes from.
 
         Raises:
             ExportError: the model holds something that the format cannot carry.
         """
         ...
 
-    def float32_size(self, model: QuantizedModel, *, build_module: Callable[[], Any]) -> int:
+    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
         """Return the bytes that the float32 model takes, exported the same way."""
         ...
 
@@ -85,7 +124,7 @@ class Exported:
         path: where it is.
         size_bytes: its size; of a folder, that of its files.
         float32_bytes: the size of the float32 model exported the same way.
-        report: what the exporter has to say.
+        report: what the exporter reports.
     """
 
     path: Path
@@ -95,7 +134,7 @@ class Exported:
 
     @property
     def notes(self) -> list[str]:
-        """What the exporter has to say, a line each."""
+        """What the exporter reports, a line each."""
         return self.report.notes
 
 
@@ -117,8 +156,21 @@ def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Export
     return exporter
 
 
+def format_of(output: Path) -> str:
+    """Return the format whose files end as `output` does.
+
+    Raises:
+        ConfigError: there is none; the message lists the endings.
+    """
+    suffixes = {EXPORTERS.load(name).suffix: name for name in EXPORTERS.names()}
+    if not output.suffix or output.suffix not in suffixes:
+        known = ", ".join(f"{suffix} ({name})" for suffix, name in suffixes.items() if suffix)
+        raise ConfigError(f"{output}: no format writes files that end so; give format=, or end in one of {known}")
+    return suffixes[output.suffix]
+
+
 def _parse_options(kind: Any, name: str, options: Mapping[str, Any]) -> Any:
-    if not hasattr(kind, "Options"):
+    if kind.Options is None:
         raise ConfigError(f"the format {name} takes no options, got {', '.join(map(repr, options))}")
     known = [f.name for f in dataclasses.fields(kind.Options)]
     for key in options:
@@ -128,20 +180,22 @@ def _parse_options(kind: Any, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def export(
-    source: Path,
+    source: QuantizedModel | Path,
     output: Path,
     *,
     format: str,  # noqa: A002 - the verb's word
-    model: str | None = None,
+    model: str | nn.Module | None = None,
+    data: str | DataSource | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write a finalized model in a deployable format.
 
     Args:
-        source: the finalized ``.safetensors`` file.
+        source: the finalized model, or its ``.safetensors`` file.
         output: the file to write.
         format: a format's name, such as ``onnx`` or ``csq``.
-        model: factory of the PyTorch module, instead of the one recorded in the finalized model.
+        model: the PyTorch module or its factory, instead of the one recorded in the finalized model.
+        data: test data that the export measures on, instead of the recorded ones.
         options: the format's own options, such as ``{"weights": "int8"}`` for ``onnx``.
 
     Raises:
@@ -150,33 +204,14 @@ def export(
         CheckFailed: the file would not hold a condition that an option sets; nothing is written.
     """
     exporter = load_exporter(format, options)
-    # The formats that promise the finalized file bit for bit.
-    finalized = (read_exact if format in ("csq", "c") else read_finalized)(source)
-    build_module = module_builder(finalized, model, source)
-    report = exporter.export(finalized, output, build_module=build_module)
-    return exported(exporter, finalized, output, build_module, report)
-
-
-def module_builder(finalized: QuantizedModel, factory: str | None, near: Path) -> Callable[[], Any]:
-    """Return what exporters call to build the user's module; `near` is the finalized file."""
-
-    def build_module() -> Any:
-        from csqtool.rebuild import rebuilt_module
-
-        return rebuilt_module(finalized, factory=factory, near=near)
-
-    return build_module
-
-
-def exported(
-    exporter: Exporter,
-    finalized: QuantizedModel,
-    output: Path,
-    build_module: Callable[[], Any],
-    report: list[str] | ExportReport,
-) -> Exported:
-    """Return the facts about what an exporter wrote, one file or a folder of files."""
+    if data is not None and not exporter.measures:
+        raise ConfigError("--data only goes with what is measured on it: --float16 of the format csq")
+    if isinstance(source, QuantizedModel):
+        finalized, origin = source, Origin(None, model, data)
+    else:
+        finalized = (read_exact if exporter.exact else read_finalized)(source)
+        origin = Origin(source, model, data)
+    report = exporter.export(finalized, output, origin=origin)
     files = [output] if output.is_file() else sorted(output.iterdir())
-    float32_bytes = exporter.float32_size(finalized, build_module=build_module)
-    report = report if isinstance(report, ExportReport) else ExportReport(report)
-    return Exported(output, sum(file.stat().st_size for file in files), float32_bytes, report)
+    size_bytes = sum(file.stat().st_size for file in files)
+    return Exported(output, size_bytes, exporter.float32_size(finalized, origin=origin), report)

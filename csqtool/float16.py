@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from csqtool.data import DataSource
 from csqtool.errors import ExportError
 from csqtool.evaluation import evaluate
 from csqtool.finalized_file import to_bytes
@@ -25,9 +27,9 @@ MAX_METRIC_CHANGE = 0.001
 def to_float16(
     model: QuantizedModel,
     *,
-    near: Path,
-    factory: str | None = None,
-    data: str | None = None,
+    near: Path | None = None,
+    factory: str | nn.Module | None = None,
+    data: str | DataSource | None = None,
     max_metric_change: float = MAX_METRIC_CHANGE,
 ) -> QuantizedModel:
     """Return `model` with every float32 tensor that is no scale rounded to float16, its metric measured anew.
@@ -38,9 +40,9 @@ def to_float16(
 
     Args:
         model: a finalized model.
-        near: its file; its surroundings are searched for the factory's source and the data.
-        factory: builds the module, instead of the one recorded in the model.
-        data: data source whose test set decides, instead of the recorded one.
+        near: its file, if it has one; its surroundings are searched for the factory's source and the data.
+        factory: builds the module, instead of the one recorded in the model, or the module itself.
+        data: data whose test set decides, instead of the recorded ones.
         max_metric_change: how far the metric may move, either way.
 
     Raises:

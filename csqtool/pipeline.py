@@ -184,7 +184,7 @@ def run_pipeline(
     from csqtool.exporting import export, load_exporter
     from csqtool.finalized_file import write_finalized
     from csqtool.searching import runs
-    from csqtool.verifying import verify
+    from csqtool.verifying.verification import verify_file
 
     pipeline = read_pipeline(path)
     suffixes = {name: load_exporter(name, options).suffix for name, options in pipeline.formats.items()}
@@ -234,7 +234,7 @@ def run_pipeline(
         report_path = pipeline.output / f"verify-{name}.json"
 
         def do_verify(target: Path = target, report_path: Path = report_path) -> None:
-            report = verify(
+            report = verify_file(
                 target,
                 finalized,
                 gates=pipeline.gates.for_file(target),

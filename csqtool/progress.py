@@ -33,6 +33,21 @@ class Silent:
         """Ignore the line."""
 
 
+class Told(Silent):
+    """Passes lines on, and nothing else.
+
+    Args:
+        tell: called with each line.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def line(self, text: str) -> None:
+        """Pass the line on."""
+        self._tell(text)
+
+
 class PlainLines:
     """One line every few seconds: for logs."""
 

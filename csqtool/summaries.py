@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from csqtool import csq
 from csqtool.model_info import PreprocessingInfo
 from csqtool.quantized_model import QuantizedModel
 from csqtool.text import size, table
@@ -32,17 +32,10 @@ class Compression:
         return self.float32_bytes / self.packed_bytes
 
 
-def compression(model: QuantizedModel, finalized: Path) -> Compression:
-    """Measure a finalized model's compression; the real bytes are those of a packed file, written and removed."""
-    import tempfile
-
-    from csqtool.packing import pack
-
-    with tempfile.TemporaryDirectory() as folder:
-        packed = pack(finalized, Path(folder) / "model.csq")
-    return Compression(
-        32 / model.layer_mean_precision, 32 / model.average_bit_width, packed.size_bytes, packed.float32_bytes
-    )
+def compression(model: QuantizedModel) -> Compression:
+    """Return a finalized model's compression; the real bytes are those of its packed file."""
+    packed_bytes, float32_bytes = len(csq.pack(model)), csq.float32_size(model)
+    return Compression(32 / model.layer_mean_precision, 32 / model.average_bit_width, packed_bytes, float32_bytes)
 
 
 def layer_table(model: QuantizedModel) -> str:
@@ -56,9 +49,9 @@ def layer_table(model: QuantizedModel) -> str:
     return table(("layer", "precision", "mask", "bit width", "elements", "bytes"), [*rows, total])
 
 
-def compression_text(model: QuantizedModel, finalized: Path) -> str:
+def compression_text(model: QuantizedModel) -> str:
     """Return the three compressions of a finalized model, a line each."""
-    rates = compression(model, finalized)
+    rates = compression(model)
     return "\n".join([
         "compression against float32",
         f"  layer mean of the precision (as in the paper)   {rates.paper:6.2f} ×",
@@ -105,9 +98,9 @@ def origin_text(model: QuantizedModel) -> str:
     return "\n".join([*lines, f"method     {method.name}, {target}, activations {activations}{seed}"])
 
 
-def model_text(model: QuantizedModel, finalized: Path) -> str:
+def model_text(model: QuantizedModel) -> str:
     """Return the layer table, the three compressions and the metrics of a finalized model."""
-    return "\n\n".join([layer_table(model), compression_text(model, finalized), metric_text(model)])
+    return "\n\n".join([layer_table(model), compression_text(model), metric_text(model)])
 
 
 def preprocessing_text(recorded: PreprocessingInfo) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from csqtool.csq import float32_size, pack
+from csqtool import csq
 from csqtool.errors import InputError
+from csqtool.exporting import Exporter, ExportReport, Origin
 from csqtool.files import write_bytes
 from csqtool.quantized_model import QuantizedModel
 
@@ -30,14 +29,15 @@ extern const size_t csq_model_size;
 """
 
 
-class CExporter:
+class CExporter(Exporter):
     """Writes a folder: the reader `csq.h`, the packed model `model.c` and `model.h`, and the program `example.c`."""
 
     name = "c"
     suffix = ""
     description = "a folder of C99: the packed model as an array, its reader (one header) and an example"
+    exact = True
 
-    def export(self, model: QuantizedModel, path: Path, *, build_module: Any = None) -> list[str]:
+    def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
         """Write the folder `path`; see `write_folder` for what an interruption leaves.
 
         Returns:
@@ -46,20 +46,17 @@ class CExporter:
         Raises:
             ExportError: the model holds something that the `.csq` format cannot carry.
         """
-        content = pack(model)
-        source = importlib.resources.files("csqtool.csq") / "c"
-        files = {name: (source / name).read_bytes() for name in ("csq.h", "example.c")}
-        # The array comes last: every version of it fits the header and the reader, which reads all versions.
-        files |= {"model.h": _MODEL_H, "model.c": model_source(content)}
+        source = model_source(csq.pack(model))
+        # The array comes last: after an interruption, the other files fit the old array and the new one.
+        files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": _MODEL_H, "model.c": source}
         write_folder(path, files)
-        return [
-            f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"
-        ]
+        return ExportReport(
+            [f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"]
+        )
 
-    def float32_size(self, model: QuantizedModel, *, build_module: Any = None) -> int:
+    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
         """Return the bytes of the float32 model as C source, written the same way."""
-        size = float32_size(model)
-        return len(model_source(bytes(_BYTES_A_LINE))) + size * len("0x00,")
+        return len(model_source(bytes(_BYTES_A_LINE))) + csq.float32_size(model) * len("0x00,")
 
 
 def model_source(content: bytes) -> bytes:

@@ -2,34 +2,113 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from csqtool import csq
+from csqtool.errors import ConfigError, nearest
+from csqtool.exporting import Exporter, ExportReport, Origin
 from csqtool.files import write_bytes
 from csqtool.quantized_model import QuantizedModel
 
 
-class CsqExporter:
+@dataclass(frozen=True)
+class CsqOptions:
+    """Options of packing.
+
+    Attributes:
+        encoding: ``smallest`` for each tensor, or ``dense``: two's complement throughout, fastest to decode.
+        with_graph: carry the ONNX graph along, so that `unpack` can write the ONNX file, too.
+        float16: round what is left in float32 to float16 first, see `csqtool.float16`.
+        max_metric_change: how far float16 may move the task's metric; None takes 0.001.
+    """
+
+    encoding: str = field(
+        default="smallest",
+        metadata={"help": "smallest for each tensor, or dense: random access, fastest to decode", "metavar": "NAME"},
+    )
+    with_graph: bool = field(
+        default=False, metadata={"help": "Carry the ONNX graph along: unpack -o model.onnx then works, too"}
+    )
+    float16: bool = field(
+        default=False, metadata={"help": "Round what is left in float32 to float16, if the metric stays"}
+    )
+    max_metric_change: float | None = field(
+        default=None, metadata={"help": "How far float16 may move the metric, 0.001 unless given", "metavar": "X"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.encoding not in csq.ENCODINGS:
+            raise ConfigError(f"unknown encoding {self.encoding!r}; {nearest(str(self.encoding), csq.ENCODINGS)}")
+        for name in ("with_graph", "float16"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name.replace('_', '-')} is true or false, got {getattr(self, name)!r}")
+        limit = self.max_metric_change
+        if limit is None:
+            return
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < math.inf:
+            raise ConfigError(f"max-metric-change is a number of at least 0, got {limit!r}")
+        if not self.float16:
+            raise ConfigError("--max-metric-change only goes with --float16")
+
+
+class CsqExporter(Exporter):
     """Writes a model as one `.csq` file, which `unpack` turns back into the finalized model bit for bit."""
 
     name = "csq"
     suffix = ".csq"
     description = "packed weights at each layer's own bit width or below, restored bit for bit by unpack"
+    exact = True
+    Options = CsqOptions
 
-    def export(
-        self,
-        model: QuantizedModel,
-        path: Path,
-        *,
-        build_module: Any = None,
-        encoding: str = "smallest",
-        onnx: bytes | None = None,
-    ) -> list[str]:
-        """Write `model` to `path` atomically; see `csqtool.csq.pack`."""
-        write_bytes(path, csq.pack(model, encoding=encoding, onnx=onnx))
-        return []
+    def __init__(self, options: CsqOptions | None = None) -> None:
+        self.options = options or CsqOptions()
 
-    def float32_size(self, model: QuantizedModel, *, build_module: Any = None) -> int:
+    @property
+    def measures(self) -> bool:
+        """Whether float16 has to keep the metric."""
+        return self.options.float16
+
+    def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
+        """Write `model` to `path` atomically.
+
+        Raises:
+            ExportError: the model holds something that the format cannot carry, or float16 moves its metric too far.
+            InputError: the module or the data that an option needs cannot be built.
+        """
+        notes: list[str] = []
+        if self.options.float16:
+            model, note = _as_float16(model, origin, self.options.max_metric_change)
+            notes.append(note)
+        graph = None
+        if self.options.with_graph:
+            from exporters.onnx import to_onnx
+
+            graph, report = to_onnx(model, origin.build_module(model))
+            notes += report.notes
+        write_bytes(path, csq.pack(model, encoding=self.options.encoding, onnx=graph))
+        return ExportReport(notes)
+
+    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
         """Return the bytes of the float32 model as a safetensors file."""
         return csq.float32_size(model)
+
+
+def _as_float16(model: QuantizedModel, origin: Origin, limit: float | None) -> tuple[QuantizedModel, str]:
+    """Return the model rounded to float16, and what that did to its metric."""
+    from csqtool.float16 import MAX_METRIC_CHANGE, to_float16
+
+    rounded = to_float16(
+        model,
+        near=origin.path,
+        factory=origin.factory,
+        data=origin.data,
+        max_metric_change=MAX_METRIC_CHANGE if limit is None else limit,
+    )
+    record = rounded.info.float16
+    assert record is not None
+    return rounded, (
+        f"float16 moves the metric from {record.metric_float32:.4f} to {record.metric:.4f}; "
+        "unpack gives back the rounded model, not the one that was packed"
+    )

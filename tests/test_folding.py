@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from csqtool import verify
 from csqtool.csq import pack
 from csqtool.errors import FormatError
 from csqtool.finalized_file import read_finalized, to_tensors, write_finalized
@@ -17,7 +18,6 @@ from csqtool.folding import bias_step, epsilon_to_fold, fold_scale, integer_bias
 from csqtool.model_info import DataInfo, ModelFactory, ModelInfo
 from csqtool.nn.post_training import post_training_model
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from csqtool.verifying import verify
 from csqtool.verifying.csq_half import half_problems
 from csqtool.verifying.weights import expected_in_onnx
 from exporters.onnx import to_onnx

@@ -31,6 +31,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()
 FORBIDDEN = {
     "exporters": ("csqtool.searching", "csqtool.verifying"),
     "csqtool": ("exporters", "sample_models"),
+    "csqtool.verifying": ("csqtool.csq",),  # it decodes with code of its own, so that a shared mistake cannot pass
 }
 
 
@@ -40,7 +41,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            # `from csqtool import csq` imports a module, too; names that are none match their module's rules.
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -56,7 +58,7 @@ def test_imports_point_one_way() -> None:
         for imported in imports(path):
             for owner, foreign in FORBIDDEN.items():
                 assert not (
-                    module.split(".")[0] == owner and f"{imported}.".startswith(tuple(f"{f}." for f in foreign))
+                    f"{module}.".startswith(f"{owner}.") and f"{imported}.".startswith(tuple(f"{f}." for f in foreign))
                 ), (module, imported)
             if own is not None and (other := part(imported)) is not None:
                 assert RANK[other] <= RANK[own], (module, imported)

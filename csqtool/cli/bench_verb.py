@@ -31,9 +31,9 @@ def bench(
     as_json: bool,
 ) -> None:
     """Measure the ONNX file MODEL in onnxruntime: latency, load time, memory, bytes, kernels."""
-    from csqtool.benchmarking import bench as measure
+    import csqtool
 
-    results = measure([model, *against], threads=threads, batch=batch, sizes=_sizes(sizes), rounds=rounds)
+    results = csqtool.bench([model, *against], threads=threads, batch=batch, sizes=_sizes(sizes), rounds=rounds)
     if as_json:
         print_json({"threads": threads, "batch": batch, "rounds": rounds, "files": [r.to_json() for r in results]})
         return

@@ -20,9 +20,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def diff(a: Path, b: Path, fail_on_change: bool, as_json: bool) -> None:
     """Show what changed from A to B: two finalized models, or two reports of verify --json."""
-    from csqtool.diffing import diff as compare
+    import csqtool
 
-    changes = compare(a, b)
+    changes = csqtool.diff(a, b)
     if as_json:
         print_json({"a": str(a), "b": str(b), "changes": [change.to_json() for change in changes]})
     elif changes:

@@ -13,8 +13,8 @@ from csqtool.cli.output import tell
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 def init(folder: Path) -> None:
     """Write a starter project into FOLDER: model, data, pipeline, CI jobs. It runs as it stands."""
-    from csqtool.starting import init as write
+    import csqtool
 
-    for path in write(folder):
+    for path in csqtool.init(folder):
         click.echo(path)
     tell(f"next: csqtool run {folder / 'pipeline.toml'}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from csqtool.cli.format_options import FormatCommand, given
 from csqtool.cli.output import print_json, tell
 from csqtool.text import size, table
 
@@ -17,81 +18,65 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="The file to write.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+factory_option = click.option(
+    "--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one."
+)
+data_option = click.option("--data", help="Measure --float16 on this data's test set, not on the recorded one's.")
 
 
 @click.command()
 @click.argument("run", type=FILE)
+@click.option("--model", "factory", metavar="FACTORY", help="Builds the module of a search that was given an object.")
+@click.option("--data", help="The data of a search that was given objects.")
 @output_option
 @json_option
-def finalize(run: Path, output: Path, as_json: bool) -> None:
+def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_json: bool) -> None:
     """Turn the finished search in RUN into integers, scales and bit widths, one file."""
     import csqtool
     from csqtool.summaries import model_text
 
-    model = csqtool.finalize(run, output)
+    model = csqtool.finalize(run, output, model=factory, data=data)
     if as_json:
         print_json(csqtool.inspect(output))
     else:
-        click.echo(model_text(model, output))
+        click.echo(model_text(model))
         tell(f"next: csqtool export {output} --format onnx -o model.onnx")
 
 
-@click.command()
+@click.command(cls=FormatCommand, formats=("csq",))
 @click.argument("model", type=FILE)
-@click.option(
-    "--encoding",
-    type=click.Choice(["smallest", "dense"]),
-    default="smallest",
-    show_default=True,
-    help="The smallest of all encodings a tensor, or two's complement: random access, fastest to decode.",
-)
-@click.option("--with-graph", is_flag=True, help="Carry the ONNX graph along: unpack -o model.onnx then works, too.")
-@click.option("--float16", is_flag=True, help="Round what is left in float32 to float16, if the metric stays.")
-@click.option(
-    "--max-metric-change", type=float, metavar="X", help="How far float16 may move the metric. [default: 0.001]"
-)
-@click.option("--data", help="Measure float16 on this data's test set, not on the recorded one's.")
-@click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
+@data_option
+@factory_option
 @output_option
 @json_option
-def pack(
+def pack(model: Path, data: str | None, factory: str | None, output: Path, as_json: bool, **options: Any) -> None:
+    """Write the finalized MODEL as one bit-packed .csq file."""
+    import csqtool
+
+    _print_exported(csqtool.pack(model, output, model=factory, data=data, **given(options)), as_json)
+
+
+@click.command(cls=FormatCommand)
+@click.argument("model", type=FILE)
+@click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
+@data_option
+@factory_option
+@output_option
+@json_option
+def export(
     model: Path,
-    encoding: str,
-    with_graph: bool,
-    float16: bool,
-    max_metric_change: float | None,
+    format_name: str,
     data: str | None,
     factory: str | None,
     output: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Write the finalized MODEL as one bit-packed .csq file."""
-    from csqtool.packing import pack as pack_model
-
-    done = pack_model(
-        model, output, encoding=encoding, with_graph=with_graph, float16=float16,
-        max_metric_change=max_metric_change, model=factory, data=data,
-    )  # fmt: skip
-    _print_exported(done, as_json)
-
-
-@click.command()
-@click.argument("model", type=FILE)
-@click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
-@click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
-@click.option("--weights", metavar="STORAGE", help="auto, packed, int8, int4 or int2 (onnx). [default: auto]")
-@click.option("--runtime", help="onnxruntime, openvino, tensorrt or generic (onnx). [default: onnxruntime]")
-@click.option("--weight-form", help="Weights beside float activations: foldable or qdq (onnx). [default: auto]")
-@click.option("--dynamic", type=int, multiple=True, metavar="AXIS", help="An axis that stays dynamic (onnx).")
-@click.option("--strict-integer", is_flag=True, default=None, help="Fail if a compute node runs in float (onnx).")
-@output_option
-@json_option
-def export(model: Path, format_name: str, factory: str | None, output: Path, as_json: bool, **options: Any) -> None:
     """Write the finalized MODEL in a deployable format."""
-    from csqtool.exporting import export as export_model
+    import csqtool
 
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    _print_exported(export_model(model, output, format=format_name, model=factory, options=given), as_json)
+    done = csqtool.export(model, output, format=format_name, model=factory, data=data, **given(options))
+    _print_exported(done, as_json)
 
 
 def _print_exported(done: Exported, as_json: bool) -> None:
@@ -126,9 +111,9 @@ def _print_exported(done: Exported, as_json: bool) -> None:
 @json_option
 def unpack(file: Path, output: Path, as_json: bool) -> None:
     """Turn a .csq FILE back into the finalized model, or (-o model.onnx) into its ONNX file, bit for bit."""
-    from csqtool.packing import unpack as unpack_file
+    import csqtool
 
-    model = unpack_file(file, output)
+    model = csqtool.unpack(file, output)
     facts = {"file": str(output), "size_bytes": output.stat().st_size, "layers": len(model.layers)}
     if as_json:
         print_json(facts)

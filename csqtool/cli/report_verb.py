@@ -19,6 +19,6 @@ def report(sources: tuple[Path, ...], output: Path, bench: bool) -> None:
     Takes run directories, outputs of pipelines, pipeline files, finalized models, .csq and .onnx files, and what
     verify --json and bench --json wrote; what belongs to one model is shown together.
     """
-    from csqtool.reporting import report as write
+    import csqtool
 
-    click.echo(write(sources, output, bench=bench))
+    click.echo(csqtool.report(sources, output, bench=bench))

@@ -20,13 +20,10 @@ if TYPE_CHECKING:
 @click.pass_context
 def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
     """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
-    from csqtool.pipeline import run_pipeline
-    from csqtool.progress import stderr_progress
-    from csqtool.reporting import report as write_report
+    import csqtool
 
-    with stderr_progress() as progress:
-        result = run_pipeline(pipeline, progress=progress, tell=progress.line)
-    page = write_report([result.pipeline.output], result.pipeline.output / "report.html")
+    result = csqtool.run(pipeline, progress=True)
+    page = csqtool.report(result.pipeline.output, result.pipeline.output / "report.html")
     if as_json:
         print_json(_document(result))
     else:
@@ -63,7 +60,7 @@ def _summary(result: PipelineResult, page: Path) -> str:
                      "PASS" if report["passed"] else "FAIL"))  # fmt: skip
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
-        model_text(model, result.finalized),
+        model_text(model),
         f"precision  {model.average_precision:.3f} planes a weight ({target}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
         "",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from csqtool.cli.output import layers_text, print_json, report_text, tell
+from csqtool.progress import Told
 
 FILE = click.Path(path_type=Path)
 
@@ -80,23 +81,22 @@ def verify(
 
     In GitHub Actions, failures are also written as annotations and the report into the job's summary.
     """
+    import csqtool
     from csqtool.files import write_bytes, write_json
     from csqtool.text import parse_size
-    from csqtool.verifying import Gates, Tolerances, documents
-    from csqtool.verifying import verify as verify_file
+    from csqtool.verifying import documents
 
-    gates = Gates(max_size=None if max_size is None else parse_size(max_size), **limits)
-    report = verify_file(
+    report = csqtool.verify(
         file,
         against,
         data=data,
         model=factory,
-        gates=gates,
+        gates=csqtool.Gates(max_size=None if max_size is None else parse_size(max_size), **limits),
         samples=samples,
         backends=backends,
-        tolerances=Tolerances.parse(tolerances),
+        tolerances=csqtool.Tolerances.parse(tolerances),
         threads=threads,
-        tell=tell,
+        progress=Told(tell),
     ).to_json()
     if junit is not None:
         write_bytes(junit, documents.junit(report))

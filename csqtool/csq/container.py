@@ -1,4 +1,4 @@
-"""The container, version 2: preamble, tensor table, metadata, graph, data. `docs/csq-format.md` is normative."""
+"""The container: preamble, tensor table, metadata, graph, data. `docs/csq-format.md` is normative."""
 
 from __future__ import annotations
 
@@ -39,20 +39,17 @@ _DTYPE_LIST = list(DTYPES)
 
 @dataclass(frozen=True)
 class Container:
-    """What stands in a file around the tensors' bytes.
+    """What a file holds besides the tensors' bytes.
 
     Attributes:
-        version: of the format.
         finalized_sha256: of the finalized file, 64 hex digits.
         metadata: the JSON text of the finalized file.
         entries: the tensors, in the order of their bytes.
         graph: the recipe of an ONNX file, inflated; None without one.
-        metadata_start: the byte at which the metadata stand: of version 2 those of the zlib stream, of version 1
-            those of the header.
-        graph_start: the byte at which the graph's zlib stream stands, or would.
+        metadata_start: the byte at which the metadata's zlib stream begins.
+        graph_start: the byte at which the graph's zlib stream begins, or would begin.
     """
 
-    version: int
     finalized_sha256: str
     metadata: str
     entries: tuple[Entry, ...]
@@ -64,7 +61,7 @@ class Container:
 def assemble(
     tensors: Sequence[tuple[Entry, bytes]], metadata: str, finalized_sha256: str, graph: bytes | None
 ) -> bytes:
-    """Return a file; tensors are sorted by name, `start` and `crc32` of the entries are not looked at.
+    """Return a file; tensors are sorted by name; `start` and `crc32` of the entries are ignored.
 
     Raises:
         ExportError: a part exceeds the limits of the format.
@@ -111,11 +108,13 @@ def _table_row(entry: Entry, stored: bytes) -> bytes:
 
 
 def parse(content: memoryview, where: str) -> Container:
-    """Return what stands around the tensors; their bytes are not looked at.
+    """Return all of a file but its tensors' bytes, which are not read.
 
     Raises:
-        FormatError: a rule of structure (1 to 15 of the specification) is broken.
+        FormatError: the content is no `.csq` file of this version, or breaks a rule of structure (1 to 10 of the
+            specification).
     """
+    _check_kind(content, where)
     if len(content) < PREAMBLE.size:
         raise FormatError(f"{where}: truncated at byte {len(content)}, the preamble has {PREAMBLE.size} bytes")
     fields = PREAMBLE.unpack_from(content)
@@ -166,17 +165,32 @@ def parse(content: memoryview, where: str) -> Container:
     if graph_size or graph_inflated:
         recipe = _inflate(graph, graph_inflated, len(content), f"{where}: graph at byte {graph_start}")
     entries = tuple(_rows(table, count, table_start, position, where))
-    return Container(VERSION, digest.hex(), document, entries, recipe, metadata_start, graph_start)
+    return Container(digest.hex(), document, entries, recipe, metadata_start, graph_start)
+
+
+def _check_kind(content: memoryview, where: str) -> None:
+    """Check the magic and the version."""
+    magic = bytes(content[: len(MAGIC)])
+    if magic != MAGIC[: len(magic)] or not magic:
+        hint = "; its first bytes look changed by a transfer in text mode" if b"CSQ" in magic else ""
+        begin = f"begins with {magic.hex(' ')}" if magic else "is empty"
+        raise FormatError(f"{where} is not a csq file (it {begin}){hint}")
+    if len(content) < len(MAGIC) + 4:
+        raise FormatError(f"{where}: truncated at byte {len(content)}, in the preamble")
+    version = int.from_bytes(content[8:12], "little")
+    if version != VERSION:
+        newer = "; a newer csqtool may know it" if version > VERSION else ""
+        raise FormatError(f"{where}: csq version {version} at byte 8, this csqtool reads {VERSION}{newer}")
 
 
 def _padded_end(content: memoryview, start: int, length: int, what: str) -> int:
-    """Return where the part behind [start, start + length) begins, after a check of the padding."""
+    """Return where the part after [start, start + length) begins; the padding up to there is checked."""
     end = start + length
     padded = end + -end % ALIGNMENT
     if padded > len(content):
         raise FormatError(f"{what}: truncated: it ends at byte {padded}, the file has {len(content)}")
     if any(content[end:padded]):
-        raise FormatError(f"{what}: the padding behind it, at byte {end}, is not zero")
+        raise FormatError(f"{what}: the padding after it, at byte {end}, is not zero")
     return padded
 
 
@@ -222,7 +236,7 @@ def _rows(table: memoryview, count: int, table_start: int, data_start: int, wher
             raise FormatError(f"{what}: bad name {name!r:.100}: {problem}")
         what = f"{what} ({name!r})"
         if raw_name <= before:
-            raise FormatError(f"{what}: the name stands twice, or names do not ascend")
+            raise FormatError(f"{what}: the name occurs twice, or names do not ascend")
         if dtype >= len(_DTYPE_LIST) or encoding >= len(Encoding):
             raise FormatError(f"{what}: unknown dtype {dtype} or encoding {encoding}")
         if (problem := shape_problem(shape)) is not None:

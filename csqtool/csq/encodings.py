@@ -1,4 +1,4 @@
-"""The encodings of a tensor: the writer takes the one with the fewest bytes, the reader decodes in blocks."""
+"""The encodings of a tensor. The writer takes the one with the fewest bytes; the reader decodes in blocks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.csq import rans
+from csqtool.csq.bit_fields import pack_fields, pack_integers, unpack_integers, unpacked_blocks
 from csqtool.csq.entry import DTYPES, Encoding, Entry, encoding_problem, stored_bytes
-from csqtool.csq.integers import pack_fields, pack_integers, unpack_integers, unpacked_blocks
 from csqtool.csq.rans import StreamError
 from csqtool.errors import ExportError
 
@@ -213,7 +213,7 @@ def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
     if (problem := encoding_problem(inner)) is not None:
         raise StreamError(f"stored channels: {problem}")
     source = blocks(inner, stored[begin:])
-    rest = np.empty(0, np.int16)  # decoded and not handed on
+    rest = np.empty(0, np.int16)  # decoded, not yet yielded
     row_octets, column_octets = np.frombuffer(row_bits, np.uint8), np.frombuffer(column_bits, np.uint8)
     for start in range(0, entry.elements, _BLOCK_BYTES):
         pair = np.arange(start, min(start + _BLOCK_BYTES, entry.elements)) // depth
@@ -226,7 +226,7 @@ def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
         out[here] = rest[:wanted]
         rest = rest[wanted:]
         yield out
-    for _ in source:  # what is checked behind the last element
+    for _ in source:  # what is checked after the last element
         pass
 
 

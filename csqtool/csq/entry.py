@@ -39,9 +39,6 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
 
-PARSED_BYTES = 96  # what json.loads takes at most for one value beside its text
-MEMORY_FLOOR = 1 << 20  # beyond four times the file
-
 
 class Encoding(IntEnum):
     """How a tensor's elements are stored; the value is the code in the tensor table."""

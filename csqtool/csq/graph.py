@@ -1,8 +1,8 @@
-"""An ONNX file without what follows from the package's tensors: cut when packing, rebuilt bit for bit.
+"""The recipe of an ONNX file: what of it does not follow from the package's tensors, cut when packing.
 
-The recipe is generic: pieces of the file that equal some form of a tensor become references, all other bytes
-stay as they are. It knows nothing of how the ONNX exporter lays a graph out, so it stays right when that
-changes; only the size would grow. The SHA-256 of the ONNX file tells whether the rebuilt one is it.
+Pieces of the file that equal some form of a tensor become references; all other bytes stay as they are. The recipe
+does not depend on how the ONNX exporter lays out a graph: if that changes, it stays right, and only the size grows.
+The SHA-256 of the ONNX file tells whether the rebuilt file is the same.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool.csq.bit_fields import pack_fields, unpacked_blocks
 from csqtool.csq.entry import MAX_EXPANSION, Entry, stored_bytes
-from csqtool.csq.integers import pack_fields, unpacked_blocks
 from csqtool.csq.reader import CsqFile
 from csqtool.errors import FormatError
 from csqtool.onnx_file import parse_onnx, stored_tensors
@@ -50,7 +50,7 @@ class _Reference:
     transposed: bool = False
 
     def bytes(self, tensor: NDArray[Any]) -> bytes:
-        """Return the bytes that stand in the ONNX file."""
+        """Return these bytes of the ONNX file."""
         if self.signs is not None:
             signs = self.signs.reshape(-1, *[1] * (tensor.ndim - 1))
             tensor = (tensor.astype(np.int16) * signs).astype(tensor.dtype)
@@ -120,7 +120,7 @@ def cut(onnx_file: bytes, tensors: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def _tensors(onnx_file: bytes) -> Iterator[bytes]:
-    """Yield the raw bytes of the graph's tensors, in the order in which they stand in the file."""
+    """Yield the raw bytes of the graph's tensors, in the order of the file."""
     for _, tensor in stored_tensors(parse_onnx(onnx_file, where="the ONNX file")):
         yield tensor.raw_data
 
@@ -165,6 +165,21 @@ def _signs(values: NDArray[Any], tensor: NDArray[Any]) -> NDArray[np.int8] | Non
     return np.where(equal, 1, np.where(negated, -1, 0)).astype(np.int8)
 
 
+def unpack_onnx(content: bytes, *, where: str) -> bytes:
+    """Return the ONNX file that was packed into `content`, bit for bit.
+
+    Args:
+        content: a `.csq` file.
+        where: the file's name, for messages.
+
+    Raises:
+        FormatError: `content` is damaged, or carries no graph.
+    """
+    file = CsqFile(content, where=where)
+    file.model()
+    return rebuild(file)
+
+
 def rebuild(file: CsqFile) -> bytes:
     """Return the ONNX file that a package was made with.
 
@@ -198,7 +213,7 @@ def rebuild(file: CsqFile) -> bytes:
 
 
 def _parts(recipe: memoryview, count: int, literals: int, file: CsqFile, where: str) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of each piece; literals begin at `literals`, and the recipe ends behind the last."""
+    """Yield the bytes of each piece; literals begin at `literals`, and the recipe ends with the last."""
     position = literals
     for piece, _ in _pieces(recipe, count, file, where):
         if isinstance(piece, int):
@@ -209,7 +224,7 @@ def _parts(recipe: memoryview, count: int, literals: int, file: CsqFile, where: 
         else:
             yield piece.bytes(file.tensor(piece.tensor))
     if position != len(recipe):
-        raise FormatError(f"{where}: {len(recipe) - position} bytes are left behind the literals of the recipe")
+        raise FormatError(f"{where}: {len(recipe) - position} bytes are left after the literals of the recipe")
 
 
 def _pieces(recipe: memoryview, count: int, file: CsqFile, where: str) -> Iterator[tuple[int | _Reference, int]]:

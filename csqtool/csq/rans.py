@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.csq.integers import pack_fields, unpacked_blocks
+from csqtool.csq.bit_fields import pack_fields, unpacked_blocks
 
 SCALE_BITS = 12  # slots that frequencies sum to: a table of 4096 stays in any first-level cache
 SLOTS = 1 << SCALE_BITS

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import zlib
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.csq import container, encodings, version1
-from csqtool.csq.container import MAGIC, Container
-from csqtool.csq.entry import DTYPES, MEMORY_FLOOR, PARSED_BYTES, Encoding, Entry
+from csqtool.csq import container, encodings
+from csqtool.csq.entry import DTYPES, Encoding, Entry
 from csqtool.csq.rans import StreamError
+from csqtool.csq.safetensors_layout import Tensor, header_and_order
 from csqtool.errors import FormatError, InputError
-from csqtool.finalized_file import METADATA_KEY, from_tensors, parse_document
+from csqtool.finalized_file import from_tensors, parse_document
 from csqtool.quantized_model import QuantizedModel
 
-VERSIONS = {1: version1.parse, container.VERSION: container.parse}
-
-# The order of dtypes in a safetensors file (annex A of the specification).
-_SAFETENSORS_ORDER = ("U64", "I64", "F64", "C64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
+PARSED_BYTES = 96  # what json.loads takes at most for one value beside its text
+MEMORY_FLOOR = 1 << 20  # beyond four times the file
 
 
 class CsqFile:
-    """A `.csq` file of any released version whose structure has been checked.
+    """A `.csq` file whose structure has been checked.
 
     Attributes:
         where: the file's name, for messages.
         size_bytes: the file's size.
-        version: of the format.
         finalized_sha256: of the finalized file that was packed.
         metadata: the JSON text of the finalized file.
         entries: what the table says about each tensor, by name.
@@ -51,30 +46,14 @@ class CsqFile:
         """
         self.where = where
         self._content = memoryview(content)
-        found = self._parse()
         self.size_bytes = len(self._content)
-        self.version = found.version
+        found = container.parse(self._content, where)
         self.finalized_sha256 = found.finalized_sha256
         self.metadata = found.metadata
         self.graph = found.graph
         self.metadata_place = f"{where}: metadata at byte {found.metadata_start}"
         self.graph_place = f"{where}: graph at byte {found.graph_start}"
         self.entries = {entry.name: entry for entry in found.entries}
-
-    def _parse(self) -> Container:
-        magic = bytes(self._content[: len(MAGIC)])
-        if magic != MAGIC[: len(magic)] or not magic:
-            hint = "; its first bytes look changed by a transfer in text mode" if b"CSQ" in magic else ""
-            begin = f"begins with {magic.hex(' ')}" if magic else "is empty"
-            raise FormatError(f"{self.where} is not a csq file (it {begin}){hint}")
-        if len(self._content) < len(MAGIC) + 4:
-            raise FormatError(f"{self.where}: truncated at byte {len(self._content)}, in the preamble")
-        version = int.from_bytes(self._content[8:12], "little")
-        if version not in VERSIONS:
-            known = " and ".join(map(str, VERSIONS))
-            raise FormatError(f"{self.where}: csq version {version} at byte 8, this csqtool reads {known}; "
-                              "a newer csqtool may know it")  # fmt: skip
-        return VERSIONS[version](self._content, self.where)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """Return a tensor, its checksum and stream checked; a raw one is a read-only view of the file.
@@ -129,25 +108,17 @@ class CsqFile:
         Raises:
             FormatError: a tensor is damaged.
         """
-        rank = {dtype: i for i, dtype in enumerate(_SAFETENSORS_ORDER)}
-        entries = sorted(self.entries.values(), key=lambda entry: (rank[entry.dtype], entry.name.encode()))
-        header: dict[str, Any] = {"__metadata__": {METADATA_KEY: self.metadata}}
-        end = 0
-        for entry in entries:
-            begin, end = end, end + entry.decoded_bytes
-            header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end]}
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        yield len(text).to_bytes(8, "little") + text
-        for entry in entries:
-            for block in self.blocks(entry.name):
-                yield block.astype(DTYPES[entry.dtype]).tobytes()
+        described = [Tensor(entry.name, entry.dtype, entry.shape) for entry in self.entries.values()]
+        header, names = header_and_order(described, self.metadata)
+        yield header
+        for name in names:
+            for block in self.blocks(name):
+                yield block.astype(DTYPES[self.entries[name].dtype]).tobytes()
 
-    @cached_property
     def _document_is_small(self) -> bool:
-        """Whether parsing the metadata stays within four times the file."""
+        """Tell whether parsing the metadata stays within four times the file."""
         values = sum(self.metadata.count(c) for c in ",[{:")
-        return values * PARSED_BYTES <= 4 * len(self._content) + MEMORY_FLOOR
+        return values * PARSED_BYTES <= 4 * self.size_bytes + MEMORY_FLOOR
 
     def model(self) -> QuantizedModel:
         """Return the finalized model, everything checked before memory for it is taken.
@@ -156,7 +127,7 @@ class CsqFile:
             FormatError: the file is damaged, or its tensors and metadata describe no finalized model.
         """
         self.check()
-        if not self._document_is_small:
+        if not self._document_is_small():
             raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
         self._check_scales(parse_document(self.metadata, where=self.metadata_place))
         tensors = {name: self.tensor(name) for name in self.entries}
@@ -211,3 +182,31 @@ def open_csq(path: Path) -> CsqFile:
         raise InputError(f"no such file: {path}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_csq(content: bytes, *, where: str) -> QuantizedModel:
+    """Return the model in a `.csq` file, checked down to the SHA-256 of its finalized file.
+
+    Args:
+        content: a `.csq` file.
+        where: the file's name, for messages.
+
+    Raises:
+        FormatError: `content` is damaged or no `.csq` file of a known version.
+    """
+    return CsqFile(content, where=where).model()
+
+
+def unpack(content: bytes, *, where: str) -> bytes:
+    """Return the finalized safetensors file that was packed into `content`, bit for bit.
+
+    Args:
+        content: a `.csq` file.
+        where: the file's name, for messages.
+
+    Raises:
+        FormatError: `content` is damaged or no `.csq` file of a known version.
+    """
+    file = CsqFile(content, where=where)
+    file.model()
+    return b"".join(file.finalized())

@@ -1,4 +1,4 @@
-"""From a `QuantizedModel` to the bytes of a `.csq` file, version 2."""
+"""From a `QuantizedModel` to the bytes of a `.csq` file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from csqtool.csq import graph
 from csqtool.csq.container import assemble
 from csqtool.csq.encodings import encode_integers, encode_others
 from csqtool.csq.entry import (
@@ -22,29 +23,30 @@ from csqtool.errors import ExportError
 from csqtool.finalized_file import serialize, to_tensors
 from csqtool.quantized_model import QuantizedModel
 
-CHOICES = ("smallest", "dense")
+ENCODINGS = ("smallest", "dense")  # what `pack` may be asked for
 
 
-def pack(model: QuantizedModel, *, encoding: str = "smallest", graph: bytes | None = None) -> bytes:
+def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | None = None) -> bytes:
     """Return the `.csq` file of `model`; the same model always gives the same bytes (with the same zlib).
 
     Args:
         model: what to write.
         encoding: ``smallest`` takes the smallest encoding for each tensor; ``dense`` stores every integer in
             two's complement, for random access and the fastest decoding.
-        graph: the recipe of an ONNX file to carry along.
+        onnx: an ONNX file of the model; the package carries what of it does not follow from the tensors.
 
     Raises:
         ExportError: the model holds something that the format cannot carry.
     """
-    if encoding not in CHOICES:
-        raise ExportError(f"csq: unknown encoding {encoding!r}; known: {', '.join(CHOICES)}")
+    if encoding not in ENCODINGS:
+        raise ExportError(f"csq: unknown encoding {encoding!r}; known: {', '.join(ENCODINGS)}")
     tensors, metadata = _tensors_of(model)
+    recipe = None if onnx is None else graph.cut(onnx, tensors)
     digest = hashlib.sha256(serialize(tensors, metadata)).hexdigest()
-    content = assemble(_encoded(model, tensors, encoding == "smallest"), metadata, digest, graph)
+    content = assemble(_encoded(model, tensors, encoding == "smallest"), metadata, digest, recipe)
     if sum(array.nbytes for array in tensors.values()) > MAX_EXPANSION * len(content):
-        # Almost nothing but equal values: readers refuse so much from so little. Dense is at most 1 to 16.
-        content = assemble(_encoded(model, tensors, False), metadata, digest, graph)
+        # Almost all values are equal: the file would expand beyond what readers accept. Dense expands 16 times at most.
+        content = assemble(_encoded(model, tensors, False), metadata, digest, recipe)
     return content
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from csqtool import csq
 from csqtool.integers import reduced
-from csqtool.quantized_model import IntegerArray, QuantizedModel
+from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.scheme import integers_at
 
 # What a layer's integers, and its numbers in the metadata, may grow by in training.
@@ -36,13 +36,8 @@ class PackedSizes:
         if key not in self._measured:
             q, scale = integers_at(self._weights[name], planes)
             integers, _ = reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy()))
-            self._measured[key] = integer_bytes(integers)
+            self._measured[key] = csq.integer_bytes(integers)
         return self._measured[key]
-
-
-def integer_bytes(q: IntegerArray) -> int:
-    """Return the bytes that a layer's integers take in the packed file."""
-    return csq.integer_bytes(q)
 
 
 def packed_bytes(model: QuantizedModel) -> int:
@@ -51,8 +46,8 @@ def packed_bytes(model: QuantizedModel) -> int:
 
 
 def fixed_bytes(model: QuantizedModel) -> int:
-    """Return what the packed file of a model takes beside the layers' integers."""
-    return packed_bytes(model) - sum(integer_bytes(layer.q) for layer in model.layers)
+    """Return what the packed file of a model takes besides the layers' integers."""
+    return packed_bytes(model) - sum(csq.integer_bytes(layer.q) for layer in model.layers)
 
 
 def as_trained(model: QuantizedModel, *, aliases: Collection[str]) -> QuantizedModel:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from csqtool.data import DataSource
+from csqtool.data import DataSource, load_data
 from csqtool.errors import ConfigError, FormatError, InputError
 from csqtool.files import write_bytes
 from csqtool.model_source import ModelSource
@@ -87,7 +87,12 @@ def resume(
     """
     directory = RunDirectory(run)
     config = directory.read_config()
-    _check_given(directory, config, given or {})
+    named = dict(given or {})
+    if config.model is None and "model" in named:  # it was begun with an object, which a name may stand in for
+        model = ModelSource(named.pop("model"), named.pop("model_args", {}))
+    if config.data is None and "data" in named:
+        data = load_data(named.pop("data"), task=named.pop("task", config.task), near=directory.config)
+    _check_given(directory, config, named)
     if directory.is_finished:
         return load_finished(run, model=model, data=data)
     processes = start_processes(config.device)

@@ -5,6 +5,5 @@ from __future__ import annotations
 from csqtool.verifying.findings import Check, VerifyReport
 from csqtool.verifying.gates import Gates
 from csqtool.verifying.tolerances import Tolerances
-from csqtool.verifying.verification import verify
 
-__all__ = ["Check", "Gates", "Tolerances", "VerifyReport", "verify"]
+__all__ = ["Check", "Gates", "Tolerances", "VerifyReport"]

@@ -1,4 +1,4 @@
-"""What the C reader of the `.csq` format makes of a file; it needs a C compiler on this machine."""
+"""Runs the C reader of the `.csq` format on a file, where this machine has a C compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All levels for a `.csq` file, read by a decoder of its own."""
+"""All levels of verification of a `.csq` file, which the verifier's own decoder reads."""
 
 from __future__ import annotations
 

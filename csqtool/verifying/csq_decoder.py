@@ -1,7 +1,7 @@
 """A second decoder of `.csq` files, for the verifier.
 
-It is written from `docs/csq-format.md` and shares no code with the exporter, so that a mistake in one of
-the two shows as a difference.
+It is written from `docs/csq-format.md` and shares no code with `csqtool.csq`, so that a mistake in one of the two
+shows as a difference.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
-from csqtool.verifying import csq_decoder_v1
 from csqtool.verifying.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, BadStream, expand, expected_length
 
 PREAMBLE_BYTES = 88
 COUNT_LIMIT = 65_536  # tensors
-FREE_COUNT = 1024  # and beyond these one for each …
-BYTES_A_ROW = 512  # … of the file, because a row that has been read takes more memory than its bytes
+# Beyond the first 1024, a tensor for each 512 bytes of the file: a row that has been read takes more than its bytes.
+FREE_COUNT = 1024
+BYTES_A_ROW = 512
 TABLE_LIMIT_BYTES = 32 * 1024 * 1024  # as many tensors with long names
 PART_LIMIT_BYTES = 1024 * 1024 * 1024  # inflated metadata or graph
 AXES_LIMIT = 32  # shapes that an array library can hold
@@ -49,18 +49,15 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
     Args:
         content: a `.csq` file.
         where: the file's name, for messages.
-        damaged: if given, names of tensors whose checksum differs are added here instead of raising, so that
-            all of them can be reported; those that cannot be decoded any more are left out of the result.
+        damaged: if given, the names of tensors whose checksum differs are added here instead of raising, so that
+            all of them can be reported; tensors that cannot be decoded are missing in the result.
 
     Raises:
         FormatError: the file breaks a rule of structure, or a tensor one of its encoding.
     """
     _require(content[:8] == bytes.fromhex("89 43 53 51 0d 0a 1a 0a"), where, "not a csq file (wrong magic)")
-    version = _u32(content, 8)
-    if version == 1:
-        return csq_decoder_v1.decode(content, where=where, damaged=damaged)
     _require(len(content) >= 12, where, f"truncated at byte {len(content)}, in the preamble")
-    _require(version == 2, where, f"csq version {version} is not supported, only 1 and 2")
+    _require(_u32(content, 8) == 2, where, f"csq version {_u32(content, 8)} is not supported, only 2")
     rows, metadata, _, position = _structure(content, where)
     places = []
     for row in rows:
@@ -89,13 +86,11 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
 
 
 def graph_part(content: bytes, *, where: str) -> tuple[bytes | None, int]:
-    """Return the graph of a file, inflated (None without one), and the byte at which it stands.
+    """Return the graph of a file, inflated (None without one), and the byte at which it begins.
 
     Raises:
         FormatError: the file breaks a rule of structure.
     """
-    if _u32(content, 8) != 2:
-        return None, len(content)
     _, _, graph, _ = _structure(content, where)
     return graph, PREAMBLE_BYTES + sum((_u32(content, at) + 7) // 8 * 8 for at in (16, 20))
 
@@ -162,7 +157,7 @@ def _table(table: bytes, count: int, where: str) -> list[_Row]:
         at += 1 + len(name)
         rows.append(_Row(_name(name, what), dtype, encoding, bits, shape, crc32, length))
         _check_row(rows[-1], what)
-        _require(number == 0 or name > rows[-2].name.encode(), what, "names stand twice or do not ascend")
+        _require(number == 0 or name > rows[-2].name.encode(), what, "names occur twice or do not ascend")
     _require(at == len(table), where, f"{len(table) - at} bytes too many in the table")
     return rows
 

@@ -1,6 +1,6 @@
-"""The ONNX graph in a `.csq` package: does it come out whole, and is it this model's?
+"""The ONNX graph in a `.csq` package: whether it is rebuilt bit for bit, and whether it is this model's.
 
-The recipe is read a second time, from section 5 of `docs/csq-format.md`; nothing here is shared with the exporter.
+The recipe is read by code written from section 5 of `docs/csq-format.md`, which shares nothing with `csqtool.csq`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def rebuild(recipe: bytes, tensors: list[NDArray[Any]], most_bytes: int) -> byte
             at += number
         else:
             file += _referenced(tensor, form, bits, signs, reverse)
-    _require(at == len(recipe), f"{len(recipe) - at} bytes are left behind the literals")
+    _require(at == len(recipe), f"{len(recipe) - at} bytes are left after the literals")
     _require(hashlib.sha256(file).digest() == recipe[:32], "the rebuilt ONNX file has another SHA-256")
     return bytes(file)
 

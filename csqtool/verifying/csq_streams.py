@@ -1,7 +1,7 @@
-"""The encodings of `.csq` tensors, decoded a second time: written from the specification, for the verifier.
+"""The encodings of `.csq` tensors, decoded by code of the verifier's own, written from the specification.
 
-Nothing here is shared with the exporter. Where the exporter looks values up in tables, this expands single
-bits, divides by three and searches cumulative frequencies.
+Nothing here is shared with `csqtool.csq`. Where that looks values up in tables, this expands single bits, divides by
+three and searches cumulative frequencies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VALUES_AT_ONCE = 1 << 16  # a multiple of 8, so that slices of bit streams start
 
 
 class BadStream(ValueError):
-    """The bytes of a tensor break a rule of its encoding."""
+    """The bytes of a tensor violate a rule of its encoding."""
 
 
 def require(condition: Any, problem: str) -> None:
@@ -33,7 +33,7 @@ def require(condition: Any, problem: str) -> None:
 
 
 def expected_length(encoding: int, count: int, bits: int) -> int | None:
-    """Return the stored bytes of `count` elements; None where the stream itself tells."""
+    """Return the stored bytes of `count` elements; None where only the stream tells."""
     if encoding in (0, 1, 5):
         return -(-count * bits // 8)
     return -(-count // 5) if encoding == 2 else None
@@ -43,7 +43,7 @@ def expand(encoding: int, stored: bytes, shape: tuple[int, ...], bits: int, dtyp
     """Return the elements of a tensor, flat.
 
     Raises:
-        BadStream: a rule of the encoding is broken.
+        BadStream: a rule of the encoding is violated.
     """
     if encoding == 0:
         require(dtype != np.bool_ or not stored.strip(b"\0\1"), "a boolean is neither 0 nor 1")
@@ -121,7 +121,7 @@ def codebook(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
 
 
 def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
-    """Yield one round after the other: one value of each lane; few lanes all at once, without vectors."""
+    """Yield the values round by round, one of each lane; of few lanes all at once, decoded without vectors."""
     require(len(stored) >= 5, "the frequency table is cut short")
     lowest = int.from_bytes(stored[0:2], "little", signed=True)
     size = int.from_bytes(stored[2:4], "little")

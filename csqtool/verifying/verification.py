@@ -6,9 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import nn
+
+from csqtool.data import DataSource
 from csqtool.errors import ConfigError
 from csqtool.files import read_bytes
-from csqtool.finalized_file import parse_finalized
+from csqtool.finalized_file import parse_finalized, to_bytes
+from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_data, rebuilt_net
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.csq_checks import verify_csq
@@ -19,12 +23,12 @@ from csqtool.verifying.subject import Subject
 from csqtool.verifying.tolerances import Tolerances
 
 
-def verify(
+def verify_file(
     file: Path,
-    against: Path,
+    against: QuantizedModel | Path,
     *,
-    data: str | None = None,
-    model: str | None = None,
+    data: str | DataSource | None = None,
+    model: str | nn.Module | None = None,
     gates: Gates | None = None,
     samples: int | None = None,
     backends: Sequence[str] = ("onnxruntime",),
@@ -36,9 +40,9 @@ def verify(
 
     Args:
         file: an ``.onnx`` or ``.csq`` file.
-        against: the finalized ``.safetensors`` file.
-        data: data source whose test set is compared; None takes the one recorded in the finalized model.
-        model: factory of the PyTorch module, instead of the recorded one.
+        against: the finalized model, or its ``.safetensors`` file.
+        data: data whose test set is compared; None takes what is recorded in the finalized model.
+        model: the PyTorch module or its factory, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.
         backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``, or
@@ -53,9 +57,13 @@ def verify(
     Raises:
         InputError: a file is missing or no file of its kind, or the model or data cannot be built.
     """
-    content, reference = read_bytes(file), read_bytes(against)
-    finalized = parse_finalized(reference, where=str(against))
-    report = VerifyReport(str(file), str(against), len(content), finalized.average_bit_width)
+    content = read_bytes(file)
+    if isinstance(against, QuantizedModel):
+        reference, finalized, near, name = to_bytes(against), against, None, "the finalized model"
+    else:
+        reference, near, name = read_bytes(against), against, str(against)
+        finalized = parse_finalized(reference, where=name)
+    report = VerifyReport(str(file), name, len(content), finalized.average_bit_width)
     report.tolerances = tolerances or Tolerances()
     if samples is not None and samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
@@ -65,9 +73,9 @@ def verify(
         content=content,
         model=finalized,
         finalized_sha256=hashlib.sha256(reference).hexdigest(),
-        net=rebuilt_net(finalized, factory=model, near=against),
-        build_net=lambda other: rebuilt_net(other, factory=model, near=against),
-        source=rebuilt_data(finalized, data=data, near=against),
+        net=rebuilt_net(finalized, factory=model, near=near),
+        build_net=lambda other: rebuilt_net(other, factory=model, near=near),
+        source=rebuilt_data(finalized, data=data, near=near),
         samples=samples,
         report=report,
         tell=tell,

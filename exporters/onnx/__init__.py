@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from csqtool.errors import CheckFailed, ExportError
-from csqtool.exporting import ExportReport
+from csqtool.exporting import Exporter, ExportReport, Origin
 from csqtool.files import write_bytes
 from csqtool.finalized_file import to_bytes
 from csqtool.quantized_model import QuantizedModel
@@ -20,7 +19,7 @@ MAX_PROTOBUF_BYTES = 2**31 - 1  # protobuf's own limit; beyond it weights would 
 __all__ = ["OnnxExporter", "OnnxOptions", "to_onnx"]
 
 
-class OnnxExporter:
+class OnnxExporter(Exporter):
     """Writes a model as one ONNX file that stock onnxruntime loads and runs on integer kernels."""
 
     name = "onnx"
@@ -31,13 +30,13 @@ class OnnxExporter:
     def __init__(self, options: OnnxOptions | None = None) -> None:
         self.options = options or OnnxOptions()
 
-    def export(self, model: QuantizedModel, path: Path, *, build_module: Callable[[], Any]) -> ExportReport:
+    def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
         """Write `model` to `path` atomically.
 
         Args:
             model: what to write.
             path: the file to write or replace.
-            build_module: returns the user's module, freshly built; its forward pass gives the graph.
+            origin: builds the user's module, whose forward pass gives the graph.
 
         Returns:
             What stays in float, and why.
@@ -46,7 +45,7 @@ class OnnxExporter:
             ExportError: the model holds something that ONNX, or the chosen runtime, cannot carry.
             CheckFailed: `strict_integer` is set and a compute node runs in float.
         """
-        content, report = to_onnx(model, build_module(), self.options)
+        content, report = to_onnx(model, origin.build_module(model), self.options)
         if self.options.strict_integer and report.float_nodes:
             first = report.float_nodes[0]
             count = f"{len(report.float_nodes)} compute nodes run" if len(report.float_nodes) > 1 else "a node runs"
@@ -57,12 +56,12 @@ class OnnxExporter:
         write_bytes(path, content)
         return report
 
-    def float32_size(self, model: QuantizedModel, *, build_module: Callable[[], Any]) -> int:
+    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
         """Return the bytes of the ONNX file of the same network in float32, BatchNorm folded."""
         from exporters.onnx.capture import capture_float
         from exporters.onnx.cleanup import tidy
 
-        graph_model = capture_float(model, build_module())
+        graph_model = capture_float(model, origin.build_module(model))
         tidy(graph_model, {})
         return int(_proto(graph_model).ByteSize())
 

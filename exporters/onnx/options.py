@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from csqtool.errors import ConfigError, ExportError, nearest
 from csqtool.quantized_model import QuantizedModel
@@ -40,11 +40,17 @@ class OnnxOptions:
         dynamic: axes behind the batch that stay dynamic, such as ``(2, 3)``.
     """
 
-    weights: str = "auto"
-    runtime: str = "onnxruntime"
-    weight_form: str = "auto"
-    strict_integer: bool = False
-    dynamic: tuple[int, ...] = ()
+    weights: str = field(default="auto", metadata={"help": "auto, packed, int8, int4 or int2", "metavar": "STORAGE"})
+    runtime: str = field(
+        default="onnxruntime", metadata={"help": "onnxruntime, openvino, tensorrt or generic", "metavar": "NAME"}
+    )
+    weight_form: str = field(
+        default="auto", metadata={"help": "Weights beside float activations: foldable or qdq", "metavar": "FORM"}
+    )
+    strict_integer: bool = field(default=False, metadata={"help": "Fail if a compute node runs in float"})
+    dynamic: tuple[int, ...] = field(
+        default=(), metadata={"help": "An axis that stays dynamic; repeatable", "metavar": "AXIS"}
+    )
 
     def __post_init__(self) -> None:
         for name, known in (("weights", WEIGHTS), ("runtime", RUNTIMES), ("weight_form", WEIGHT_FORMS)):

@@ -5,7 +5,7 @@
 
 (The instrumentation itself takes more and more memory; the readers, run over the same files without it, do not.)
 
-Each input is read as it is, and with repaired checksums, without which nothing behind them would be reached. Any
+Each input is read as it is, and with repaired checksums, without which nothing that they guard would be reached. Any
 exception but `FormatError`, and any tensor on which the readers differ, is a finding.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 import atheris
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-with atheris.instrument_imports(include=["exporters", "csqtool.verifying"]):
+with atheris.instrument_imports(include=["csqtool.csq", "csqtool.verifying"]):
     from csqtool.csq import CsqFile, graph
     from csqtool.errors import FormatError
     from csqtool.verifying.csq_decoder import decode, graph_part
@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["exporters", "csqtool.verifying"]):
     from tests.support.csq_files import with_right_checksums
 
 
-def by_exporter(content):
+def by_codec(content):
     file = CsqFile(content, where="x")
     tensors = {name: file.tensor(name) for name in file.entries}
     return tensors | onnx_of(file.graph, lambda: graph.rebuild(file))
@@ -57,7 +57,7 @@ def outcome(read, content):
 
 def one_input(data):
     for content in (data, with_right_checksums(data)):
-        assert outcome(by_exporter, content) == outcome(by_verifier, content)
+        assert outcome(by_codec, content) == outcome(by_verifier, content)
         with contextlib.suppress(FormatError):
             CsqFile(content, where="x").model()
 

@@ -1,4 +1,4 @@
-"""Handmade `.csq` files of version 2, a list of rows and then the bytes, and what reads them."""
+"""Handmade `.csq` files, from a list of rows, and what reads them."""
 
 import contextlib
 import hashlib
@@ -11,10 +11,7 @@ import pytest
 from csqtool.csq import CsqFile
 from csqtool.errors import FormatError
 from csqtool.verifying.csq_decoder import decode
-from tests.support.csq_files import (
-    GOLDEN,
-    MAGIC,
-)
+from tests.support.csq_files import GOLDEN, MAGIC
 
 SMALL = (GOLDEN / "v2-small.csq").read_bytes()
 
@@ -23,7 +20,7 @@ def checked(content, *, where):
     return CsqFile(content, where=where).model()
 
 
-READERS = pytest.mark.parametrize("read", [checked, decode], ids=["exporter", "decoder"])
+READERS = pytest.mark.parametrize("read", [checked, decode], ids=["codec", "verifier"])
 
 
 def assert_rejected(read, content, message):
@@ -58,7 +55,7 @@ def padded(part):
 
 
 def assemble(rows, metadata=b"{}", digest=bytes(32), **fields):
-    """Return a file with the checksums it needs: only what `fields` or the rows break is broken."""
+    """Return a file with the checksums it needs: only what `fields` or the rows make wrong is wrong."""
     table = fields.get("table", table_of(rows))
     parts = [table, fields.get("metadata_part", zlib.compress(metadata, 9)), fields.get("graph_part", b"")]
     preamble = {
@@ -120,7 +117,7 @@ def memory_within_four_times(content):
         tracemalloc.stop()
 
 
-def by_exporter(content):
+def by_codec(content):
     file = CsqFile(content, where="x")
     return {name: file.tensor(name) for name in file.entries}
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from csqtool import verify
 from csqtool.exporting import export
 from csqtool.factories import build_model
 from csqtool.finalized_file import write_finalized
 from csqtool.model_info import ModelInfo
 from csqtool.nn.post_training import post_training_model
-from csqtool.verifying import verify
 from tests.support.commands import ROOT
 
 # Networks that end in global pooling are looked at on small images.

@@ -1,4 +1,4 @@
-/* csq.h: reads .csq files, versions 1 and 2. C99, one header, no allocation, no dependency.
+/* csq.h: reads .csq files of version 2. C99, one header, no allocation, no dependency.
 
    The format is specified in docs/csq-format.md. A file is read where it lies in memory (flash, a mapped
    file); every pointer handed out points into it. No input whatsoever leads to undefined behaviour: csq_open
@@ -16,7 +16,6 @@
    Not checked here, because it takes an inflater, a JSON parser and SHA-256: that the metadata and the ONNX
    graph inflate, and that both they and the tensors are the finalized model with file.finalized_sha256.
 
-   Define CSQ_ONLY_VERSION_2 before including to leave version 1 and its scanner out.
    Licence: Apache-2.0. */
 
 #ifndef CSQ_H
@@ -49,8 +48,7 @@ typedef enum {
     CSQ_VERSION,     /* a version that this reader does not know */
     CSQ_TRUNCATED,   /* the file ends too early */
     CSQ_DAMAGED,     /* a checksum differs, or a rule of the format is broken */
-    CSQ_UNSUPPORTED, /* version 1 in another form than csqtool writes, or a name above 255 bytes */
-    CSQ_TYPE         /* the tensor cannot be read as the type asked for */
+    CSQ_TYPE         /* the tensor cannot be read as the type, or from the element, asked for */
 } csq_status;
 
 typedef enum {
@@ -63,10 +61,9 @@ typedef enum { CSQ_RAW, CSQ_DENSE, CSQ_TERNARY, CSQ_CODEBOOK, CSQ_RANS, CSQ_HALF
 typedef struct {
     const uint8_t *data;
     size_t size;
-    uint32_t version;
     uint32_t tensors;
     uint8_t finalized_sha256[32];
-    const uint8_t *metadata; /* version 2: zlib stream; version 1: JSON string with its escapes */
+    const uint8_t *metadata; /* zlib stream of JSON */
     size_t metadata_size;
     const uint8_t *graph; /* zlib stream; NULL without one */
     size_t graph_size;
@@ -85,7 +82,7 @@ typedef struct {
     const uint8_t *stored;
     size_t length;
     uint32_t crc32;
-    size_t next_row, next_stored; /* where the following tensor stands */
+    size_t next_row, next_stored; /* where the following tensor is */
 } csq_tensor;
 
 typedef struct {
@@ -95,7 +92,7 @@ typedef struct {
     unsigned bits;
     uint64_t elements, position;
     const uint8_t *rows, *columns; /* pruned: bits of the indices that are stored; NULL for others */
-    uint64_t shape[2], depth;      /* pruned: the first two axes, and the elements behind an index of both */
+    uint64_t shape[2], depth;      /* pruned: the first two axes, and the elements of one index of both */
     uint64_t kept, taken;          /* elements that are stored, and how many of them are read */
     const uint8_t *stored;
     size_t length;
@@ -168,7 +165,7 @@ CSQ_API uint64_t csq__stream_size(uint64_t count, unsigned bits) { return (count
 
 /* --- structure --------------------------------------------------------------------------------------- */
 
-/* Set *next to where the part behind [start, start + length) begins; the padding must be zero. */
+/* Set *next to where the part after [start, start + length) begins; the padding must be zero. */
 CSQ_API csq_status csq__skip(const csq_file *file, size_t start, uint64_t length, size_t *next) {
     size_t end, padding;
     if (start > file->size || length > file->size - start) return CSQ_TRUNCATED;
@@ -181,19 +178,15 @@ CSQ_API csq_status csq__skip(const csq_file *file, size_t start, uint64_t length
     return CSQ_OK;
 }
 
-/* Multiply the dimensions; `least` is the smallest one allowed. */
-CSQ_API csq_status csq__count(csq_tensor *tensor, uint64_t least) {
+/* Multiply the dimensions. */
+CSQ_API csq_status csq__count(csq_tensor *tensor) {
     unsigned i;
-    int empty = 0;
     tensor->elements = 1;
     for (i = 0; i < tensor->rank; i++) {
         uint64_t d = tensor->shape[i];
-        if (d < least) return CSQ_DAMAGED;
-        if (d == 0) { empty = 1; continue; } /* hides no other dimension from the limit */
-        if (d > CSQ_MAX_ELEMENTS / tensor->elements) return CSQ_DAMAGED;
+        if (d == 0 || d > CSQ_MAX_ELEMENTS / tensor->elements) return CSQ_DAMAGED;
         tensor->elements *= d;
     }
-    if (empty) tensor->elements = 0;
     return CSQ_OK;
 }
 
@@ -229,7 +222,7 @@ CSQ_API int csq__name(csq_tensor *t, const uint8_t *p, size_t length) {
     return length && strcmp(t->name, ".") && strcmp(t->name, "..") && strcmp(t->name, "__metadata__");
 }
 
-/* Read the row at `row` of a version 2 table, for the tensor stored at `stored`. */
+/* Read the row at `row` of the table, for the tensor stored at `stored`. */
 CSQ_API csq_status csq__row(const csq_file *file, csq_tensor *t, size_t row, size_t stored) {
     const uint8_t *p = file->data + row;
     size_t left = file->table_end - row, name_length, i;
@@ -257,147 +250,12 @@ CSQ_API csq_status csq__row(const csq_file *file, csq_tensor *t, size_t row, siz
     t->stored = file->data + stored;
     t->length = (size_t)length;
     t->next_row = (size_t)(p - file->data) + name_length;
-    status = csq__count(t, 1);
+    status = csq__count(t);
     return status == CSQ_OK ? csq__check_encoding(t) : status;
-}
-
-#ifndef CSQ_ONLY_VERSION_2
-
-/* Step over `text` at *at; the header ends at file->table_end. */
-CSQ_API int csq__eat(const csq_file *file, size_t *at, const char *text) {
-    size_t length = strlen(text);
-    if (length > file->table_end - *at || memcmp(file->data + *at, text, length)) return 0;
-    *at += length;
-    return 1;
-}
-
-/* Step over an integer of 0 to 2^63 - 1 without leading zeros. */
-CSQ_API int csq__eat_number(const csq_file *file, size_t *at, uint64_t *value) {
-    size_t begin = *at;
-    *value = 0;
-    while (*at < file->table_end && file->data[*at] >= '0' && file->data[*at] <= '9') {
-        uint64_t digit = (uint64_t)(file->data[*at] - '0');
-        if (*value > (((uint64_t)1 << 63) - 1 - digit) / 10) return 0;
-        *value = *value * 10 + digit;
-        ++*at;
-    }
-    return *at > begin && (file->data[begin] != '0' || *at == begin + 1);
-}
-
-/* Step over the inside of a JSON string, up to its closing quote. */
-CSQ_API int csq__eat_string(const csq_file *file, size_t *at) {
-    while (*at < file->table_end && file->data[*at] != '"') {
-        uint8_t c = file->data[(*at)++];
-        if (c < 0x20) return 0;
-        if (c != '\\') continue;
-        if (*at >= file->table_end) return 0;
-        c = file->data[(*at)++];
-        if (c == 'u') { /* csqtool writes only control characters so */
-            if (!csq__eat(file, at, "000") && !csq__eat(file, at, "001")) return 0;
-            if (*at >= file->table_end) return 0;
-            c = file->data[(*at)++];
-            if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'))) return 0;
-        } else if (c == 0 || !strchr("\"\\bfnrt", c)) {
-            return 0;
-        }
-    }
-    return *at < file->table_end;
-}
-
-/* Read the object at `row` of a version 1 header in the form that csqtool writes. */
-CSQ_API csq_status csq__row_1(const csq_file *file, csq_tensor *t, size_t row, size_t stored) {
-    static const char *const dtypes[] = {"BOOL\"", "U8\"", "I8\"", "U16\"", "I16\"", "U32\"", "I32\"",
-                                         "U64\"",  "I64\"", "F16\"", "F32\"", "F64\"", "C64\""};
-    size_t at = row, name;
-    uint64_t bits, offset, length, crc;
-    unsigned dtype;
-    csq_status status;
-    if (!csq__eat(file, &at, "{\"name\":\"")) return CSQ_UNSUPPORTED;
-    name = at;
-    if (!csq__eat_string(file, &at)) return CSQ_UNSUPPORTED;
-    if (at - name > CSQ_MAX_NAME || memchr(file->data + name, '\\', at - name)) return CSQ_UNSUPPORTED;
-    if (!csq__name(t, file->data + name, at - name)) return CSQ_DAMAGED;
-    if (!csq__eat(file, &at, "\",\"dtype\":\"")) return CSQ_UNSUPPORTED;
-    for (dtype = 0; dtype <= CSQ_C64; dtype++)
-        if (csq__eat(file, &at, dtypes[dtype])) break;
-    if (dtype > CSQ_C64) return CSQ_DAMAGED;
-    t->dtype = (csq_dtype)dtype;
-    if (!csq__eat(file, &at, ",\"shape\":[")) return CSQ_UNSUPPORTED;
-    t->rank = 0;
-    while (!csq__eat(file, &at, "]")) {
-        if (t->rank && !csq__eat(file, &at, ",")) return CSQ_UNSUPPORTED;
-        if (t->rank == CSQ_MAX_RANK) return CSQ_DAMAGED;
-        if (!csq__eat_number(file, &at, &t->shape[t->rank++])) return CSQ_UNSUPPORTED;
-    }
-    if (csq__eat(file, &at, ",\"encoding\":\"raw\"")) t->encoding = CSQ_RAW;
-    else if (csq__eat(file, &at, ",\"encoding\":\"packed\"")) t->encoding = CSQ_DENSE;
-    else return CSQ_DAMAGED;
-    if (!csq__eat(file, &at, ",\"bits\":") || !csq__eat_number(file, &at, &bits) ||
-        !csq__eat(file, &at, ",\"offset\":") || !csq__eat_number(file, &at, &offset) ||
-        !csq__eat(file, &at, ",\"length\":") || !csq__eat_number(file, &at, &length) ||
-        !csq__eat(file, &at, ",\"crc32\":") || !csq__eat_number(file, &at, &crc) || !csq__eat(file, &at, "}"))
-        return CSQ_UNSUPPORTED;
-    if (bits > 64 || crc > 0xffffffff || offset != stored - file->payload) return CSQ_DAMAGED;
-    t->bits = (unsigned)bits;
-    t->crc32 = (uint32_t)crc;
-    (void)csq__eat(file, &at, ",{"); /* the next row begins at its brace */
-    t->next_row = file->data[at - 1] == '{' ? at - 1 : at;
-    status = csq__skip(file, stored, length, &t->next_stored);
-    if (status != CSQ_OK) return status;
-    t->stored = file->data + stored;
-    t->length = (size_t)length;
-    status = csq__count(t, 0);
-    return status == CSQ_OK ? csq__check_encoding(t) : status;
-}
-
-/* Read the preamble and the head of the JSON header. */
-CSQ_API csq_status csq__open_1(csq_file *file) {
-    static const char hex[] = "0123456789abcdef";
-    const uint8_t *data = file->data;
-    uint32_t length;
-    size_t at, i;
-    if (file->size < 24) return CSQ_TRUNCATED;
-    length = csq__u32(data + 12);
-    if (length > 64u << 20 || length % 8 || csq__u32(data + 20)) return CSQ_DAMAGED;
-    if (length > file->size - 24) return CSQ_TRUNCATED;
-    if (csq_crc32(0, data + 24, length) != csq__u32(data + 16)) return CSQ_DAMAGED;
-    if (!csq__is_utf8(data + 24, length)) return CSQ_DAMAGED;
-    file->table_end = file->payload = 24 + (size_t)length;
-    at = 24;
-    if (!csq__eat(file, &at, "{\"finalized_sha256\":\"") || file->table_end - at < 64) return CSQ_UNSUPPORTED;
-    for (i = 0; i < 64; i++) {
-        const char *digit = data[at + i] ? strchr(hex, data[at + i]) : NULL;
-        if (!digit) return CSQ_DAMAGED;
-        file->finalized_sha256[i / 2] = (uint8_t)((file->finalized_sha256[i / 2] << 4 | (digit - hex)) & 0xff);
-    }
-    at += 64;
-    if (!csq__eat(file, &at, "\",\"metadata\":\"")) return CSQ_UNSUPPORTED;
-    file->metadata = data + at;
-    if (!csq__eat_string(file, &at)) return CSQ_UNSUPPORTED;
-    file->metadata_size = (size_t)(data + at - file->metadata);
-    if (!csq__eat(file, &at, "\",\"tensors\":[")) return CSQ_UNSUPPORTED;
-    file->table = at;
-    return CSQ_OK;
-}
-
-#endif /* CSQ_ONLY_VERSION_2 */
-
-/* Whether a table ends at `row`, which follows its last row. */
-CSQ_API int csq__at_end(const csq_file *file, size_t row) {
-#ifndef CSQ_ONLY_VERSION_2
-    if (file->version == 1) {
-        if (!csq__eat(file, &row, "]}")) return 0;
-        while (row < file->table_end && file->data[row] == ' ') row++;
-    }
-#endif
-    return row == file->table_end;
 }
 
 CSQ_API csq_status csq__tensor_at(const csq_file *file, csq_tensor *tensor, size_t row, size_t stored) {
-#ifndef CSQ_ONLY_VERSION_2
-    if (file->version == 1) return csq__at_end(file, row) ? CSQ_END : csq__row_1(file, tensor, row, stored);
-#endif
-    return csq__at_end(file, row) ? CSQ_END : csq__row(file, tensor, row, stored);
+    return row == file->table_end ? CSQ_END : csq__row(file, tensor, row, stored);
 }
 
 /* Set `tensor` to the first tensor; CSQ_END if there is none. */
@@ -405,7 +263,7 @@ CSQ_API csq_status csq_first(const csq_file *file, csq_tensor *tensor) {
     return csq__tensor_at(file, tensor, file->table, file->payload);
 }
 
-/* Set `tensor` to the one that follows it; CSQ_END behind the last. */
+/* Set `tensor` to the one that follows it; CSQ_END after the last. */
 CSQ_API csq_status csq_next(const csq_file *file, csq_tensor *tensor) {
     return csq__tensor_at(file, tensor, tensor->next_row, tensor->next_stored);
 }
@@ -417,7 +275,8 @@ CSQ_API csq_status csq_find(const csq_file *file, csq_tensor *tensor, const char
     return status == CSQ_END ? CSQ_NOT_FOUND : status;
 }
 
-CSQ_API csq_status csq__open_2(csq_file *file) {
+/* Read the preamble; check it, and the table, metadata and graph as far as their bytes go. */
+CSQ_API csq_status csq__open(csq_file *file) {
     const uint8_t *data = file->data;
     uint32_t sizes[3];
     uint64_t room;
@@ -460,13 +319,8 @@ CSQ_API csq_status csq_open(csq_file *file, const void *data, size_t size) {
     file->size = size;
     if (size == 0 || memcmp(data, magic, size < 8 ? size : 8)) return CSQ_NOT_CSQ;
     if (size < 12) return CSQ_TRUNCATED;
-    file->version = csq__u32(file->data + 8);
-    if (file->version == 2) status = csq__open_2(file);
-#ifndef CSQ_ONLY_VERSION_2
-    else if (file->version == 1) status = csq__open_1(file);
-#endif
-    else status = CSQ_VERSION;
-    if (status != CSQ_OK) return status;
+    if (csq__u32(file->data + 8) != 2) return CSQ_VERSION;
+    if ((status = csq__open(file)) != CSQ_OK) return status;
 
     tensor.next_row = file->table;
     tensor.next_stored = file->payload;
@@ -474,10 +328,9 @@ CSQ_API csq_status csq_open(csq_file *file, const void *data, size_t size) {
         if (count++ && strcmp(before, tensor.name) >= 0) return CSQ_DAMAGED;
         memcpy(before, tensor.name, sizeof before);
         decoded += tensor.elements * csq_item_size(tensor.dtype);
-        if (file->version > 1 && (decoded + CSQ_MAX_EXPANSION - 1) / CSQ_MAX_EXPANSION > size) return CSQ_DAMAGED;
+        if ((decoded + CSQ_MAX_EXPANSION - 1) / CSQ_MAX_EXPANSION > size) return CSQ_DAMAGED;
     }
     if (status != CSQ_END) return status;
-    if (file->version == 1) file->tensors = count;
     return count == file->tensors && tensor.next_stored == size ? CSQ_OK : CSQ_DAMAGED;
 }
 
@@ -619,9 +472,11 @@ CSQ_API csq_status csq_begin(csq_decoder *d, const csq_tensor *tensor) {
     return d->status;
 }
 
-/* Move to an element; CSQ_TYPE for entropy-coded and pruned tensors, which are read from their beginning only. */
+/* Move to an element, at most to the end. Entropy-coded and pruned tensors are read in order from their beginning:
+   for them CSQ_TYPE, unless the decoder is at the element already. */
 CSQ_API csq_status csq_seek(csq_decoder *d, uint64_t element) {
-    if ((d->encoding == CSQ_RANS || d->rows) && element != d->position) return CSQ_TYPE;
+    if (element == d->position) return d->status; /* of a pruned tensor, `taken` is not the position */
+    if (d->encoding == CSQ_RANS || d->rows) return CSQ_TYPE;
     if (element > d->elements) return CSQ_END;
     d->position = d->taken = element;
     return d->status;
@@ -876,7 +731,7 @@ CSQ_API csq_status csq_checksum(const csq_tensor *tensor, csq_decoder *d, uint32
 CSQ_API const char *csq_message(csq_status status) {
     static const char *const messages[] = {
         "ok", "end", "no such tensor", "not a csq file", "unknown csq version", "truncated", "damaged",
-        "not in the form that csqtool writes", "not readable as this type"};
+        "not readable as this type"};
     return (unsigned)status <= CSQ_TYPE ? messages[status] : "unknown status";
 }
 

@@ -1,4 +1,4 @@
-"""Streams of k-bit integers: value i stands in bits [i·k, (i+1)·k), lowest bit first."""
+"""Streams of k-bit fields: field i is in the bits [i·k, (i+1)·k), lowest bit first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,24 @@ _VALUES_A_LOOKUP = {1: 8, 2: 4, 3: 4, 4: 4}
 
 
 def pack_integers(q: NDArray[Any], bits: int) -> bytes:
-    """Return the two's-complement stream of `q`.
+    """Return the two's-complement stream of `q`: ⌈elements · bits / 8⌉ bytes.
+
+    Six integers of three bits take 18 bits, hence three bytes; as one little-endian number they are
+    Σ (q_i mod 2³) · 2^(3i):
+
+        >>> q = np.array([[-1, 0, 3], [-4, 1, 2]], np.int8)  # shape (2, 3)
+        >>> stream = pack_integers(q, 3)
+        >>> stream.hex(" "), len(stream)
+        ('c7 18 01', 3)
+        >>> sum((int(v) % 8) << 3 * i for i, v in enumerate(q.flat)) == int.from_bytes(stream, "little")
+        True
+        >>> unpack_integers(stream, q.size, 3, q.dtype).reshape(q.shape)  # (6,) → (2, 3)
+        array([[-1,  0,  3],
+               [-4,  1,  2]], dtype=int8)
+
+    Args:
+        q: integers of any shape, packed in C order.
+        bits: width of a field, 1 to 9.
 
     Raises:
         ExportError: a value does not fit, or `bits` is not 1 to 9. Nothing is ever masked silently.
@@ -54,7 +71,7 @@ def pack_fields(flat: NDArray[Any], bits: int) -> bytes:
 
 
 def unpack_integers(stream: bytes | memoryview, count: int, bits: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the `count` two's-complement integers of a stream."""
+    """Return the `count` two's-complement integers of a stream, shape (count,)."""
     q = np.empty(count, dtype)
     for block, first in unpacked_blocks(stream, count, bits):
         q[first : first + block.size] = block
@@ -99,7 +116,7 @@ def _look_up(octets: NDArray[np.uint8], bits: int, out: NDArray[Any]) -> None:
 
 @lru_cache(maxsize=len(_VALUES_A_LOOKUP))
 def _table(bits: int) -> NDArray[Any]:
-    """Return the values that stand for every index, as int8 side by side in one word."""
+    """Return the values that each index holds, as int8 side by side in one word."""
     values = _VALUES_A_LOOKUP[bits]
     index = np.arange(1 << (bits * values))[:, None] >> (np.arange(values) * bits)  # (index, value)
     sign = 1 << (bits - 1)
