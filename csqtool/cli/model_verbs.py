@@ -154,10 +154,19 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the installed search methods."""
-    from csqtool.searching.method import METHODS
+    """List the installed search methods, and the options that each has of its own."""
+    from csqtool.searching.declarations import declared
+    from csqtool.searching.options import METHODS, method_kind
 
-    _print_listing("method", METHODS.descriptions(), as_json)
+    descriptions = METHODS.descriptions()
+    options = {name: declared(method_kind(name).options) for name in descriptions}
+    if as_json:
+        print_json({name: {"description": text, "options": list(options[name])} for name, text in descriptions.items()})
+        return
+    _print_listing("method", descriptions, as_json)
+    for name, own in options.items():
+        if own:
+            click.echo(f"\noptions of {name}: {', '.join(one.flag for one in own.values())}")
 
 
 @click.command()

@@ -19,7 +19,7 @@ from csqtool.processes import Processes, start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.checkpoint import load_checkpoint
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.session import CHECKPOINTS, FINETUNE_METHODS, Session
+from csqtool.searching.session import CHECKPOINTS, Session
 
 RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
              "start-scheme.json", "start.safetensors", "checkpoints", "plots", "tensorboard")  # fmt: skip
@@ -79,6 +79,7 @@ def resume_search(
         SearchInterrupted: Ctrl-C; the state is saved.
     """
     config = _config(output)
+    config.check_used(given or {})
     recorded = config.to_json()
     # What auto meant when the search began is recorded, and stays as it is.
     changed = {k: v for k, v in (given or {}).items() if recorded[k] != v and (k, v) != ("amp", "auto")}
@@ -129,18 +130,9 @@ def finetune(
     processes = finished.session.processes
     if processes.first:
         _check_folder(output, overwrite=overwrite)
-    before = finished.session.config
-    settings = {
-        **before.to_json(),
-        "epochs": before.finetune_epochs or before.epochs,
-        **changes,
-        "weights": str(output / "start.safetensors"),
-        "scheme": str(output / "start-scheme.json"),
-        "pretrain_epochs": 0,
-        "finetune_epochs": 0,
-    }
-    settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
-    config = SearchConfig.from_json(settings, where="finetune")
+    config = finished.session.config.for_finetuning(
+        changes, weights=output / "start.safetensors", scheme=output / "start-scheme.json"
+    )
     with _locked(output, processes):
         if processes.first:
             _prepare_folder(output)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data import check_fit, load_data
-from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
+from csqtool.errors import DataError, InputError, ModelError, SearchInterrupted
 from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
@@ -35,14 +35,14 @@ from csqtool.searching.budget import Budget, Scheme, make_budget, uniform, unifo
 from csqtool.searching.checkpoint import load_weights, read_state, safetensors_bytes, save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.loop import Phase
-from csqtool.searching.method import Method, load_method
+from csqtool.searching.method import Method, MethodContext, load_method
+from csqtool.searching.options import FINETUNE_METHODS
 from csqtool.searching.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
 from csqtool.searching.scheme import LossProbe, close_holes, drop_planes, settle
 from csqtool.searching.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
 CHECKPOINTS = "checkpoints"
-FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
 Integers = Mapping[str, LayerIntegers]  # q, Δ and mask of each layer
 AFTER_SETTLING = ("finetune", "shrink")  # stages of a fixed scheme
 
@@ -77,11 +77,6 @@ class Session:
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)
-        if config.scheme is not None and self.method_class.searches:
-            raise ConfigError(
-                f"{config.method} searches a scheme of its own and would not train that of {config.scheme}; "
-                "--scheme goes with a method of fixed bits, such as --method lsq"
-            )
         self.model = self._build()
         if config.weights is not None:
             load_weights(self.model, Path(config.weights))
@@ -163,18 +158,17 @@ class Session:
             return
         if stage not in AFTER_SETTLING and not restoring:
             self._calibrate()
-        kind, epochs = self.method_class, config.epochs
+        name, epochs = config.method, config.epochs
         if stage in AFTER_SETTLING:
             assert self.scheme is not None
             scheme, epochs = self.scheme, config.finetune_epochs if stage == "finetune" else 0
             # Without epochs nothing may change: gates start soft, and hardened they have another scale.
-            kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
+            name = FINETUNE_METHODS[config.finetune_with if epochs else "lsq"]
         else:
             self._measure_sizes(self._start_weights)
             scheme = self._first_scheme()
-            if stage == "train":
-                epochs += config.finetune_epochs
-        self.method = kind(self.weights, self.model, config, self.budget, scheme)
+        options = config.options_of(name)
+        self.method = load_method(name)(MethodContext(self.weights, self.model, config, options, self.budget, scheme))
         teacher = self._teacher() if config.distill else None
         self.phase = Phase(stage, epochs, self.net, self.method, config, self.data, self.processes, teacher=teacher)
 
