@@ -251,7 +251,11 @@ def test_inspect_explains_every_file(eight_bits: Built) -> None:
 
 
 def test_methods_and_formats_are_listed() -> None:
-    assert "csq" in json.loads(ok("methods", "--json").stdout)
+    methods = json.loads(ok("methods", "--json").stdout)
+    assert {"description", "options"} == methods["csq"].keys()
+    assert "beta_max" in methods["csq-uniform"]["options"]
+    assert methods["lsq"]["options"] == []
+    assert "options of bsq: --strength" in ok("methods").stdout
     assert {"csq", "onnx"} <= set(json.loads(ok("formats", "--json").stdout))
 
 
@@ -315,8 +319,8 @@ def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(
         (["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"], "the model returns dict"),
         (["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"], "a sample is list of 2"),
         (["search", "none.py:x", "--data", "digits", "--target-bits", "3", "-o", "r"], "no such file"),
-        (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "target bits must be 1 to 8"),
-        (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "target bits must be 1 to 8"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "--target-bits must be 1 to 8"),
+        (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "--target-bits must be 1 to 8"),
         (["search", DIGITS, "--data", "digts", "--target-bits", "3", "-o", "r"], "did you mean 'digits'"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "3", "--weights", "w.pt", "-o", "r"], "missing"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o", "/dev/null/r"], "cannot write"),
