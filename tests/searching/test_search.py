@@ -12,6 +12,8 @@ from csqtool.finalized_file import read_finalized
 from tests.support.commands import DIGITS, QUICK, Built, invoke, ok
 
 SEARCH = ["search", DIGITS, "--data", "digits", *QUICK]
+# Where what is trained does not matter; given after others, these hold.
+SHORT = ["--pretrain-epochs", 0.2, "--epochs", 0.2, "--finetune-epochs", 0.2]
 
 
 def run(output: Path, *more: object) -> dict[str, object]:
@@ -21,7 +23,7 @@ def run(output: Path, *more: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("target", [1.0, 2.5])
 def test_the_budget_is_met_as_near_as_one_plane_of_the_smallest_layer(target: float, tmp_path: Path) -> None:
-    summary = run(tmp_path / "run", "--target-bits", target)
+    summary = run(tmp_path / "run", "--target-bits", target, *SHORT)
     assert target - 144 / 8032 < float(str(summary["average_precision"])) <= target
     scheme = json.loads((tmp_path / "run" / "scheme.json").read_text())
     assert all(entry["precision"] >= 1 for entry in scheme)
@@ -92,7 +94,7 @@ def test_a_damaged_float_model_is_one_error_line_when_a_search_by_size_resumes(t
 
 def test_pinned_excluded_and_bounded_layers_get_what_was_asked_for(tmp_path: Path) -> None:
     run(tmp_path / "run", "--target-bits", 3, "--pin", "classifier.*=8", "--exclude", "stem.*", "--min-bits", 2,
-        "--max-bits", 5)  # fmt: skip
+        "--max-bits", 5, *SHORT)  # fmt: skip
     precision = {e["name"]: e["precision"] for e in json.loads((tmp_path / "run" / "scheme.json").read_text())}
     assert precision.pop("classifier.weight") == 8
     assert "stem.0.weight" not in precision
@@ -118,7 +120,7 @@ def test_an_exclude_that_matches_nothing_is_an_error_that_lists_the_layers(tmp_p
     ],
 )
 def test_recipes_and_options_lead_to_a_model_that_finalizes(more: list[str], tmp_path: Path) -> None:
-    summary = run(tmp_path / "run", "--target-bits", 3, *more)
+    summary = run(tmp_path / "run", "--target-bits", 3, *SHORT, *more)
     ok("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
     model = read_finalized(tmp_path / "m.safetensors")
     assert model.average_precision == pytest.approx(summary["average_precision"])
@@ -148,12 +150,12 @@ def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path
 
 @pytest.mark.parametrize("quantizer", ["pact", "dorefa"])
 def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
-    built = Built(tmp_path, "4", "--act-quantizer", quantizer)
+    built = Built(tmp_path, "4", "--act-quantizer", quantizer, "--epochs", 0.5, "--finetune-epochs", 0.5)
     assert built.verify(built.onnx)[0] == 0
 
 
 def test_dynamic_activations_are_refused_with_the_reason(tmp_path: Path) -> None:
-    run(tmp_path / "run", "--target-bits", 3, "--act-bits", 4, "--act-quantizer", "dynamic")
+    run(tmp_path / "run", "--target-bits", 3, "--act-bits", 4, "--act-quantizer", "dynamic", *SHORT)
     result = invoke("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
     assert result.exit_code == 2
     assert "the largest value of each batch, which no deployed model can know" in result.stderr
