@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,33 +17,15 @@ from click.testing import CliRunner
 
 from csqtool.cli import cli
 from csqtool.cli.output import tell
-from csqtool.cli.search_verb import search
 from csqtool.csq import CsqFile
 from csqtool.finalized_file import read_finalized, serialize, to_tensors
 from csqtool.onnx_file import stored_tensors
 from csqtool.onnx_session import optimized_operators, session
 from csqtool.progress import stderr_progress
-from csqtool.searching import SearchConfig
 from csqtool.verifying.runtime import run_batches
 from tests.support.commands import DIGITS, QUICK, ROOT, Built, invoke, ok
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "-o"]
-
-
-def test_every_setting_of_a_search_is_an_option_and_help_tells_its_true_default() -> None:
-    settings = {field.name: field.default for field in dataclasses.fields(SearchConfig) if field.name != "model"}
-    options = {{"pins": "pin"}.get(str(option.name), option.name): option for option in search.params}
-    assert set(settings) <= set(options)
-    told = 0
-    for name, default in settings.items():
-        match = re.search(r"\[default: ([^];]+)", str(getattr(options[name], "help", "")))
-        if match and default is not None:
-            told += 1
-            words = {"True": "yes", "False": "no"}
-            assert match[1] == words.get(
-                str(default), f"{default:g}" if isinstance(default, float) else str(default)
-            ), name
-    assert told >= 30
 
 
 def test_help_imports_neither_torch_nor_onnx() -> None:
