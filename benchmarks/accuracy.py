@@ -34,7 +34,7 @@ LSQ_SIZES = {3: "125.1KB", 2: "97.8KB"}  # what lsq's files take, for csq at equ
 def runs(epochs: int, search_epochs: float) -> dict[str, dict[str, Any]]:
     """Return the settings of every run, the most telling first; a search takes its share of the epochs."""
     searching = {"epochs": search_epochs, "finetune_epochs": epochs - search_epochs}
-    fixed = {"epochs": epochs, "finetune_epochs": 0}
+    fixed = {"epochs": epochs}
     found: dict[str, dict[str, Any]] = {}
     for bits in (2, 3, 1):
         for method in ("lsq", "csq", "csq-uniform", "ste-uniform", "bsq"):
@@ -79,7 +79,8 @@ def label(settings: dict[str, Any]) -> str:
 def row(settings: dict[str, Any], result: dict[str, Any]) -> str:
     """Return a line of the table."""
     bits = "float" if settings.get("act_bits") is None else settings["act_bits"]
-    epochs = f"{settings['epochs']:g}" + (f" + {settings['finetune_epochs']:g}" if settings["finetune_epochs"] else "")
+    finetuning = settings.get("finetune_epochs", 0)
+    epochs = f"{settings['epochs']:g}" + (f" + {finetuning:g}" if finetuning else "")
     target = settings.get("target_bits", settings.get("target_size"))
     return (f"| {label(settings)} | {target} | {bits} | {settings.get('seed', 0)} | {epochs} | "
             f"{100 * result['accuracy']:.2f} | {result['average_precision']:.3f} | "
@@ -132,7 +133,7 @@ def main() -> None:
                for name, settings in wanted.items()}  # fmt: skip
     with stderr_progress() as progress:
         # A search of one epoch ends the float runs; only their float model is used.
-        tail = {"method": "lsq", "target_bits": 7, "epochs": 1, "finetune_epochs": 0}
+        tail = {"method": "lsq", "target_bits": 7, "epochs": 1}
         weights = arguments.weights
         if not arguments.finetuned:
             config = SearchConfig.make(**base, **tail, weights=weights, pretrain_epochs=FLOAT_EPOCHS)

@@ -85,8 +85,7 @@ def main() -> None:
             print(row(label, Path(name), dict(starts)), flush=True)
         floats = []
         for seed in SEEDS:
-            config = SearchConfig.make(**BASE, method="lsq", target_bits=7, seed=seed, pretrain_epochs=60, epochs=1,
-                                       finetune_epochs=0)  # fmt: skip
+            config = SearchConfig.make(**BASE, method="lsq", target_bits=7, seed=seed, pretrain_epochs=60, epochs=1)
             floats.append(100 * (begin(config, Path(name) / f"float60-{seed}").metric_float or 0.0))
         each = ", ".join(f"{accuracy:.2f}" for accuracy in floats)
         print(f"\nFrom scratch, 60 epochs in all (float32, 60 epochs: {mean(floats):.2f}, {each}):\n\n{head}")

@@ -39,8 +39,7 @@ BASE: dict[str, Any] = {"model": f"{ROOT}/sample_models/digits_cnn/model.py:digi
 def float_model(seed: int, folder: Path) -> str:
     """Train the float model of a seed for 30 epochs and return its file."""
     run = folder / f"float-{seed}"
-    config = SearchConfig.make(**BASE, method="lsq", target_bits=7, seed=seed, pretrain_epochs=30, epochs=1,
-                               finetune_epochs=0)  # fmt: skip
+    config = SearchConfig.make(**BASE, method="lsq", target_bits=7, seed=seed, pretrain_epochs=30, epochs=1)
     begin(config, run)
     return str(run / "float.safetensors")
 

@@ -68,7 +68,7 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
     session._enter(session.stages[0])
     phase = session.phase
     if phase.method is not None:
-        phase.method.set_progress(0.3)
+        phase.method.at_epoch(0.3)
     phase.net.train()
     chosen = torch.arange(BATCH)
 

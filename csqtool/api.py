@@ -84,7 +84,7 @@ def search(
             return runs.resume(Path(resume), given=given, model=module, data=source, progress=told)
         if model is None or (source is None and "data" not in given):
             raise ConfigError(f"search needs {'a model' if model is None else 'data'} (or resume)")
-        config = SearchConfig.make(**given)
+        config = SearchConfig.make(where="", **given)
         folder = None if run is None else Path(run)
         return runs.begin(config, folder, model=module, data=source, overwrite=overwrite, progress=told)
 
@@ -447,11 +447,15 @@ def init(folder: PathLike = ".") -> list[Path]:
     return write(Path(folder))
 
 
-def methods() -> dict[str, str]:
-    """Return the installed search methods, and a line about each."""
-    from csqtool.searching.method import METHODS
+def methods() -> dict[str, dict[str, Any]]:
+    """Return the installed search methods by name: a ``description``, and the ``options`` that each has of its own."""
+    from csqtool.searching.declarations import declared
+    from csqtool.searching.options import METHODS, method_kind
 
-    return METHODS.descriptions()
+    return {
+        name: {"description": text, "options": list(declared(method_kind(name).options))}
+        for name, text in METHODS.descriptions().items()
+    }
 
 
 def formats() -> dict[str, str]:

@@ -138,10 +138,18 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the installed search methods."""
+    """List the installed search methods, and the options that each has of its own."""
     import csqtool
 
-    _print_listing("method", csqtool.methods(), as_json)
+    found = csqtool.methods()
+    if as_json:
+        print_json(found)
+        return
+    _print_listing("method", {name: method["description"] for name, method in found.items()}, as_json)
+    for name, method in found.items():
+        if method["options"]:
+            flags = ", ".join(f"--{option.replace('_', '-')}" for option in method["options"])
+            click.echo(f"\noptions of {name}: {flags}")
 
 
 @click.command()

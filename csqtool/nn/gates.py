@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from csqtool.integers import digits_to_integers
 from csqtool.nn.gate_kernels import soft_weight, take_weight_step
 from csqtool.nn.levels import Levels
+from csqtool.nn.weights import WeightSource
 from csqtool.quantized_model import LayerIntegers
 
 # A kept plane's mask logit never sinks below this in a layer's last planes: at β = 200 its gate is then
@@ -29,7 +30,7 @@ def _stretches(open_planes: list[bool]) -> list[slice]:
     return [slice(first, last) for first, last in zip(ends[::2], ends[1::2], strict=True)]
 
 
-class BitGates(nn.Module):
+class BitGates(WeightSource):
     """The trainable bit planes of one weight tensor; as a parametrization it yields the weight.
 
     With a mask (CSQ, eq. 5) the layer's planes are searched; without one (eq. 3) those given are kept.
@@ -162,10 +163,6 @@ class BitGates(nn.Module):
         if self.m_b is not None:
             self.open_planes.copy_(soft_gate(self.m_b, self.beta) > 0)
             self._note_used()
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Leave an empty tensor in the parametrized module's place: the gates hold the weight."""
-        return weight.new_empty(0)
 
     def _digits(self) -> Tensor:
         return (self.m_p >= 0).to(torch.int8) - (self.m_n >= 0).to(torch.int8)  # (k, *weight)

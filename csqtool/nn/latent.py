@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.integers import mask_string, reduced
 from csqtool.nn.levels import Levels
+from csqtool.nn.weights import WeightSource
 from csqtool.quantized_model import LayerIntegers
 
 # Of a step size in one step. With many planes it is small beside its gradient's noise: at a learning rate of 0.05
@@ -18,7 +19,7 @@ from csqtool.quantized_model import LayerIntegers
 LARGEST_CHANGE = 0.02
 
 
-class LatentWeight(nn.Module):
+class LatentWeight(WeightSource):
     """A latent weight, rounded to the integers of given planes; as a parametrization it yields the rounded weight.
 
     Subclasses say in `quantized` which integers and scale the latent weight has now.
@@ -48,10 +49,6 @@ class LatentWeight(nn.Module):
         # The second term is zero, and carries the gradient.
         weight: Tensor = rounded + (self.latent - self.latent.detach())
         return weight
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Leave an empty tensor in the parametrized module's place: the latent weight stands here."""
-        return weight.new_empty(0)
 
     @torch.no_grad()
     def integers(self) -> LayerIntegers:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csqtool.errors import ModelError
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.dataflow import Call, Placement, SiteMode
-from csqtool.nn.weights import attach, quantizable_weights
+from csqtool.nn.weights import WeightSource, attach, quantizable_weights
 from csqtool.quantized_model import QuantizedModel
 
 Observer = Callable[[str, Tensor], Tensor]
@@ -128,7 +128,7 @@ def make_quantizers(placement: Placement, kind: type[ActivationFakeQuantizer]) -
     return [(kind if name in feeding else ActivationFakeQuantizer)(name, bits) for name, bits in places]
 
 
-class DequantizedWeight(nn.Module):
+class DequantizedWeight(WeightSource):
     """A finalized weight as a parametrization: float32(q)·Δ, exactly."""
 
     q: Tensor
@@ -145,10 +145,6 @@ class DequantizedWeight(nn.Module):
         if markers_on():
             return marker("Weight", (self.q, self.scale), self.q.shape, name=self.name)
         return self.q.float() * self.scale
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Leave an empty tensor in the parametrized module's place."""
-        return weight.new_empty(0)
 
 
 class FrozenActivation(ActivationFakeQuantizer):

@@ -28,6 +28,14 @@ class Weight:
         return self.shape.numel()
 
 
+class WeightSource(nn.Module):
+    """Base of the parametrizations that hold a weight in a form of their own, and yield it in every forward pass."""
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Leave an empty tensor in the parametrized module's place: the weight is held here."""
+        return weight.new_empty(0)
+
+
 def quantizable_weights(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[Weight]:
     """Return the weights of convolutions, linear layers, embeddings and attention projections, ties merged.
 

@@ -191,8 +191,9 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         facts["float training"] = f"{settings['pretrain_epochs']:g} epochs"
     facts["started from"] = settings.get("weights")
     if settings.get("epochs") is not None:
-        finetuning = settings["finetune_epochs"] or 0
-        facts["epochs"] = f"{settings['epochs']:g} of search, {finetuning:g} of finetuning"
+        facts["epochs"] = f"{settings['epochs']:g} of training"
+        if settings.get("finetune_epochs") is not None:  # methods of fixed bits have none
+            facts["epochs"] = f"{settings['epochs']:g} of search, {settings['finetune_epochs']:g} of finetuning"
     facts["seed"] = settings.get("seed")
     if info.metrics is not None:
         facts["test samples"] = f"{info.metrics.samples:,}"
@@ -314,9 +315,11 @@ def _pipeline_text(subject: Subject) -> str | None:
     config = subject.config
     if config is None:
         return None
-    chosen = {key: config[key] for key in ("recipe", "optimizer", "target_bits", "target_size")}
+    deciding = ("recipe", "optimizer", "method", "target_bits", "target_size", "finetune_with", "finetune_epochs")
+    chosen = {key: config[key] for key in deciding if key in config}
     defaults = SearchConfig.make(model="", data="", **chosen).to_json()
-    defaults |= {"recipe": "default", "optimizer": "sgd", "target_bits": None, "target_size": None}
+    first = SearchConfig.make(model="", data="", target_bits=1, recipe=config["recipe"]).to_json()
+    defaults |= {key: first[key] for key in chosen} | {"recipe": "default", "target_bits": None}
     changed = {k: v for k, v in config.items() if k not in IN_TABLES_OF_THEIR_OWN and v not in (None, defaults[k])}
     model = {"factory": config["model"], "args": config["model_args"] or None, "weights": config["weights"]}
     lines = ["[model]", *_toml(model), "", "[data]", *_toml({"source": config["data"], "task": config["task"]})]

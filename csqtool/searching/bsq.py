@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from csqtool.integers import mask_string, reduced
 from csqtool.nn.levels import Levels
-from csqtool.nn.weights import Weight, attach
+from csqtool.nn.weights import Weight, WeightSource
 from csqtool.quantized_model import LayerIntegers
-from csqtool.searching.budget import Budget, Scheme
-from csqtool.searching.config import SearchConfig
+from csqtool.searching.method import BaseMethod, MethodContext
+from csqtool.searching.options import BsqOptions
 
 LARGEST_BIT = 2.0  # a trained bit may grow beyond 1, and carries into the next plane when it is requantized
 REQUANTIZE_EVERY = 2 / 7  # of the training: the authors do it every 100 of 350 epochs
 
 
-class BitWeight(nn.Module):
+class BitWeight(WeightSource):
     """A weight as trained bits p, n in [0, 2] per plane, rounded with a straight-through estimator.
 
     Attributes:
@@ -73,10 +73,6 @@ class BitWeight(nn.Module):
             weight: Tensor = (total + (self._rounded(total) - total).detach()) * (self.s / (2**self.planes - 1))
             return weight
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Leave an empty tensor in the parametrized module's place: the bits hold the weight."""
-        return weight.new_empty(0)
-
     def plane_norms(self) -> Tensor:
         """Σ_b √(1e-8 + ‖[p_b; n_b]‖²) over the planes in use: the group lasso of BSQ, eq. 4."""
         used = slice(int(self.first), int(self.last) + 1)
@@ -106,69 +102,56 @@ class BitWeight(nn.Module):
         return LayerIntegers(*reduced(q, scale), mask_string(self.kept, self.planes))
 
 
-class Bsq:
+class Bsq(BaseMethod[BitWeight]):
     """Trains bits under a group lasso, and leaves planes that become empty."""
 
     description = "bit-level sparsity by group lasso over bit planes (BSQ, Yang et al. 2021)"
     searches = True
-    softens = False
+    Options = BsqOptions
+    options: BsqOptions
 
-    def __init__(
-        self, weights: list[Weight], model: nn.Module, config: SearchConfig, budget: Budget, scheme: Scheme
-    ) -> None:
-        self._config = config
-        self._budget = budget
-        self._bits: dict[str, BitWeight] = {}
-        for weight in weights:
-            self._bits[weight.name] = BitWeight(weight.parameter, scheme[weight.name], planes=config.planes)
-            attach(weight, self._bits[weight.name])
-        self._free = [name for name in self._bits if budget.least[name] < budget.most[name]]
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self._free = [name for name in self.sources if self.budget.least[name] < self.budget.most[name]]
+
+    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitWeight:
+        """Return the bits."""
+        return BitWeight(weight.parameter, planes, planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return a group for the bits and scales; they do not decay."""
-        parameters = [x for bits in self._bits.values() for x in (bits.p, bits.n, bits.s)]
-        return [{"params": parameters, "lr": self._config.learning_rate, "weight_decay": 0.0}]
+        parameters = [x for bits in self.sources.values() for x in (bits.p, bits.n, bits.s)]
+        return [{"params": parameters, "lr": self.config.learning_rate, "weight_decay": 0.0}]
 
-    def set_progress(self, share: float) -> None:
+    def at_epoch(self, share: float) -> None:
         """Requantize when another two sevenths of the training are done."""
         due = int(share / REQUANTIZE_EVERY + 1e-9)
         for name in self._free:
-            if due > int(self._bits[name].rounds):
-                self._bits[name].requantize(self._budget.least[name])
-                self._bits[name].rounds.fill_(due)
+            if due > int(self.sources[name].rounds):
+                self.sources[name].requantize(self.budget.least[name])
+                self.sources[name].rounds.fill_(due)
 
     def regularization(self) -> Tensor | None:
         """Strength·Σ_layers numel·n·Σ_b ‖plane b‖ / Σ numel (BSQ, eq. 5)."""
         if not self._free:
             return None
-        total = sum(self._budget.elements.values())
-        shares = {name: self._budget.elements[name] * self._config.planes / total for name in self._free}
-        terms = [share * self._bits[name].plane_norms() for name, share in shares.items()]
-        return self._config.strength * torch.stack(terms).sum()
+        total = sum(self.budget.elements.values())
+        shares = {name: self.budget.elements[name] * self.config.planes / total for name in self._free}
+        terms = [share * self.sources[name].plane_norms() for name, share in shares.items()]
+        return self.options.strength * torch.stack(terms).sum()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Hold the bits, and nothing else, in [0, 2]."""
-        for bits in self._bits.values():
+        for bits in self.sources.values():
             bits.p.clamp_(0, LARGEST_BIT)
             bits.n.clamp_(0, LARGEST_BIT)
 
     def finish(self) -> None:
         """Requantize a last time: the bits are zeros and ones now."""
-        for name, bits in self._bits.items():
-            bits.requantize(self._budget.least[name])
-
-    def set_hard(self, hard: bool) -> None:
-        """Do nothing: the weights are the rounded ones throughout."""
+        for name, bits in self.sources.items():
+            bits.requantize(self.budget.least[name])
 
     def status(self) -> dict[str, float]:
         """Return the average precision."""
-        return {"bits": self._budget.average({name: len(bits.kept) for name, bits in self._bits.items()})}
-
-    def scheme(self) -> dict[str, tuple[int, ...]]:
-        """Return the planes each layer has now."""
-        return {name: bits.kept for name, bits in self._bits.items()}
-
-    def integers(self) -> dict[str, LayerIntegers]:
-        """Return each layer's q, Δ and mask."""
-        return {name: bits.integers() for name, bits in self._bits.items()}
+        return {"bits": self.budget.average({name: len(bits.kept) for name, bits in self.sources.items()})}

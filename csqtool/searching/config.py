@@ -1,276 +1,343 @@
-"""Everything that decides a search, frozen and complete; it stands in the run directory as ``config.json``."""
+"""Everything that decides a search, frozen and complete; the run directory records it as ``config.json``."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from csqtool.errors import ConfigError, nearest
+from csqtool.searching.declarations import Declared, Setting, SettingError, Users, check, declared
+from csqtool.searching.options import (
+    BUILT_IN,
+    FINETUNE_METHODS,
+    Options,
+    as_options,
+    method_kind,
+    method_kinds,
+    option_owners,
+)
+from csqtool.searching.recipes import recipe_defaults
 from csqtool.text import parse_size
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    # CSQ, section IV-A for ResNet-20, and what the authors' code does where the paper is silent. VGG19-BN takes 300
-    # epochs; ImageNet 200 and 100 of finetuning, a warm-up of 5 and a weight decay of 1e-4.
-    "paper": {
-        "epochs": 600,
-        "finetune_epochs": 0,
-        "finetune_with": "csq",
-        "batch_size": 128,
-        "learning_rate": 0.1,
-        "gate_learning_rate": 0.1,
-        "mask_learning_rate": 0.1,
-        "mask_momentum": 0.9,
-        "weight_decay": 5e-4,
-        "gate_weight_decay": 5e-4,
-        "decay_all": True,
-        "amp": "no",
-        "channels_last": False,
-        "init": "paper",
-        "budget_weighting": "elements",
-        "element_pressure": False,
-        "keep_norms": False,
-        "max_bits": 8,
-        "contiguous": False,
-        "repair": False,
-    },
-}
-# Adam's steps do not grow with the gradient, so its rates are of another kind.
-ADAMW_RATES = {"learning_rate": 1e-3, "gate_learning_rate": 0.1, "mask_learning_rate": 0.01}
-CHOICES = {
-    "budget_weighting": ("elements", "layers"),
-    "optimizer": ("sgd", "adamw"),
-    "beta_schedule": ("epoch", "step"),
-    "finetune_with": ("lsq", "csq"),
-    "init": ("csq", "paper"),
-    "amp": ("auto", "no", "bf16"),
-    "compile": ("auto", "yes", "no"),
-}
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of a search; `make` fills in a recipe's.
+    """Settings of a search; `make` fills in a recipe's, and takes the options of methods beside the general settings.
+
+    What each setting is, stands in its declaration; `csqtool.searching.settings.reference` lists them all.
 
     Attributes:
-        model: factory of the model, ``file.py:name`` or ``module:name``; None where a module was given.
-        data: data source, see `csqtool.data.load_data`; None where objects were given.
-        target_bits: average precision to reach, in planes a weight; 1 … 8. Never exceeded.
-        target_size: size of the packed file instead, such as ``60KB``.
-        model_args: keyword arguments of the factory.
-        task: built-in task for data that name none.
-        weights: file to start from; None starts from the factory's own initialisation.
-        scheme: a ``scheme.json`` whose planes a method of fixed bits shall train, instead of uniform ones.
-        recipe: where the defaults come from: ``default`` or ``paper``.
-        method: search method, see ``csqtool methods``.
-        budget_weighting: the average is over weight ``elements``, or over ``layers`` as the paper's rates count.
-        min_bits, max_bits: planes that each layer keeps at least and at most; eight planes would give integers of
-            nine bits, for which runtimes have no integer kernels.
-        pin: pattern of parameter names to the planes that matching layers keep.
-        exclude: patterns of parameter names that stay in float.
-        contiguous: close the holes of masks, so that precision k deploys as k + 1 bits.
-        repair: keep or drop planes by measured loss until the budget is met.
-        repair_samples: training samples that the loss is measured on.
-        act_bits: bits of the activations that feed weights; None keeps activations in float.
-        act_quantizer: ``learned``, ``pact``, ``dorefa`` or ``dynamic``, see `csqtool.nn.activation`.
-        pretrain_epochs: epochs of float training before the search.
-        epochs: epochs of the search; with a method of fixed bits, of training. All three may be broken: with many
-            samples a search of half an epoch does.
-        finetune_epochs: epochs behind the search, with the scheme fixed.
-        finetune_with: ``lsq`` trains latent weights and step sizes, ``csq`` the bit gates with β rewound to 1.
-        distill: share of the loss that the float model teaches, 0 … 1.
-        batch_size: samples a step, over all processes.
-        seed: seeds initialisation, order and augmentation.
-        optimizer: ``sgd`` or ``adamw``.
-        learning_rate: of weights, biases, BatchNorm and scales; cosine-annealed to zero.
-        gate_learning_rate: of the bit gates m_p, m_n.
-        mask_learning_rate: of the mask gates m_B.
-        warmup_epochs: the learning rates of each phase rise over this many epochs.
-        momentum: of SGD.
-        mask_momentum: of the mask gates; with none they follow the budget without overshooting.
-        weight_decay: on float weights alone.
-        gate_weight_decay: on gates, masks and their scales.
-        decay_all: BatchNorm, biases and activation scales decay as float weights do.
-        strength: base regularization strength λ (CSQ, eq. 7).
-        element_pressure: the budget presses on a plane in proportion to the weights it costs; else on all alike.
-        beta_max: gate temperature at the end.
-        beta_schedule: the temperature rises once an ``epoch`` or every ``step``.
-        keep_norms: a layer's scale makes up for what a rise of the temperature does to its weight's norm.
-        planes: bit planes a layer, n.
-        init: gates whose planes are searched start from the weights (``csq``) or as the authors' do (``paper``).
-        gate_init: bit gates start at ±this.
-        mask_init: the mask gate of plane b starts at (b + 1) times this.
-        amp: ``bf16`` autocasts everything but the gate arithmetic, ``no`` nothing; ``auto`` does where that pays.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        channels_last: keep images in channels-last memory; None does where that pays.
-        compile: fused kernels for gates and activation quantizers: ``auto`` where it pays, ``yes``, ``no``.
-        checkpoint_minutes: also save within an epoch, this often.
-        tensorboard: also write the log as TensorBoard events.
+        options: the options of the method, and of the one that finetunes, by name. Methods get them as a record of
+            their own, see `options_of`.
     """
 
-    model: str | None = None
-    data: str | None = None
-    target_bits: float | None = None
-    target_size: str | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    task: str | None = None
-    weights: str | None = None
-    scheme: str | None = None
-    recipe: str = "default"
-    method: str = "csq"
-    budget_weighting: str = "elements"
-    min_bits: int = 1
-    max_bits: int = 7
-    pin: Mapping[str, int] = field(default_factory=dict)
-    exclude: tuple[str, ...] = ()
-    contiguous: bool = True
-    repair: bool = True
-    repair_samples: int = 512
-    act_bits: int | None = None
-    act_quantizer: str = "learned"
-    pretrain_epochs: float = 0
-    epochs: float = 20
-    finetune_epochs: float = 20
-    finetune_with: str = "lsq"
-    distill: float = 0.0
-    batch_size: int = 64
-    seed: int = 0
-    optimizer: str = "sgd"
-    learning_rate: float = 0.05
-    gate_learning_rate: float = 3.0
-    mask_learning_rate: float = 0.1
-    warmup_epochs: float = 0.0
-    momentum: float = 0.9
-    mask_momentum: float = 0.0
-    weight_decay: float = 5e-4
-    gate_weight_decay: float = 0.0
-    decay_all: bool = False
-    strength: float = 0.01
-    element_pressure: bool = True
-    beta_max: float = 200.0
-    beta_schedule: str = "epoch"
-    keep_norms: bool = True
-    planes: int = 8
-    init: str = "csq"
-    gate_init: float = 1.0
-    mask_init: float = 0.05
-    amp: str = "auto"
-    device: str = "auto"
-    channels_last: bool | None = None
-    compile: str = "auto"
-    checkpoint_minutes: float = 10.0
-    tensorboard: bool = False
+    model: Annotated[str | None, Setting("Factory of the model: file.py:name or module:name.")] = None
+    data: Annotated[
+        str | None, Setting("digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or file.py:factory.")
+    ] = None
+    target_bits: Annotated[
+        float | None, Setting("Budget: planes a weight on average, 1 to 8; it is never exceeded.")
+    ] = None
+    target_size: Annotated[str | None, Setting("Budget: size of the packed file, such as 60KB.")] = None
+    weights: Annotated[str | None, Setting("Start from these weights: safetensors or a torch checkpoint.")] = None
+    act_bits: Annotated[
+        int | None, Setting("Bits of the activations that feed weights, 2 to 8.", least=2, most=8, none="float")
+    ] = None
+    act_quantizer: Annotated[str, Setting("learned, pact, dorefa or dynamic.")] = "learned"
+    method: Annotated[str, Setting("The search method, see csqtool methods.")] = "csq"
+    recipe: Annotated[Literal["default", "paper"], Setting("Where the other defaults come from.")] = "default"
+    scheme: Annotated[
+        str | None, Setting("Train the planes of this scheme.json instead of uniform ones.", users=Users.FIXED)
+    ] = None
+    pretrain_epochs: Annotated[float, Setting("Epochs of float training before the search.", least=0)] = 0
+    epochs: Annotated[
+        float, Setting("Epochs of the search, or of training with fixed bits; 0.5 is half an epoch.", above=0,
+                       finetune=True)
+    ] = 20  # fmt: skip
+    finetune_epochs: Annotated[
+        float, Setting("Epochs after the search, with the scheme fixed.", least=0, users=Users.SEARCHING, unused=0)
+    ] = 20
+    finetune_with: Annotated[
+        Literal["lsq", "csq"], Setting("Finetune latent weights with learned step sizes (lsq), or bit gates with β "
+                                       "from 1 again (csq).", users=Users.SEARCHING, finetune=True)
+    ] = "lsq"  # fmt: skip
+    distill: Annotated[
+        float, Setting("Share of the loss that the float model teaches, 0 to 1.", least=0, most=1, finetune=True)
+    ] = 0.0
+    budget_weighting: Annotated[
+        Literal["elements", "layers"], Setting("The average is over weights, or over layers as in the CSQ paper.")
+    ] = "elements"
+    min_bits: Annotated[int, Setting("Planes that each layer keeps at least.", least=1, most=8)] = 1
+    # Eight planes would give integers of nine bits, for which runtimes have no integer kernels.
+    max_bits: Annotated[int, Setting("Planes that each layer keeps at most.", least=1, most=8)] = 7
+    pin: Annotated[Mapping[str, int], Setting("Planes of matching layers. Repeatable.", metavar="PATTERN=BITS")] = (
+        field(default_factory=dict)
+    )
+    exclude: Annotated[
+        tuple[str, ...], Setting("Keep matching parameters in float. Repeatable.", metavar="PATTERN")
+    ] = ()
+    contiguous: Annotated[
+        bool, Setting("Close the holes of masks, so that precision k deploys as k + 1 bits.", users=Users.SEARCHING,
+                      unused=False)
+    ] = True  # fmt: skip
+    repair: Annotated[
+        bool,
+        Setting("Keep or drop planes by measured loss until the budget is met.", users=Users.SHRINKING, unused=False),
+    ] = True
+    repair_samples: Annotated[
+        int, Setting("Training samples that this loss is measured on.", least=1, users=Users.SHRINKING)
+    ] = 512
+    seed: Annotated[int, Setting("Seed of initialisation, order and augmentation.")] = 0
+    task: Annotated[str | None, Setting("classification or regression, where the data name no task.")] = None
+    planes: Annotated[int, Setting("Bit planes a layer, n.", least=1, most=8)] = 8
+    batch_size: Annotated[int, Setting("Samples a step, over all processes.", least=1, finetune=True)] = 64
+    optimizer: Annotated[Literal["sgd", "adamw"], Setting("The optimizer.", finetune=True)] = "sgd"
+    learning_rate: Annotated[
+        float, Setting("Learning rate of weights, BatchNorm and scales; it falls to zero along a cosine.", least=0,
+                       finetune=True)
+    ] = 0.05  # fmt: skip
+    warmup_epochs: Annotated[
+        float, Setting("Learning rates rise over this many epochs of each stage.", least=0, finetune=True)
+    ] = 0.0
+    momentum: Annotated[float, Setting("Momentum of SGD.", least=0, finetune=True)] = 0.9
+    weight_decay: Annotated[float, Setting("Weight decay of float weights.", least=0, finetune=True)] = 5e-4
+    decay_all: Annotated[
+        bool, Setting("BatchNorm, biases and activation scales decay as float weights do.", finetune=True)
+    ] = False
+    amp: Annotated[
+        Literal["auto", "no", "bf16"], Setting("Autocast of all but the gates; auto does it where it pays.",
+                                               finetune=True)
+    ] = "auto"  # fmt: skip
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Setting("Where to compute.", finetune=True)] = "auto"
+    channels_last: Annotated[
+        bool | None, Setting("Keep images in channels-last memory.", finetune=True, none="where it pays")
+    ] = None
+    compile: Annotated[
+        Literal["auto", "yes", "no"], Setting("Fused gate and activation kernels; auto uses them where they pay.",
+                                              finetune=True)
+    ] = "auto"  # fmt: skip
+    checkpoint_minutes: Annotated[float, Setting("Also save within an epoch, this often.", above=0, finetune=True)] = (
+        10.0
+    )
+    tensorboard: Annotated[bool, Setting("Also write TensorBoard events into the run directory.", finetune=True)] = (
+        False
+    )
+    model_args: Annotated[
+        Mapping[str, Any],
+        Setting("Argument of the factory. Repeatable.", metavar="NAME=VALUE", flag="--model-arg"),
+    ] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check(self)
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        checks = [
-            (1 <= self.planes <= 8, f"planes must be 1 to 8, got {self.planes}"),
-            (
-                (self.target_bits is None) != (self.target_size is None),
-                "give either target bits or a target size, and not both",
-            ),
-            (
-                self.target_bits is None or 1 <= self.target_bits <= self.planes,
-                f"target bits must be 1 to {self.planes} (the planes of a search), got {self.target_bits}",
-            ),
-            (self.target_size is None or parse_size(self.target_size) > 0, "target size must be above 0"),
-            (
-                self.target_size is None or self.budget_weighting == "elements",
-                "a target size counts bytes: leave out the budget weighting, or give target bits",
-            ),
-            (
-                1 <= self.min_bits <= self.max_bits <= 8,
-                f"min bits and max bits must be 1 to 8 and in order, got {self.min_bits} and {self.max_bits}",
-            ),
-            (
-                all(1 <= bits <= self.planes for bits in self.pin.values()),
-                f"pinned bits must be 1 to {self.planes}, got {dict(self.pin)}",
-            ),
-            (
-                self.act_bits is None or 2 <= self.act_bits <= 8,
-                f"activation bits must be 2 to 8 or float, got {self.act_bits}",
-            ),
-            (
-                self.act_bits is not None or self.act_quantizer == "learned",
-                f"the activation quantizer {self.act_quantizer} has nothing to quantize: give act bits, 2 to 8",
-            ),
-            (0 <= self.distill <= 1, f"distill is a share of 0 to 1, got {self.distill:g}"),
-            (self.beta_max >= 1, f"beta max must be at least 1, got {self.beta_max:g}"),
-            (self.gate_init > 0, f"gate init must be above 0, got {self.gate_init:g}"),
-            (self.epochs > 0, f"epochs must be above 0, got {self.epochs:g}"),
-            (self.checkpoint_minutes > 0, f"checkpoint minutes must be above 0, got {self.checkpoint_minutes:g}"),
-        ]
-        checks += [
-            (getattr(self, name) >= 1, f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
-            for name in ("batch_size", "repair_samples")
-        ]
-        checks += [
-            (getattr(self, name) >= 0, f"{name.replace('_', ' ')} must not be negative, got {getattr(self, name):g}")
-            for name in ("pretrain_epochs", "finetune_epochs", "learning_rate", "gate_learning_rate", "strength",
-                         "mask_learning_rate", "momentum", "mask_momentum", "weight_decay", "gate_weight_decay",
-                         "mask_init", "warmup_epochs")
-        ]  # fmt: skip
-        for holds, message in checks:
-            if not holds:
-                raise ConfigError(message)
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name.replace('_', ' ')}: {nearest(getattr(self, name), known)}")
+        used = settings_used(vars(self))
+        for name, one in GENERAL.items():
+            if name in used:
+                continue
+            unused = one.default if one.setting.unused is None else one.setting.unused
+            if getattr(self, name) not in (one.default, unused):
+                raise not_used(name, self.method)
+            object.__setattr__(self, name, unused)
+        for name in self.options:
+            if name not in used:
+                raise not_used(name, self.method)
+        given = {name: self.options.get(name, one.default) for name, one in used.items() if name not in GENERAL}
+        for name, one in used.items():
+            if name in given:
+                one.check(given[name])
+        object.__setattr__(self, "options", given)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check what no setting alone can get wrong."""
+        if (self.target_bits is None) == (self.target_size is None):
+            raise ConfigError("give either target bits or a target size, and not both")
+        if self.target_bits is not None and not 1 <= self.target_bits <= self.planes:
+            wanted = f"must be 1 to {self.planes} (the planes of a search)"
+            raise SettingError("target_bits", f"{wanted}, got {self.target_bits:g}")
+        if self.target_size is not None:
+            if parse_size(self.target_size) <= 0:
+                raise SettingError("target_size", "must be above 0")
+            if self.budget_weighting != "elements":
+                raise ConfigError("a target size counts bytes: leave out the budget weighting, or give target bits")
+        if self.min_bits > self.max_bits:
+            raise ConfigError(f"min bits and max bits must be in order, got {self.min_bits} and {self.max_bits}")
+        if not all(1 <= bits <= self.planes for bits in self.pin.values()):
+            raise SettingError("pin", f"takes 1 to {self.planes} bits, got {dict(self.pin)}")
+        if self.act_bits is None and self.act_quantizer != "learned":
+            problem = f"{self.act_quantizer} has nothing to quantize: give act bits, 2 to 8"
+            raise SettingError("act_quantizer", problem)
+
+    def options_of(self, method: str) -> Options:
+        """Return the options of the search's method, or of the one that finetunes, as that method's record."""
+        return as_options(method_kind(method).options, self.options)
 
     @classmethod
     def make(cls, *, where: str = "settings", **given: Any) -> SearchConfig:
-        """Return the settings that are given, and the recipe's for the others.
+        """Return the settings and options that are given, and the recipe's for the others.
+
+        Args:
+            where: what messages begin with; nothing if empty.
+            given: by name, general settings and options of the method alike.
 
         Raises:
-            ConfigError: a setting is unknown, missing, or has a wrong value.
+            SettingError: a setting has a wrong value, or the method does not use it.
+            ConfigError: a setting is unknown, missing, or does not go together with another.
         """
-        recipe = given.get("recipe", "default")
-        if recipe not in RECIPES:
-            raise ConfigError(f"unknown recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
-        rates = ADAMW_RATES if given.get("optimizer") == "adamw" else {}
-        return cls.from_json({**RECIPES[recipe], **rates, **given}, where=where)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as a JSON document."""
-        return {
-            **dataclasses.asdict(self),
-            "exclude": list(self.exclude),
-            "model_args": dict(self.model_args),
-            "pin": dict(self.pin),
-        }
+        given = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+        with _placed(where):
+            for name in given.keys() & GENERAL.keys():
+                GENERAL[name].check(given[name])
+            values = {**recipe_defaults(given), **given}
+            used = settings_used(values)
+            for name in given:
+                if name not in used:
+                    raise not_used(name, values.get("method", GENERAL["method"].default))
+            return cls._from_flat({name: value for name, value in values.items() if name in used})
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, where: str) -> SearchConfig:
-        """Return the settings in a JSON or TOML document, none of them from a recipe.
+        """Return the settings that a run directory records, none of them from a recipe.
+
+        Settings that its method does not use are left out: earlier versions recorded all.
 
         Raises:
-            ConfigError: a key is unknown, missing, or its value has the wrong type.
+            ConfigError: a key is unknown, missing, or its value is wrong.
         """
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        for key, value in document.items():
-            if key not in fields:
-                raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, fields)}")
-            if not _fits(value, str(fields[key].type)):
-                raise ConfigError(f"{where}: {key} must be {fields[key].type}, got {value!r}")
-        try:
-            return cls(**document)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+        with _placed(where):
+            known = GENERAL.keys() | document.keys()
+            if not document.keys() <= GENERAL.keys():
+                known = GENERAL.keys() | option_owners().keys()
+            for name in document:
+                if name not in known:
+                    raise ConfigError(f"unknown key {name!r}; {nearest(name, known)}")
+                if name in GENERAL:
+                    GENERAL[name].check(document[name])
+            values = dict(document)
+            if not method_kind(values.get("method", "csq")).searches:
+                # Earlier versions trained fixed bits for the sum of both.
+                values["epochs"] = values.get("epochs", GENERAL["epochs"].default) + values.pop("finetune_epochs", 0)
+            used = settings_used(values)
+            return cls._from_flat({name: value for name, value in values.items() if name in used})
+
+    @classmethod
+    def _from_flat(cls, values: Mapping[str, Any]) -> SearchConfig:
+        general = {name: value for name, value in values.items() if name in GENERAL}
+        return cls(**general, options={name: value for name, value in values.items() if name not in GENERAL})
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Check that the search uses settings of these names.
+
+        Raises:
+            SettingError: its method does not use one.
+            ConfigError: one is unknown.
+        """
+        used = settings_used(vars(self))
+        for name in names:
+            if name not in used:
+                raise not_used(name, self.method)
+
+    def for_finetuning(self, changes: Mapping[str, Any]) -> SearchConfig:
+        """Return the settings with which the result of this search is trained on.
+
+        Args:
+            changes: settings that differ from the search's; ``finetune_with`` decides on the method.
+
+        Raises:
+            ConfigError: a setting is unknown, wrong, or not of that method.
+        """
+        changes = dict(changes)
+        recipes = recipe_defaults({"recipe": self.recipe})
+        usual = self.finetune_with if method_kind(self.method).searches else recipes.get("finetune_with", "lsq")
+        finetune_with = changes.pop("finetune_with", usual)
+        with _placed("finetune"):
+            GENERAL["finetune_with"].check(finetune_with)
+        given = {
+            "epochs": self.finetune_epochs or self.epochs,
+            **changes,
+            "method": FINETUNE_METHODS[finetune_with],
+            "weights": None,
+            "scheme": None,
+            "pretrain_epochs": 0,
+        }
+        used = settings_used({**vars(self), **given})
+        kept = {name: value for name, value in self.to_json().items() if name in used}
+        return SearchConfig.make(where="finetune", **{**kept, **given})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings that the method uses as a flat JSON document."""
+        used = settings_used(vars(self))
+        document = {name: getattr(self, name) for name in GENERAL if name in used}
+        plain = {name: dict(document[name]) for name in ("pin", "model_args")} | {"exclude": list(self.exclude)}
+        return {**document, **plain, **self.options}
 
 
-def _fits(value: Any, annotation: str) -> bool:
-    """Tell whether a JSON value fits a field's annotation."""
-    kinds: dict[str, tuple[type, ...]] = {
-        "str": (str,), "int": (int,), "float": (int, float), "None": (type(None),),
-        "tuple[str, ...]": (list, tuple), "Mapping[str, Any]": (dict,), "Mapping[str, int]": (dict,), "bool": (bool,),
-    }  # fmt: skip
-    allowed = [kind for part in annotation.split(" | ") for kind in kinds[part]]
-    if isinstance(value, list | tuple):
-        return isinstance(value, tuple(allowed)) and all(isinstance(item, str) for item in value)
-    if isinstance(value, bool):
-        return bool in allowed
-    if annotation == "Mapping[str, int]" and isinstance(value, dict):
-        return all(_fits(item, "int") for item in value.values())
-    return isinstance(value, tuple(allowed))
+GENERAL = declared(SearchConfig)  # the settings that belong to no method
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    """Let configuration errors say where they are."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(error.key, error.problem, where=where) from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+
+
+def settings_used(values: Mapping[str, Any]) -> dict[str, Declared]:
+    """Return the settings and options that a search uses.
+
+    Args:
+        values: what is known of it, by name; of interest are the method, what finetunes, and the kind of budget.
+
+    Raises:
+        ConfigError: no such method is installed, or an option of it is called as a general setting is.
+    """
+    values = {name: values.get(name, one.default) for name, one in GENERAL.items()}
+    method = values["method"]
+    kind, sized = method_kind(method), values["target_size"] is not None
+    found = {name: one for name, one in GENERAL.items()
+             if _is_used(one.setting.users, searches=kind.searches, sized=sized)}  # fmt: skip
+    own = declared(kind.options)
+    for name in own.keys() & GENERAL.keys():
+        raise name_taken(name, method)
+    if kind.searches and values["finetune_epochs"]:
+        found |= declared(BUILT_IN[FINETUNE_METHODS[values["finetune_with"]]].options)
+    return found | own
+
+
+def _is_used(users: Users, *, searches: bool, sized: bool) -> bool:
+    return {
+        Users.ALL: True,
+        Users.SEARCHING: searches,
+        Users.FIXED: not searches,
+        Users.SHRINKING: searches or sized,
+    }[users]
+
+
+def name_taken(name: str, method: str) -> ConfigError:
+    """Return the error for an option that is called as a general setting is."""
+    return ConfigError(f"the method {method} has an option {name}, which is the name of a general setting")
+
+
+def not_used(name: str, method: str) -> ConfigError:
+    """Return the error for a setting that a method does not use, or that nobody knows."""
+    if name in GENERAL:
+        users = GENERAL[name].setting.users
+        if users is Users.SHRINKING:
+            return SettingError(name, f"is not an option of {method} without a target size")
+        owners = [other for other, kind in method_kinds().items()
+                  if _is_used(users, searches=kind.searches, sized=False)]  # fmt: skip
+        return SettingError(name, f"is not an option of {method}; it belongs to {', '.join(owners)}")
+    found = option_owners()
+    if name not in found:
+        return ConfigError(f"unknown key {name!r}; {nearest(name, GENERAL.keys() | found.keys())}")
+    gates = name in declared(BUILT_IN[FINETUNE_METHODS["csq"]].options) and method_kind(method).searches
+    more = ", and to finetuning with csq" if gates else ""
+    return SettingError(name, f"is not an option of {method}; it belongs to {', '.join(found[name])}{more}")

@@ -1,7 +1,7 @@
 """The training loop: one phase (float training, search, finetuning) of epochs, exact to resume at any step.
 
 Everything random in a step is a function of (seed, phase, epoch, batch); checkpoints carry torch's state as well;
-learning rate and temperature are functions of the step. So a run that stops and resumes is the same run.
+learning rate and what a method schedules are functions of the step. So a run that stops and resumes is the same run.
 """
 
 from __future__ import annotations
@@ -131,12 +131,12 @@ class Phase:
             epoch = self.position.epoch
             order = epoch_order(len(self.data.train), self.config.seed, self.name, epoch)
             self.net.train()
-            if self.method and self.config.beta_schedule == "epoch":
-                self.method.set_progress(epoch / max(1, self.epochs - 1))
+            if self.method:
+                self.method.at_epoch(epoch / max(1, self.epochs - 1))
             batches = min(self.batches, self.steps - epoch * self.batches)
             for batch in range(self.position.batch, batches):
-                if self.method and self.config.beta_schedule == "step":
-                    self.method.set_progress((epoch * self.batches + batch) / max(1, self.steps - 1))
+                if self.method:
+                    self.method.at_step((epoch * self.batches + batch) / max(1, self.steps - 1))
                 chosen = order[batch * self.config.batch_size : (batch + 1) * self.config.batch_size]
                 loss = self._step(chosen, epoch, batch)
                 if not math.isfinite(loss):

@@ -15,7 +15,7 @@ class Lsq(FixedBits):
     kind = LsqWeight
 
     def _steps(self) -> list[LsqWeight]:
-        return [latent for latent in self.latents.values() if isinstance(latent, LsqWeight)]
+        return [latent for latent in self.sources.values() if isinstance(latent, LsqWeight)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return groups for the latent weights and the step sizes."""

@@ -20,7 +20,7 @@ from csqtool.searching.interruption import interruptible
 from csqtool.searching.records import StartRecord, scheme_of
 from csqtool.searching.result import SearchResult
 from csqtool.searching.run_directory import RunDirectory
-from csqtool.searching.session import FINETUNE_METHODS, Session
+from csqtool.searching.session import Session
 from csqtool.searching.start import Start
 
 
@@ -137,18 +137,8 @@ def train_on(
     """
     finished = run if isinstance(run, SearchResult) else load_finished(run, model=model, data=data)
     searched = finished.session
-    before, processes = searched.config, searched.processes
-    settings = {
-        **before.to_json(),
-        "epochs": before.finetune_epochs or before.epochs,
-        **changes,
-        "weights": None,
-        "scheme": None,
-        "pretrain_epochs": 0,
-        "finetune_epochs": 0,
-    }
-    settings["method"] = FINETUNE_METHODS.get(settings["finetune_with"], "lsq")
-    config = SearchConfig.from_json(settings, where="finetune")
+    processes = searched.processes
+    config = searched.config.for_finetuning(changes)
     searched.network.harden()
     weights = searched.network.plain_weights()
     record = StartRecord(run=str(finished.run or "a search that kept no run"), metric_float=finished.metric_float)
@@ -239,6 +229,7 @@ def _check_given(directory: RunDirectory, config: SearchConfig, given: Mapping[s
     Raises:
         ConfigError: one differs.
     """
+    config.check_used(given)
     recorded = config.to_json()
     # What auto meant when the search began is recorded, and stays as it is.
     changed = {k: v for k, v in given.items() if recorded[k] != v and (k, v) != ("amp", "auto")}

@@ -27,8 +27,9 @@ from csqtool.searching.checkpoint import load_weights, read_state, safetensors_b
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.costs import Costs
 from csqtool.searching.loop import Phase
-from csqtool.searching.method import Method, load_method
+from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
+from csqtool.searching.options import FINETUNE_METHODS
 from csqtool.searching.records import Stage, Summary, average, scheme_of
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes
@@ -37,7 +38,6 @@ from csqtool.searching.start import Start
 from csqtool.searching.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
-FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
 FIXED_SCHEME = (Stage.FINETUNE, Stage.SHRINK)
 
 
@@ -198,18 +198,19 @@ class Session:
             return
         if stage not in FIXED_SCHEME and not restoring:
             self._calibrate()
-        kind, epochs = self.method_class, config.epochs
+        name, epochs = config.method, config.epochs
         if stage in FIXED_SCHEME:
             assert self.scheme is not None
             scheme, epochs = self.scheme, config.finetune_epochs if stage == Stage.FINETUNE else 0
             # Without epochs nothing may change: gates start soft, and hardened they have another scale.
-            kind = load_method(FINETUNE_METHODS[config.finetune_with if epochs else "lsq"])
+            name = FINETUNE_METHODS[config.finetune_with if epochs else "lsq"]
         else:
             self.costs.measure_sizes(self._start_weights)
             scheme = self._first_scheme()
-            if stage == Stage.TRAIN:
-                epochs += config.finetune_epochs
-        network.method = kind(network.weights, network.model, config, self.costs.budget, scheme)
+        context = MethodContext(
+            network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme
+        )
+        network.method = load_method(name)(context)
         teacher = self._teacher() if config.distill else None
         self.phase = Phase(
             stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher

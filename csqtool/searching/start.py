@@ -8,11 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from csqtool.errors import ConfigError, ModelError
+from csqtool.errors import ModelError
 from csqtool.integers import planes_of
 from csqtool.searching.checkpoint import load_state, read_state
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.method import load_method
 from csqtool.searching.records import SchemeEntry
 from csqtool.searching.run_directory import RunDirectory, read_scheme
 
@@ -42,14 +41,8 @@ class Start:
         """Return what a new search starts from.
 
         Raises:
-            ConfigError: the method searches planes of its own and would not train those that are given.
             InputError: a file cannot be read.
         """
-        if config.scheme is not None and load_method(config.method).searches:
-            raise ConfigError(
-                f"{config.method} searches a scheme of its own and would not train that of {config.scheme}; "
-                "--scheme goes with a method of fixed bits, such as --method lsq"
-            )
         return cls(
             weights=None if config.weights is None else read_state(Path(config.weights)),
             weights_source=config.weights or "",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_other_settings_on_resume_are_refused_with_the_difference(eight_bits: Bu
 
 def test_the_settings_it_was_begun_with_may_be_repeated_on_resume(eight_bits: Built) -> None:
     assert json.loads(ok("search", "--resume", eight_bits.run, "--epochs", 2, "--json").stdout)["metric"] > 0
+
+
+def test_resuming_with_an_option_of_another_method_is_refused(eight_bits: Built) -> None:
+    result = invoke("search", "--resume", eight_bits.run, "--scheme", "s.json")
+    assert result.exit_code == 2
+    assert "--scheme is not an option of csq" in result.stderr
+
+
+def test_a_run_that_recorded_settings_of_other_methods_still_finalizes(eight_bits: Built, tmp_path: Path) -> None:
+    run = shutil.copytree(eight_bits.run, tmp_path / "run")
+    recorded = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**recorded, "scheme": None}))
+    ok("finalize", run, "-o", tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_bytes() == eight_bits.model.read_bytes()
 
 
 def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:

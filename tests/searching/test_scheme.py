@@ -117,26 +117,6 @@ def test_the_layer_weighting_counts_every_layer_alike() -> None:
     assert budget.cost({"small": uniform(8), "large": uniform(2)}) == 5.0
 
 
-@pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"target_size": "60KB"}, "either target bits or a target size"),
-        ({"target_bits": None, "target_size": "60KB", "budget_weighting": "layers"}, "leave out the budget weighting"),
-        ({"act_quantizer": "pact"}, "pact has nothing to quantize: give act bits"),
-        ({"min_bits": 4, "max_bits": 3}, "in order"),
-        ({"distill": 2.0}, "distill is a share"),
-        ({"optimizer": "adam"}, "did you mean 'adamw'"),
-        ({"recipe": "papr"}, "did you mean 'paper'"),
-        ({"pin": {"a": 9}}, "pinned bits must be 1 to 8"),
-        ({"pin": {"a": "x"}}, "pin must be"),
-        ({"repair": 3}, "repair must be bool"),
-    ],
-)
-def test_wrong_settings_are_named(settings_: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config(**settings_)
-
-
 def test_the_loss_probe_puts_the_weight_back() -> None:
     layer = nn.Linear(4, 3)
     before = layer.weight.detach().clone()

@@ -8,10 +8,13 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from csqtool.cli import cli
+from csqtool.searching.options import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 DIGITS = f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn"
+# Of a method that searches; one of fixed bits trains as long in all.
 QUICK = ["--pretrain-epochs", "3", "--epochs", "2", "--finetune-epochs", "2", "--batch-size", "64"]
+QUICK_FIXED = ["--pretrain-epochs", "3", "--epochs", "4", "--batch-size", "64"]
 
 
 def invoke(*arguments: object) -> Result:
@@ -27,11 +30,12 @@ def ok(*arguments: object) -> Result:
 class Built:
     """A searched, finalized and exported digits network."""
 
-    def __init__(self, folder: Path, act_bits: str, *more: object) -> None:
+    def __init__(self, folder: Path, act_bits: str, *more: object, method: str = "csq") -> None:
         self.run, self.model = folder / "run", folder / "model.safetensors"
         self.onnx, self.csq = folder / "model.onnx", folder / "model.csq"
-        ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", act_bits, *QUICK, *more,
-           "-o", self.run)  # fmt: skip
+        epochs = QUICK if BUILT_IN[method].searches else QUICK_FIXED
+        ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", act_bits, "--method", method,
+           *epochs, *more, "-o", self.run)  # fmt: skip
         ok("finalize", self.run, "-o", self.model)
         ok("export", self.model, "--format", "onnx", "-o", self.onnx)
         ok("pack", self.model, "-o", self.csq)

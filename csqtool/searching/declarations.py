@@ -1,0 +1,191 @@
+"""How a setting is declared: a field of a frozen dataclass, annotated with all that is said and checked of it.
+
+The command line's option, the key in a pipeline file, the checks and the reference all come from the declaration:
+
+    >>> @dataclass(frozen=True)
+    ... class Options:
+    ...     rate: Annotated[float, Setting("Learning rate.", least=0)] = 0.1
+    >>> declared(Options)["rate"].check(0.5)
+    >>> declared(Options)["rate"].check(-1)
+    Traceback (most recent call last):
+        ...
+    csqtool.searching.declarations.SettingError: rate must not be negative, got -1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from csqtool.errors import ConfigError, nearest
+
+# What a value shall be, in words for messages and the reference.
+WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list of texts",
+    "Mapping": "a table",
+}
+
+
+class SettingError(ConfigError):
+    """A setting is wrong.
+
+    Attributes:
+        key: the setting.
+        problem: what is wrong with it, a sentence that begins after the setting's name.
+    """
+
+    def __init__(self, key: str, problem: str, *, where: str = "") -> None:
+        super().__init__(f"{where}: {key} {problem}" if where else f"{key} {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class Users(StrEnum):
+    """Which methods a general setting is for."""
+
+    ALL = "all methods"
+    SEARCHING = "methods that search"
+    FIXED = "methods of fixed bits"
+    SHRINKING = "methods that search; all with a target size"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is said and checked of a setting, beside its type, name and default.
+
+    Attributes:
+        help: what it is, a sentence or two.
+        least, most: the range of a number, both included.
+        above: a number must be above this.
+        users: which methods use it.
+        unused: its value with methods that do not use it; None for the default.
+        finetune: ``csqtool finetune`` has it, too.
+        none: what None is called; without a blank in it the command line takes it as a value.
+        metavar: what an entry of a table or list is called on the command line.
+        flag: the command line's option, where it is not the setting's name.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    users: Users = Users.ALL
+    unused: Any = None
+    finetune: bool = False
+    none: str | None = None
+    metavar: str | None = None
+    flag: str | None = None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A declared setting.
+
+    Attributes:
+        name: the field, which is the key in pipeline files and the keyword in Python.
+        kind: its type, without None.
+        optional: None is a value.
+        default: its default; `dataclasses.MISSING` where it has none.
+        setting: what is said of it.
+    """
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    setting: Setting
+
+    @property
+    def flag(self) -> str:
+        """The option of the command line."""
+        return self.setting.flag or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that it can be, where these are few."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def words(self) -> str:
+        """What a value shall be, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        of = " of whole numbers" if get_args(self.kind)[-1:] == (int,) else ""
+        return WORDS[(get_origin(self.kind) or self.kind).__name__] + of
+
+    def check(self, value: Any) -> None:
+        """Check a value.
+
+        Raises:
+            SettingError: it has the wrong type, or is out of range.
+        """
+        if value is None and self.optional:
+            return
+        if self.choices and value not in self.choices:
+            raise SettingError(self.name, f"cannot be {value!r}; {nearest(str(value), self.choices)}")
+        try:
+            msgspec.convert(value, self.kind)
+        except (msgspec.ValidationError, RecursionError) as error:
+            none = f" or {self.setting.none or 'nothing'}" if self.optional else ""
+            raise SettingError(self.name, f"must be {self.words}{none}, got {value!r}") from error
+        if isinstance(value, int | float):
+            self._check_range(value)
+
+    def _check_range(self, value: float) -> None:
+        setting, least, most = self.setting, self.setting.least, self.setting.most
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        if not math.isfinite(value):
+            raise SettingError(self.name, f"must be a finite number, got {shown}")
+        if (least is not None and value < least) or (most is not None and value > most):
+            if most is not None:
+                wanted = f"be {least:g} to {most:g}"
+            else:
+                wanted = f"be at least {least:g}" if least else "not be negative"
+            raise SettingError(self.name, f"must {wanted}, got {shown}")
+        if setting.above is not None and value <= setting.above:
+            raise SettingError(self.name, f"must be above {setting.above:g}, got {shown}")
+
+
+def declared(record: type) -> dict[str, Declared]:
+    """Return the settings that a dataclass declares, by name; fields that are not annotated with a `Setting` are none.
+
+    Raises:
+        ConfigError: a setting has a type for which there is no option.
+    """
+    hints = get_type_hints(record, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(record):
+        hint = hints[field.name]
+        setting = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Setting)), None)
+        if setting is None:
+            continue
+        kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        kinds = [part for part in parts if part is not NoneType]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        one = Declared(field.name, kinds[0], NoneType in parts, default, setting)
+        name = getattr(get_origin(one.kind) or one.kind, "__name__", "")
+        if len(kinds) > 1 or (name not in WORDS and not one.choices):
+            raise ConfigError(f"the setting {field.name} of {record.__qualname__} has a type without an option: {kind}")
+        found[field.name] = one
+    return found
+
+
+def check(record: Any) -> None:
+    """Check all settings of a record.
+
+    Raises:
+        SettingError: one has the wrong type, or is out of range.
+    """
+    for name, one in declared(type(record)).items():
+        one.check(getattr(record, name))

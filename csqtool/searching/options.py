@@ -1,0 +1,143 @@
+"""The options that each method has of its own, and which methods there are.
+
+Those of csqtool are declared here, without torch, so that the command line and pipeline files know them at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from csqtool.errors import ConfigError, nearest
+from csqtool.registry import Registry
+from csqtool.searching.declarations import Declared, Setting, check, declared
+
+METHODS = Registry("csqtool.methods", "method")
+# The methods that train a scheme on after a search, by what `finetune_with` calls them.
+FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
+
+Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", least=0)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a method that has none; those of others derive from it."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class GateOptions(Options):
+    """Options of ``csq-uniform``, and of finetuning with bit gates."""
+
+    gate_learning_rate: Annotated[
+        float, Setting("Learning rate of the bit gates m_p and m_n.", least=0, finetune=True)
+    ] = 3.0
+    gate_weight_decay: Annotated[
+        float, Setting("Weight decay of gates, masks and their scales.", least=0, finetune=True)
+    ] = 0.0
+    gate_init: Annotated[float, Setting("Bit gates start at ± this.", above=0, finetune=True)] = 1.0
+    beta_max: Annotated[float, Setting("Gate temperature β at the end.", least=1, finetune=True)] = 200.0
+    beta_schedule: Annotated[
+        Literal["epoch", "step"], Setting("β rises before every epoch, or every step.", finetune=True)
+    ] = "epoch"
+    keep_norms: Annotated[
+        bool,
+        Setting("A layer's scale makes up for what a rise of β between epochs does to its norm.", finetune=True),
+    ] = True
+
+
+@dataclass(frozen=True)
+class CsqOptions(GateOptions):
+    """Options of ``csq``."""
+
+    mask_learning_rate: Annotated[float, Setting("Learning rate of the mask gates m_B.", least=0)] = 0.1
+    mask_momentum: Annotated[
+        float, Setting("Momentum of the mask gates; without any they follow the budget and do not overshoot.", least=0)
+    ] = 0.0
+    mask_init: Annotated[float, Setting("The mask gate of plane b starts at (b + 1) times this.", least=0)] = 0.05
+    init: Annotated[
+        Literal["csq", "paper"], Setting("Gates start from the weights (csq), or as in the authors' code (paper).")
+    ] = "csq"
+    strength: Strength = 0.01
+    element_pressure: Annotated[
+        bool, Setting("λ presses on a plane in proportion to the weights it costs, not on all planes alike.")
+    ] = True
+
+
+@dataclass(frozen=True)
+class BsqOptions(Options):
+    """Options of ``bsq``."""
+
+    strength: Strength = 0.01
+
+
+@dataclass(frozen=True)
+class MethodKind:
+    """What must be known of a method before torch is imported.
+
+    Attributes:
+        options: the record of its options.
+        searches: it finds how many planes each layer keeps.
+    """
+
+    options: type[Options]
+    searches: bool = False
+
+
+BUILT_IN: Mapping[str, MethodKind] = {
+    "bsq": MethodKind(BsqOptions, searches=True),
+    "csq": MethodKind(CsqOptions, searches=True),
+    "csq-uniform": MethodKind(GateOptions),
+    "dorefa": MethodKind(Options),
+    "lsq": MethodKind(Options),
+    "ste-uniform": MethodKind(Options),
+}
+
+
+def method_kind(name: str) -> MethodKind:
+    """Return what is known of a method; one of another package is imported.
+
+    Raises:
+        ConfigError: no such method is installed, or it cannot be imported.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    entries = METHODS.entries()
+    if name not in entries:
+        raise ConfigError(f"unknown method {name!r}; {nearest(name, [*BUILT_IN, *entries])}")
+    try:
+        loaded = entries[name].load()
+    except Exception as error:
+        raise ConfigError(
+            f"the method {name} of another package cannot be imported: {type(error).__name__}: {error}; "
+            "repair or uninstall that package"
+        ) from error
+    return MethodKind(getattr(loaded, "Options", Options), bool(loaded.searches))
+
+
+def method_kinds() -> dict[str, MethodKind]:
+    """Return all methods; those of other packages are imported.
+
+    Raises:
+        ConfigError: one of another package cannot be imported.
+    """
+    names = sorted({*BUILT_IN, *METHODS.names()})
+    return {name: method_kind(name) for name in names}
+
+
+def option_owners() -> dict[str, dict[str, Declared]]:
+    """Return all options, each with the methods that have it and how they declare it."""
+    owners: dict[str, dict[str, Declared]] = {}
+    for method, kind in method_kinds().items():
+        for name, one in declared(kind.options).items():
+            owners.setdefault(name, {})[method] = one
+    return owners
+
+
+def as_options(record: type[Options], values: Mapping[str, Any]) -> Options:
+    """Return the record of a method's options, taken from values by name; others of these are left out."""
+    return record(**{field.name: values[field.name] for field in dataclasses.fields(record) if field.name in values})

@@ -1,0 +1,27 @@
+"""Methods on a small network, without a search around them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from csqtool.nn.weights import quantizable_weights
+from csqtool.searching.budget import make_budget, uniform, uniform_scheme
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.method import Method, MethodContext, load_method
+
+
+def small_net() -> nn.Sequential:
+    """Return a network of two layers, 800 and 80 weights, always the same."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2))
+
+
+def made(name: str, target: float, model: nn.Module, **settings: object) -> Method:
+    """Return a method that has taken the place of the weights of `model`."""
+    config = SearchConfig.make(model="m", data="d", target_bits=target, method=name, **settings)
+    weights = quantizable_weights(model)
+    kind = load_method(name)
+    budget = make_budget(config, {w.name: w.elements for w in weights})
+    scheme = {w.name: uniform(8) for w in weights} if kind.searches else uniform_scheme(budget, method=name)
+    return kind(MethodContext(weights, model, config, config.options_of(name), budget, scheme))
