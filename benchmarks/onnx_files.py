@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from csqtool.benchmarking import BenchResult, bench
 from csqtool.errors import InputError
-from csqtool.nn.net import finalized_net
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.onnx_file import flattened
 from csqtool.onnx_session import session

@@ -9,7 +9,7 @@ from csqtool.evaluation import evaluate
 from csqtool.factories import build_model
 from csqtool.finalized_file import write_finalized
 from csqtool.nn.assemble import quantized_model
-from csqtool.nn.net import finalized_net
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.runs import load_finished
 

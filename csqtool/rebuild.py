@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from csqtool.factories import build_model
-from csqtool.nn.net import QuantizedNet, finalized_net
+from csqtool.nn.finalized_net import finalized_net
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
 
 

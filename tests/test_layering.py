@@ -7,8 +7,10 @@ ROOT = Path(__file__).parent.parent
 # Each part may import what stands before it, and itself.
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding csqtool.plots "
-    "csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.benchmarking",
+    "csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session "
+    "csqtool.onnx_kernels csqtool.benchmarking",
     "csqtool.finalized_file csqtool.factories csqtool.task",
+    "csqtool.nn.modes",
     "csqtool.data",
     "csqtool.nn",
     "csqtool.processes csqtool.randomness",

@@ -60,7 +60,11 @@ class DorefaQuantizer(ActivationFakeQuantizer):
     description = "fixed range 0 to 1 (DoReFa-Net, Zhou et al. 2016)"
 
     def calibrate(self, sample: Tensor) -> None:
-        """Look at the sign of `sample` only."""
+        """Fix the range; only the sign of `sample` matters.
+
+        Raises:
+            ModelError: values are NaN or infinite.
+        """
         super().calibrate(sample)
         if not self.zero_point:
             self.scale.data.fill_(1 / self.largest)

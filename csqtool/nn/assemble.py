@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
-from csqtool.nn.dataflow import Placement
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.placement import Placement
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import ActivationQuantizer, LayerIntegers, QuantizedLayer, QuantizedModel
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from csqtool.errors import FormatError, InputError, ModelError
-from csqtool.files import read_bytes, write_bytes
-from csqtool.nn.net import check_keys
+from csqtool.errors import FormatError
+from csqtool.files import write_bytes
+from csqtool.nn.state_dict import load_torch_file
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
@@ -64,74 +61,3 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     if problem is not None:
         raise problem
     return None
-
-
-def load_torch_file(path: Path) -> Any:
-    """Return what a torch file holds, with ``weights_only=True``.
-
-    Raises:
-        InputError: the file is missing.
-        FormatError: it is no torch file, damaged, or holds more than tensors and plain values.
-    """
-    content = io.BytesIO(read_bytes(path))
-    try:
-        return torch.load(content, weights_only=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FormatError(f"{path} is not a readable torch file: {first_line}") from error
-
-
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as the content of a safetensors file."""
-    from safetensors.torch import save
-
-    content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    return content
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a safetensors file or torch checkpoint, also nested under ``state_dict`` or ``model``.
-
-    Raises:
-        InputError: the file is missing, damaged, or of no known kind.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            state: Any = load(read_bytes(path))
-        except (SafetensorError, ValueError) as error:
-            raise FormatError(f"{path} is not a safetensors file: {error}") from error
-    else:
-        state = load_torch_file(path)
-    for nest in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
-            state = state[nest]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
-    return dict(state)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from safetensors or a torch checkpoint into `model`, also with ``module.`` before every key.
-
-    Raises:
-        InputError: the file cannot be used, see `read_state`.
-        ModelError: keys are missing, unexpected, or shapes differ.
-    """
-    state, own = read_state(path), model.state_dict()
-    if set(own).isdisjoint(state) and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    # Checkpoints older than BatchNorm's batch counter lack it; it does not take part in inference.
-    state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
-    check_keys(
-        {k: tuple(v.shape) for k, v in own.items()},
-        {k: tuple(v.shape) for k, v in state.items()},
-        str(path),
-        "the model",
-    )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(f"{path} does not match the model: {error}") from error

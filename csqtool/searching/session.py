@@ -22,17 +22,19 @@ from csqtool.files import read_json, write_bytes, write_json
 from csqtool.integers import planes_of
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
-from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.latent import LsqWeight
-from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.placement import place_quantizers
+from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.signature import inputs_of
+from csqtool.nn.sites import record
+from csqtool.nn.state_dict import load_weights, read_state, safetensors_bytes
 from csqtool.nn.weights import check_excluded, detach, quantizable_weights
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import LayerIntegers, QuantizedModel, twos_complement_bits
 from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Budget, Scheme, make_budget, uniform, uniform_scheme
-from csqtool.searching.checkpoint import load_weights, read_state, safetensors_bytes, save_checkpoint
+from csqtool.searching.checkpoint import save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.loop import Phase
 from csqtool.searching.method import Method, load_method
@@ -188,7 +190,9 @@ class Session:
         if self.net.quantizers:
             device = next(self.model.parameters()).device
             samples = batches_of(self.data.train, most=CALIBRATION_SAMPLES)
-            self.net.to(device).calibrate(x.to(device) for x, _ in samples)
+            dead = self.net.to(device).calibrate(x.to(device) for x, _ in samples)
+            if dead:
+                self.progress.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
 
     def _first_scheme(self) -> dict[str, tuple[int, ...]]:
         """Return the planes to begin with: all that are allowed, the uniform ones of a method, or those of a file."""

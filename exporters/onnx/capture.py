@@ -16,7 +16,9 @@ import torch
 import csqtool
 import exporters
 from csqtool.errors import ConfigError, ExportError, InputError
-from csqtool.nn.net import QuantizedNet, finalized_net, graph_markers
+from csqtool.nn.finalized_net import finalized_net
+from csqtool.nn.markers import graph_markers
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.signature import output_names, recorded_inputs
 from csqtool.quantized_model import QuantizedModel
 

@@ -11,7 +11,7 @@ from onnx_ir import convenience
 
 from csqtool.errors import ExportError
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
-from csqtool.nn.net import MARKER_DOMAIN
+from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from exporters.onnx.compact import compact
 from exporters.onnx.functions import FUNCTION_DOMAIN

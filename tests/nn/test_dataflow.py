@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.nn.activation import ActivationFakeQuantizer
-from csqtool.nn.dataflow import place_quantizers, record
-from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.placement import place_quantizers
+from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
+from csqtool.nn.sites import record
 
 
 class Residual(nn.Module):

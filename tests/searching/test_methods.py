@@ -16,12 +16,12 @@ from csqtool.factories import build_model
 from csqtool.finalized_file import read_finalized
 from csqtool.finalizing import finalize
 from csqtool.nn.gates import BitGates
+from csqtool.nn.state_dict import load_weights
 from csqtool.nn.weights import quantizable_weights
 from csqtool.progress import Silent
 from csqtool.searching import SearchConfig, loop, search
 from csqtool.searching.bsq import Bsq
 from csqtool.searching.budget import make_budget, uniform
-from csqtool.searching.checkpoint import load_weights
 from csqtool.searching.csq import Csq
 from csqtool.searching.method import METHODS
 from csqtool.searching.scheme import LossProbe
