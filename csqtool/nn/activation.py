@@ -18,7 +18,7 @@ def to_integers(x: Tensor, scale: Tensor, zero_point: int, largest: int) -> Tens
     return torch.clamp(torch.round(x / scale) + zero_point, 0, largest)
 
 
-# Bounds are tensors: compiled kernels would be built anew for each new number, and after some not at all.
+# Bounds are tensors: torch would compile a variant for each new number, and none after the first few.
 def _rounded(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Fake quantization: clip(round(x / scale), low, high)·scale."""
     return torch.clamp(torch.round(x / scale), low, high) * scale
@@ -46,7 +46,7 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _flat(x: Tensor, like: Tensor) -> Tensor:
-    """Return the values of `x` [N] in the memory order of `like`: a view where `x` has that order itself."""
+    """Return the values of `x` as [N], in the memory order of `like`; a view if `x` has that order."""
     return (x.permute(0, 2, 3, 1) if _is_channels_last(like) else x).reshape(-1)
 
 
@@ -72,7 +72,7 @@ class _FakeQuantize(torch.autograd.Function):
         (gradient,) = gradients
         x, scale, low, high = ctx.saved_tensors
         for_x, for_scale = _gradients_kernel(_flat(gradient, x), _flat(x, x), scale, low, high)
-        # LSQ scales the step size's gradient by 1/√(N·Q) so that it moves at the weights' relative speed.
+        # LSQ scales the step size's gradient by 1/√(N·Q), so that it changes as fast, relatively, as weights do.
         damping = (x[0].numel() * (high - low)) ** -0.5
         return _unflat(for_x, x), (for_scale * damping).to(scale.dtype), None, None
 
@@ -177,7 +177,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Hold the scale above zero."""
+        """Keep the scale above zero."""
         self.scale.clamp_(min=1e-8)
 
     def regularization(self) -> Tensor | None:

@@ -15,6 +15,7 @@ from csqtool.nn.placement import Placement
 from csqtool.nn.sites import Call, SiteMode
 
 Observer = Callable[[str, Tensor], Tensor]
+CALIBRATION_VALUES = 65536  # about as many values of each activation and batch are looked at, evenly spaced
 
 
 class _ObservingMode(SiteMode):
@@ -61,7 +62,13 @@ class QuantizedNet(nn.Module):
         return self.observed(x, lambda name, value: quantizers[name](value), *more)
 
     def observed(self, x: Tensor, observer: Observer, *more: Tensor) -> Any:
-        """Run the model and let `observer(name, value)` replace the value at each quantizer's place."""
+        """Run the model; what `observer(name, value)` returns replaces the value at each quantizer's place.
+
+        Args:
+            x: the model's first input.
+            observer: called once for each quantizer that the forward pass reaches, with its name.
+            more: the model's other inputs.
+        """
         names = frozenset(self.quantizers)
         for name in names:
             if name.endswith(".input"):
@@ -71,7 +78,7 @@ class QuantizedNet(nn.Module):
             return self.model(x, *more)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, quantizers and all."""
+        """Load what `state_dict` returned, including the quantizers' zero points."""
         self.load_state_dict(state)
         for quantizer in self.quantizers.values():
             quantizer.set_zero_point(int(quantizer.zero_point_))
@@ -91,15 +98,14 @@ class QuantizedNet(nn.Module):
         return count
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, ...]], *, values_per_batch: int = 65536) -> list[str]:
+    def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> list[str]:
         """Set every quantizer's scale and zero point from float activations.
 
         Args:
             batches: inputs [B, …], or tuples of them for a model of several inputs.
-            values_per_batch: of each activation about this many values a batch are looked at, evenly spaced.
 
         Returns:
-            The names of the activations that were 0 in all of these values: dead ones.
+            The names of the dead activations: those that are 0 in all values that were looked at.
 
         Raises:
             ModelError: a quantizer's place was never reached, or its activation is not finite.
@@ -108,7 +114,7 @@ class QuantizedNet(nn.Module):
 
         def observe(name: str, value: Tensor) -> Tensor:
             check_finite(name, value)  # all values, and in the order of the forward pass: the first place is the cause
-            stride = max(1, value.numel() // values_per_batch)
+            stride = max(1, value.numel() // CALIBRATION_VALUES)
             seen[name].append(value.detach().flatten()[::stride].float())
             return value
 

@@ -1,4 +1,4 @@
-"""What a model takes and gives: the names, shapes and types of its inputs, and the names of its outputs."""
+"""A model's signature: the names, shapes and types of its inputs, and the names of its outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Input:
         return torch.zeros(batch, *self.shape, dtype=DTYPES[self.dtype])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the input as it stands in a finalized model's `info["inputs"]`."""
+        """Return the input as a finalized model records it in `info["inputs"]`."""
         return {**asdict(self), "shape": list(self.shape)}
 
 

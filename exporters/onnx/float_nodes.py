@@ -15,6 +15,7 @@ from csqtool.onnx_session import optimized_graph
 from csqtool.quantized_model import QuantizedModel
 from exporters.onnx.options import OnnxOptions
 
+FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 # Runtimes exchange DequantizeLinear with an operator of the first set that follows it, and QuantizeLinear with one of
 # the second that precedes it. Concat is not in the first: its integer kernel needs a quantizer of its own.
@@ -71,28 +72,26 @@ def report_on(
 
 def _computes(node: onnx.NodeProto) -> bool:
     if node.op_type == "Max" and len(node.input) == 1:
-        return False  # keeps a float weight from being quantized
-    return node.op_type not in MOVES and not is_integer_kernel(node.op_type) and bool(node.input) \
-        and node.domain != "csqtool"  # fmt: skip
+        return False  # the exporter puts it before a quantizer to keep a float weight from being quantized
+    return node.op_type not in MOVES and not is_integer_kernel(node.op_type) and bool(node.input)
 
 
 class _Types:
-    """Tells float from integer values of an optimized graph, in which no types are written."""
+    """Tells float from integer values of a graph that does not record types."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        float_types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
-        self._float = {t.name: t.data_type in float_types for t in graph.initializer}
-        self._float |= {v.name: v.type.tensor_type.elem_type in float_types for v in graph.input}
+        self._float = {t.name: t.data_type in FLOAT_TYPES for t in graph.initializer}
+        self._float |= {v.name: v.type.tensor_type.elem_type in FLOAT_TYPES for v in graph.input}
         for node in graph.node:
             self._float |= dict.fromkeys(node.output, self._result(node))
 
     def _result(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Cast":
-            return any(a.name == "to" and a.i in (1, 10, 11) for a in node.attribute)
+            return any(a.name == "to" and a.i in FLOAT_TYPES for a in node.attribute)
         if node.op_type in FLOAT_RESULTS:
             return True
         if node.op_type == "QGemm":
-            return len([name for name in node.input if name]) < 8  # without a scale for its result
+            return sum(map(bool, node.input)) < 8  # without the scale of an integer result
         if node.op_type in INTEGER_RESULTS or is_integer_kernel(node.op_type):
             return False
         position = 1 if node.op_type == "Where" else 0
