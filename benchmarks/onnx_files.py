@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from csqtool.benchmarking import BenchResult, bench
 from csqtool.errors import InputError
-from csqtool.nn.net import finalized_net
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.onnx_file import flattened
+from csqtool.onnx_kernels import is_integer_kernel
 from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.backends import Backend, OnnxRuntime, OpenVino, Reference
@@ -216,7 +217,7 @@ def breadth(folder: Path) -> None:
         found = [outcome(runtime, content, level, inputs, wanted) for level in ("off", "on")]
         found += [outcome(b, for_openvino if b.name == "openvino" else content, b.levels[-1], inputs, wanted)
                   for b in others]  # fmt: skip
-        integer = sum(n for k, n in report.kernels.items() if k.startswith("QLinear") or k == "QGemm" or "Integer" in k)
+        integer = sum(count for operator, count in report.kernels.items() if is_integer_kernel(operator))
         total = integer + len(report.float_nodes)
         path = Maker(folder, name, net, inputs).float32()
         in_float = sorted({node.operator for node in report.float_nodes})

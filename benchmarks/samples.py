@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from csqtool.factories import build_model
-from csqtool.searching.checkpoint import load_weights
+from csqtool.nn.state_dict import load_weights
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 RESNET20 = "resnet_cifar/model.py:resnet20"

@@ -33,7 +33,9 @@ from csqtool.nn.kernels import Kernel
 from csqtool.progress import Silent
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.loop import make_optimizer
+from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.session import Session
+from csqtool.searching.start import Start
 from csqtool.task import task_by_name
 
 ROOT = Path(__file__).parent.parent
@@ -64,9 +66,11 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
         model=MODELS[model], data=f"{Path(__file__).resolve()}:random_images", target_bits=3, batch_size=BATCH,
         compile=compiled, **VARIANTS[variant],
     )  # fmt: skip
-    session = Session(config, Path(tempfile.mkdtemp()), Silent())
+    directory = RunDirectory(tempfile.mkdtemp())
+    session = Session(config, directory, Start.of_settings(config), Silent())
     session._enter(session.stages[0])
     phase = session.phase
+    assert phase is not None
     if phase.method is not None:
         phase.method.at_epoch(0.3)
     phase.net.train()

@@ -1,7 +1,8 @@
-"""What a network is worth as it stands: metric, training loss, and BatchNorm statistics that fit its weights."""
+"""A network's metric, its loss on training data, and BatchNorm statistics that fit its weights."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from csqtool.data.arrays import Dataset, DataSource, take
+from csqtool.nn.modes import evaluating, keeping_modes
 from csqtool.processes import Processes
 from csqtool.randomness import hash_seed
 from csqtool.task import Task
@@ -53,14 +55,12 @@ def evaluate(
 
     Several processes share the batches out; each of them returns the metric of all.
     """
-    was_training = net.training
-    net.eval()
     mine = slice(processes.index, None, processes.count) if processes else slice(None)
     found = []  # (outputs, targets) a batch
-    for x, y in batches_of(dataset, share=mine):
-        inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
-        found.append((as_float(net(inputs)).cpu(), y))
-    net.train(was_training)
+    with evaluating(net):
+        for x, y in batches_of(dataset, share=mine):
+            inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
+            found.append((as_float(net(inputs)).cpu(), y))
     if processes:
         found = processes.dealt_out(found)
     outputs, targets = zip(*found, strict=True)
@@ -71,32 +71,37 @@ def evaluate(
 def training_loss(
     net: nn.Module, data: DataSource, device: torch.device, *, samples: int, channels_last: bool
 ) -> float:
-    """Return the loss on the first training samples, with BatchNorm on the batch: statistics follow the weights."""
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
-    net.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 0.0
+    """Return the loss on the first training samples, BatchNorm normalising by the statistics of each batch.
+
+    The running statistics are those of other weights, so they are neither used nor changed. Every module keeps its
+    mode.
+    """
+    norms = _batch_norms(net)
+    tracking = [norm.track_running_stats for norm in norms]
     total = count = 0.0
-    for x, y in batches_of(data.train, most=samples, size=LOSS_BATCH):
-        if len(x) > 1 or not norms:
-            inputs = laid_out(x.to(device), channels_last=channels_last)
-            total += float(data.task.loss(net(inputs), y.to(device))) * len(x)
-            count += len(x)
-    for norm, (momentum, tracked) in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-        if tracked is not None and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.copy_(tracked)
+    with evaluating(net):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.track_running_stats = False
+            for x, y in batches_of(data.train, most=samples, size=LOSS_BATCH):
+                if len(x) > 1 or not norms:  # one sample has no variance
+                    inputs = laid_out(x.to(device), channels_last=channels_last)
+                    total += float(data.task.loss(net(inputs), y.to(device))) * len(x)
+                    count += len(x)
+        finally:
+            for norm, tracked in zip(norms, tracking, strict=True):
+                norm.track_running_stats = tracked
     return total / max(count, 1.0)
 
 
 def reestimate_batch_norm(
     net: nn.Module, data: DataSource, device: torch.device, *, batch_size: int, seed: int
 ) -> None:
-    """Replace BatchNorm's running statistics by those of the network as it is now, and leave it in evaluation mode.
+    """Replace the running statistics of each BatchNorm by those of the network's weights as they are now.
 
-    The samples are augmented as in training: the weights were trained to that distribution's statistics.
+    The samples are augmented as in training: the weights were trained on that distribution. Every module keeps its
+    mode, and its statistics if an exception is raised.
     """
     samples, size = min(len(data.train), BN_SAMPLES), max(batch_size, 128)
 
@@ -106,5 +111,16 @@ def reestimate_batch_norm(
             if len(chosen) > 1:
                 yield data.training_batch(chosen, hash_seed(seed, "batch norm", start))[0]
 
-    update_bn(inputs(), net, device=device)
-    net.eval()
+    kept = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in _batch_norms(net)]
+    with keeping_modes(net):
+        try:
+            update_bn(inputs(), net, device=device)
+        except BaseException:
+            for norm, momentum, state in kept:  # torch restores neither after an exception
+                norm.momentum = momentum
+                norm.load_state_dict(state)
+            raise
+
+
+def _batch_norms(net: nn.Module) -> list[_BatchNorm]:
+    return [module for module in net.modules() if isinstance(module, _BatchNorm)]

@@ -1,8 +1,8 @@
 """BatchNorm folded into per-channel scales, and biases on the integer grid: numpy only.
 
-conv → BatchNorm is w·x·γ/σ + (β − μ·γ/σ). The integers of w stay as they are; the scale becomes Δ·|γ|/σ a
-channel, and a negative γ flips the signs of its channel. On integer kernels the bias is an int32 multiple of
-s_x·s_w; a bias snapped to that grid is the same number in PyTorch and there.
+A convolution followed by BatchNorm computes w·x·γ/σ + (β − μ·γ/σ). The integers of w stay as they are. The scale of
+each channel becomes Δ·|γ|/σ, and a negative γ flips the signs of its channel. On integer kernels the bias is an
+int32 multiple of s_x·s_w. A bias that is snapped to that grid is the same number in PyTorch and on these kernels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BatchNorm:
         return gamma / np.sqrt(self.variance.astype(np.float64) + self.epsilon)
 
     def effective_bias(self, bias: NDArray[np.float32] | None) -> NDArray[np.float64]:
-        """β − μ·γ/σ, with the bias of the layer before carried through."""
+        """Return β + (bias − μ)·γ/σ, [C]; `bias` is that of the layer in front, None for 0."""
         before = np.zeros(len(self.gamma)) if bias is None else bias.astype(np.float64)
         return self.beta.astype(np.float64) + (before - self.mean.astype(np.float64)) * self.factor
 
@@ -90,7 +90,7 @@ class FoldedScale:
     """Per-channel form of a layer: weight = sign·q·scale.
 
     Attributes:
-        sign: −1 or 1 a channel, 0 where γ/σ vanishes: such a channel is stored as zeros.
+        sign: int8 [C], −1 or 1; 0 where γ/σ is 0, and the channel is stored as zeros.
         scale: float32 [C], above zero.
     """
 
@@ -99,14 +99,34 @@ class FoldedScale:
 
 
 def fold_scale(scale: np.float32, factor: NDArray[np.float64]) -> FoldedScale:
-    """Fold γ/σ into a layer's scale: Δ·|γ|/σ, rounded once to float32."""
+    """Fold γ/σ into a layer's scale: Δ·|γ|/σ, rounded once to float32.
+
+    Args:
+        scale: Δ.
+        factor: γ/σ, [C].
+
+    Example:
+        A layer with integers of shape [3, 2]: three output channels, the last of which BatchNorm turns off.
+
+        >>> q = np.array([[3, -1], [2, 2], [1, 0]], np.int8)
+        >>> folded = fold_scale(np.float32(0.25), factor=np.array([2.0, -0.5, 0.0]))
+        >>> folded.scale.tolist()
+        [0.5, 0.125, 0.25]
+        >>> (folded.sign[:, None] * q).tolist()
+        [[3, -1], [-2, -2], [0, 0]]
+    """
     folded = (np.float64(scale) * np.abs(factor)).astype(np.float32)
     alive = folded > 0
     return FoldedScale(np.where(alive, np.sign(factor), 0).astype(np.int8), np.where(alive, folded, scale))
 
 
 def bias_step(input_scale: np.float32, scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """s_x·s_w: what one unit of an int32 bias is worth, float32 as integer kernels compute it."""
+    """Return s_x·s_w, the value of one unit of an int32 bias, in float32 as integer kernels compute it.
+
+    Args:
+        input_scale: s_x, the step of the activation quantizer on the layer's input.
+        scale: s_w, the scale of each channel, [C].
+    """
     return np.float32(input_scale) * np.asarray(scale, np.float32)
 
 

@@ -133,7 +133,7 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _checkpoint(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    from csqtool.searching.checkpoint import load_torch_file
+    from csqtool.nn.state_dict import load_torch_file
 
     state = load_torch_file(path)
     if not isinstance(state, dict) or "position" not in state:

@@ -29,7 +29,7 @@ def session(
         optimized_path: where to write the optimized graph.
         threads: threads of one operator, 0 for onnxruntime's own choice.
         provider: the execution provider; what it cannot run stays on the CPU.
-        profile: where to begin the name of a profile, which ``end_profiling`` writes.
+        profile: the beginning of a profile's file name; ``end_profiling`` writes the file.
 
     Raises:
         RuntimeError: onnxruntime cannot load the file; the message is its own.
@@ -37,9 +37,9 @@ def session(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions; onnxruntime would print the names in files raw, too
+    options.log_severity_level = 4  # errors are raised; logged, they would print names from the file unescaped
     options.intra_op_num_threads = threads
-    # Threads that wait for the next run in a loop would take the cores from other sessions of this process.
+    # Threads that spin while they wait for the next run would take the cores from other sessions of this process.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     level = ort.GraphOptimizationLevel
     levels = {"off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED}
@@ -52,7 +52,7 @@ def session(
     try:
         source = str(content) if isinstance(content, Path) else content
         return ort.InferenceSession(source, options, providers=list(dict.fromkeys([provider, CPU])))
-    except Exception as error:  # onnxruntime has a class an error kind, all directly below Exception
+    except Exception as error:  # onnxruntime has one class for each kind of error, all directly below Exception
         raise RuntimeError(str(error).strip().splitlines()[0]) from error
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from csqtool.data import DataSource, load_data
 from csqtool.errors import DataError, ModelError
 from csqtool.model_source import ModelSource
-from csqtool.nn.net import QuantizedNet, finalized_net
+from csqtool.nn.finalized_net import finalized_net
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
 from csqtool.task import TASKS
 

@@ -184,7 +184,7 @@ def test_keys_that_describe_the_model_are_not_recorded_beside_it(key: str) -> No
         ModelInfo({key: 1})
 
 
-@pytest.mark.parametrize("value", [float("inf"), object(), "\ud800", {1, 2}], ids=repr)
+@pytest.mark.parametrize("value", [float("inf"), pytest.param(object(), id="an object"), "\ud800", {1, 2}], ids=repr)
 def test_what_is_no_json_is_not_written(value: Any) -> None:
     layer = QuantizedLayer("w", np.array([1], np.int8), np.float32(1), "1")
     with pytest.raises(FormatError, match="cannot be written as JSON"):

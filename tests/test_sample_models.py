@@ -9,11 +9,12 @@ from torch import nn
 
 from csqtool.factories import build_model
 from csqtool.nn.activation import ActivationFakeQuantizer
-from csqtool.nn.dataflow import place_quantizers, record
-from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.placement import place_quantizers
+from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
+from csqtool.nn.sites import record
+from csqtool.nn.state_dict import load_weights
 from csqtool.nn.weights import quantizable_weights
 from csqtool.pipeline import read_pipeline
-from csqtool.searching.checkpoint import load_weights
 from tests.support.commands import ROOT
 
 RESNETS = f"{ROOT}/sample_models/resnet_cifar/model.py"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from csqtool.data.arrays import Dataset, DataSource, take
 from csqtool.errors import DataError, ModelError
+from csqtool.nn.modes import evaluating
 
 
 @torch.no_grad()
@@ -27,11 +28,9 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
             f"{source.name}: training inputs have shape {list(train_inputs.shape[1:])}, "
             f"test inputs {list(inputs.shape[1:])}; both go into one model"
         )
-    was_training = model.training
-    model.eval()
     device = next((p.device for p in model.parameters()), inputs.device)
-    outputs = model(inputs.to(device))
-    model.train(was_training)
+    with evaluating(model):
+        outputs = model(inputs.to(device))
     if not isinstance(outputs, Tensor):
         raise ModelError(
             f"the model returns {type(outputs).__name__}; search and verify take models with one tensor in and one "

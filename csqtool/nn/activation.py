@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from csqtool.errors import ModelError
 from csqtool.nn.kernels import Kernel
 from csqtool.quantized_model import ActivationQuantizer
 
@@ -17,7 +18,7 @@ def to_integers(x: Tensor, scale: Tensor, zero_point: int, largest: int) -> Tens
     return torch.clamp(torch.round(x / scale) + zero_point, 0, largest)
 
 
-# Bounds are tensors: compiled kernels would be built anew for each new number, and after some not at all.
+# Bounds are tensors: torch would compile a variant for each new number, and none after the first few.
 def _rounded(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Fake quantization: clip(round(x / scale), low, high)·scale."""
     return torch.clamp(torch.round(x / scale), low, high) * scale
@@ -45,7 +46,7 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _flat(x: Tensor, like: Tensor) -> Tensor:
-    """Return the values of `x` in the memory order of `like`, one-dimensional: without a copy where they agree."""
+    """Return the values of `x` as [N], in the memory order of `like`; a view if `x` has that order."""
     return (x.permute(0, 2, 3, 1) if _is_channels_last(like) else x).reshape(-1)
 
 
@@ -71,7 +72,7 @@ class _FakeQuantize(torch.autograd.Function):
         (gradient,) = gradients
         x, scale, low, high = ctx.saved_tensors
         for_x, for_scale = _gradients_kernel(_flat(gradient, x), _flat(x, x), scale, low, high)
-        # LSQ scales the step size's gradient by 1/√(N·Q) so that it moves at the weights' relative speed.
+        # LSQ scales the step size's gradient by 1/√(N·Q), so that it changes as fast, relatively, as weights do.
         damping = (x[0].numel() * (high - low)) ** -0.5
         return _unflat(for_x, x), (for_scale * damping).to(scale.dtype), None, None
 
@@ -90,12 +91,26 @@ def fake_quantize(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor
         return result
 
 
+def check_finite(name: str, values: Tensor) -> None:
+    """Check the values of an activation.
+
+    Raises:
+        ModelError: says which activation holds how many values that are NaN or infinite.
+    """
+    count = values.numel() - int(torch.isfinite(values).sum())
+    if count:
+        raise ModelError(
+            f"the activation {name} cannot be quantized: {count} of {values.numel()} values are NaN or infinite "
+            "during calibration; check the model's weights and the inputs that it is calibrated on"
+        )
+
+
 class ActivationFakeQuantizer(nn.Module):
     """Fake quantization of one activation, with a scale that is calibrated once and then learned.
 
     Attributes:
         scale: step size, float32, a trained scalar.
-        zero_point: 0 where the calibration saw no negative value, fixed afterwards.
+        zero_point: the integer that represents 0.0; 0 where calibration saw no negative value, fixed afterwards.
     """
 
     description = "learned step size and fixed zero point (LSQ)"
@@ -123,31 +138,46 @@ class ActivationFakeQuantizer(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:
-        """Choose scale and zero point with the least squared error on `sample` (any shape)."""
+        """Choose scale and zero point with the least squared error on `sample`.
+
+        A constant activation other than 0 is represented up to float32 rounding. For one that is 0 everywhere any
+        scale is exact: it gets the range 0 to 1, so a scale of 1 / (2^bits − 1).
+
+        Args:
+            sample: values of the activation, any shape, at least one.
+
+        Raises:
+            ModelError: values are NaN or infinite; the quantizer stays as it was.
+        """
+        check_finite(self.name, sample)
         sample = sample.flatten().float()
         low, high = min(float(sample.min()), 0.0), max(float(sample.max()), 0.0)
-        if not np.isfinite([low, high]).all() or high == low:
-            high, low = (1.0, 0.0) if high == low else (high, low)
-        best = torch.inf
-        for share in torch.linspace(0.2, 1.0, 33).tolist():
-            scale = torch.tensor((high - low) * share / self.largest)
-            zero_point = round(-low / (high - low) * self.largest)
+        if low == high:
+            high = 1.0
+        zero_point = round(-low / (high - low) * self.largest)
+        best, best_error = self._scale_of(high - low, 1.0), torch.inf
+        for share in torch.linspace(0.2, 1.0, 33).tolist() if sample.any() else ():
+            scale = self._scale_of(high - low, share)
             rounded = (to_integers(sample, scale, zero_point, self.largest) - zero_point) * scale
             error = float((rounded - sample).square().sum())
-            if error < best:
-                best = error
-                self.scale.copy_(scale)
-                self.set_zero_point(zero_point)
+            if error < best_error:
+                best, best_error = scale, error
+        self.scale.copy_(best)
+        self.set_zero_point(zero_point)
+
+    def _scale_of(self, extent: float, share: float) -> Tensor:
+        """Return the step size with which the integers cover `share` of a range, above zero also in float32."""
+        return torch.tensor(extent * share / self.largest).clamp_(min=torch.finfo(torch.float32).tiny)
 
     def set_zero_point(self, zero_point: int) -> None:
-        """Fix the integer that stands for 0.0."""
+        """Fix the integer that represents 0.0."""
         self.zero_point = zero_point
         self.zero_point_.fill_(zero_point)
         self.bounds.copy_(torch.tensor([-zero_point, self.largest - zero_point]))
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Hold the scale above zero."""
+        """Keep the scale above zero."""
         self.scale.clamp_(min=1e-8)
 
     def regularization(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Activation quantizers other than the learned one, for comparison; and the registry of all."""
+"""Activation quantizers other than the learned one, for comparison, and the registry of all of them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class _Ramp(torch.autograd.Function):
 
 
 class PactQuantizer(ActivationFakeQuantizer):
-    """Clips at a learned bound (PACT, Choi et al. 2018): scale·(2^bits − 1) is its α.
+    """Clips at a learned bound α = scale·(2^bits − 1) (PACT, Choi et al. 2018).
 
-    Made for what ReLU yields; a place that holds negative values keeps the learned quantizer.
+    It is made for the results of ReLU; an activation with negative values keeps the learned quantizer.
     """
 
     description = "learned clip, gradient 1 above it, L2 on the clip (PACT, Choi et al. 2018)"
@@ -52,15 +52,19 @@ class PactQuantizer(ActivationFakeQuantizer):
 
 
 class DorefaQuantizer(ActivationFakeQuantizer):
-    """Clips to [0, 1], whatever the activation (DoReFa-Net, Zhou et al. 2016).
+    """Clips every activation to [0, 1] (DoReFa-Net, Zhou et al. 2016).
 
-    A place that holds negative values keeps the learned quantizer.
+    An activation with negative values keeps the learned quantizer.
     """
 
     description = "fixed range 0 to 1 (DoReFa-Net, Zhou et al. 2016)"
 
     def calibrate(self, sample: Tensor) -> None:
-        """Look at the sign of `sample` only."""
+        """Fix the range; only the sign of `sample` matters.
+
+        Raises:
+            ModelError: values are NaN or infinite.
+        """
         super().calibrate(sample)
         if not self.zero_point:
             self.scale.data.fill_(1 / self.largest)
@@ -71,7 +75,7 @@ class DorefaQuantizer(ActivationFakeQuantizer):
 
 
 class DynamicQuantizer(ActivationFakeQuantizer):
-    """Scales by the largest value of each batch, also in evaluation: what CSQ's authors ran. Cannot be exported."""
+    """Scales by the largest value of each batch, also in evaluation, as CSQ's authors did. It cannot be exported."""
 
     description = "largest value of each batch, not deployable (the CSQ authors' code)"
 
@@ -80,7 +84,7 @@ class DynamicQuantizer(ActivationFakeQuantizer):
         self.scale.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x rounded on a grid that just reaches its largest magnitude, float32."""
+        """Return x rounded, float32; its largest magnitude becomes the largest integer."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             scale = (x.detach().abs().max() / self.largest).clamp(min=1e-8)

@@ -1,4 +1,4 @@
-"""From a trained network and its integers to the intermediate representation, biases snapped."""
+"""From a trained network and its integers to the intermediate representation, with snapped biases."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 from csqtool.finalized_file import EPSILON_KEY
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.model_info import ModelInfo
-from csqtool.nn.dataflow import Placement
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.placement import Placement
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import ActivationQuantizer, LayerIntegers, QuantizedLayer, QuantizedModel
 
 
@@ -26,12 +26,12 @@ def quantized_model(
 ) -> QuantizedModel:
     """Return the integers, scales and float tensors of a trained network.
 
-    Biases are snapped to the integer grid of their layer where its input is quantized.
+    Where a layer's input is quantized, its bias is snapped to the layer's integer grid.
 
     Args:
-        net: the network, with a source of weights in each quantized parameter's place.
-        placement: where its activation quantizers stand and which BatchNorms fold.
-        integers: q, Δ and mask of each layer.
+        net: the network, with a parametrization for each quantized parameter.
+        placement: where its activations are quantized, and which BatchNorms fold.
+        integers: q, Δ and mask of each layer, by the weight's name.
         info: what else the finalized file records.
     """
     module = net.model
@@ -58,7 +58,7 @@ def quantized_model(
 
 
 def _is_foldable(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
-    """Tell whether a norm is an affine BatchNorm with running statistics."""
+    """Tell whether a module is an affine BatchNorm with running statistics."""
     return (
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.affine
@@ -70,10 +70,16 @@ def _is_foldable(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm
 def snap_bias(
     layer: QuantizedLayer, tensors: dict[str, NDArray[Any]], input_quantizer: ActivationQuantizer | None
 ) -> bool:
-    """Move a layer's effective bias onto the grid s_x·s_w; the change goes into the bias (or BatchNorm's β).
+    """Round a layer's effective bias to multiples of s_x·s_w, by changing the bias, or β if a BatchNorm follows.
+
+    Args:
+        layer: the layer.
+        tensors: the model's float tensors, by name; the bias or β is changed in place.
+        input_quantizer: the quantizer on the layer's input. Without one there is no grid, and nothing changes.
 
     Returns:
-        False if the grid is too fine for int32 in some channel: the layer is then better left unfolded.
+        False if some channel's bias exceeds int32 in these steps. Then nothing is changed, and BatchNorm should not
+        be folded.
 
     Raises:
         FormatError: the layer's BatchNorm cannot be folded, see `csqtool.folding.epsilon_to_fold`.

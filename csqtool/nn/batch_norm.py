@@ -1,4 +1,4 @@
-"""BatchNorm in training by the statistics of samples that are spread over several processes."""
+"""BatchNorm in training, with the statistics of samples that are spread over several processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AddUp = Callable[[Tensor], Tensor]
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes; each one's values have a part in the loss of all, so gradients are added up too."""
+    """The sum over processes. Each process's values influence the loss of all, so gradients are summed, too."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, add_up: AddUp) -> Tensor:
@@ -28,7 +28,7 @@ class _Total(torch.autograd.Function):
 
 
 def whole_batch_norm(x: Tensor, norm: _BatchNorm, add_up: AddUp) -> Tensor:
-    """Normalise by mean and variance over all processes and move the running statistics.
+    """Normalise by mean and variance over all processes, and update the running statistics.
 
     `torch.nn.SyncBatchNorm` does the same on accelerators only.
 
@@ -37,7 +37,7 @@ def whole_batch_norm(x: Tensor, norm: _BatchNorm, add_up: AddUp) -> Tensor:
         norm: the module, in training mode.
         add_up: returns a tensor's sum over all processes.
     """
-    if has_torch_function((x,)):  # one call for whoever watches the forward pass, as the function it stands for
+    if has_torch_function((x,)):  # modes that watch the forward pass see one call, as of F.batch_norm
         result: Tensor = handle_torch_function(whole_batch_norm, (x,), x, norm, add_up)
         return result
 

@@ -1,10 +1,11 @@
-"""The relaxed weight of CSQ (eq. 5) and its gradients, without temporaries kept for the backward pass.
+"""The relaxed weight of CSQ (eq. 5) and its gradients, with no temporaries kept for the backward pass.
 
-Only the logits are saved; the gates are computed again in the backward pass. Compiled, each pass reads every
-logit once; without a compiler they run plane by plane, with temporaries of one plane's size.
+Only the logits are saved; the backward pass computes the gates again. Compiled kernels read every logit once a
+pass. Without a compiler the kernels work plane by plane, and their temporaries have the size of one plane.
 
-A logit's gradient is the weight's times c_b·β·σ'(β·m). So logits can be trained in two ways: with gradients of
-their own, which an optimizer turns into steps, or with a step of the weight that `take_weight_step` passes on.
+The gradient of a logit is the gradient of the weight times c_b·β·σ'(β·m). So logits can be trained in two ways:
+with gradients of their own, which an optimizer turns into steps, or with a step of the weight, which
+`take_weight_step` passes on to them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from csqtool.nn.kernels import Kernel
 
 
 class Scaling(NamedTuple):
-    """What planes weigh: s, m_b (None where they are fixed), 2^b/(2^n − 1), and β."""
+    """What determines the weight of each plane: s, m_b (None where planes are fixed), 2^b/(2^n − 1), and β."""
 
     s: Tensor
     m_b: Tensor | None
@@ -27,7 +28,7 @@ class Scaling(NamedTuple):
     beta: Tensor
 
     def of(self, planes: slice) -> Scaling:
-        """Return the like for some of the planes."""
+        """Return the same for some of the planes."""
         m_b = None if self.m_b is None else self.m_b[planes].detach()
         return self._replace(m_b=m_b, plane_weights=self.plane_weights[planes].detach())
 
@@ -48,7 +49,7 @@ class Scaling(NamedTuple):
 def _weight(m_p: Tensor, m_n: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
     """Σ_b c_b·(f_β(m_p) − f_β(m_n)) from logits [k, N] → [N]; and the coefficients c [k].
 
-    Compiled, it is unrolled, and anew for each k: a sum over the first axis takes nearly twice the time.
+    The loop is unrolled when compiled, once for each k: a sum over the first axis takes nearly twice the time.
     """
     coefficients, beta = scaling.coefficients(), scaling.beta
     weight = torch.zeros_like(m_p[0])
@@ -78,7 +79,7 @@ def _gradients_by_plane(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Te
 
 
 def _scale_gradients(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of `_weight` for s, and m_B [k] if there is one."""
+    """Gradients of `_weight` for s, and for m_B [k] if there is one."""
     digits = torch.sigmoid(m_p * scaling.beta) - torch.sigmoid(m_n * scaling.beta)
     return scaling.gradients((digits * gradient[None]).sum(1))
 
@@ -90,7 +91,7 @@ def _scale_gradients_by_plane(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradie
 
 
 def _step(m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, step: Tensor) -> None:
-    """Add to m_p, m_n [k, N] what `_gradients` gives for `step` [N] in the gradient's place."""
+    """Add to m_p, m_n [k, N] what `_gradients` returns for them if the gradient is `step` [N]."""
     p, n = torch.sigmoid(m_p * beta), torch.sigmoid(m_n * beta)
     slope = (beta * coefficients)[:, None] * step[None]  # (k, N)
     m_p.add_(slope * p * (1 - p))
@@ -162,7 +163,7 @@ def _detached(s: Tensor, m_b: Tensor | None, plane_weights: Tensor, beta: Tensor
 
 
 def _whole(parts: Sequence[Tensor], like: Tensor, used: list[slice]) -> Tensor:
-    """Return what there is for the used planes, and zeros for the others, shaped as `like`."""
+    """Return a tensor shaped as `like`: `parts` for the used planes, and zeros for the others."""
     if len(parts) == 1 and len(parts[0]) == len(like):
         return parts[0].view(like.shape)
     whole = torch.zeros_like(like)
@@ -191,7 +192,7 @@ def soft_weight(
         plane_weights: 2^b/(2^n − 1), [k].
         beta: gate temperature, a scalar.
         used: the planes that take part; None for all.
-        step: zeros, [*weight], whose gradient becomes the weight's.
+        step: zeros, [*weight], which receives the weight's gradient in the logits' place; None if they have their own.
 
     Returns:
         The weight, [*weight], float32 also under autocast; and the coefficients c, [k], without gradients.
@@ -205,17 +206,17 @@ def soft_weight(
 
 @torch.no_grad()
 def take_weight_step(
-    m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, step: Tensor, used: list[slice] | None = None
+    m_p: Tensor, m_n: Tensor, coefficients: Tensor, beta: Tensor, step: Tensor, used: list[slice]
 ) -> None:
-    """Move the logits along a step of the weight: m_p by step·c_b·β·σ'(β·m_p), m_n by the negative of its like.
+    """Move the logits along a step of the weight: m_p by step·c_b·β·σ'(β·m_p), m_n by −step·c_b·β·σ'(β·m_n).
 
     Args:
         m_p: logits of the positive bits, [k, *weight], changed in place.
-        m_n: logits of the negative bits, likewise.
-        coefficients: what each plane weighs, [k].
+        m_n: logits of the negative bits, same shape, changed in place.
+        coefficients: c_b of each plane, [k].
         beta: gate temperature, a scalar.
-        step: what an optimizer made of the weight's gradient, [*weight].
-        used: the planes that take part; None for all.
+        step: the step that an optimizer made of the weight's gradient, [*weight].
+        used: the planes that take part.
     """
-    for u in used or [slice(None)]:
+    for u in used:
         _step_kernel(m_p[u].flatten(1), m_n[u].flatten(1), coefficients[u], beta, step.flatten())

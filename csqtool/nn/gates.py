@@ -14,8 +14,8 @@ from csqtool.nn.levels import Levels
 from csqtool.nn.weights import WeightSource
 from csqtool.quantized_model import LayerIntegers
 
-# A kept plane's mask logit never sinks below this in a layer's last planes: at β = 200 its gate is then
-# σ(10) ≈ 1, so that hardening changes nothing.
+# The mask logits of a layer's last planes are held at or above this. At β = 200 such a gate is σ(10) ≈ 1, so
+# hardening it changes nothing.
 LAST_PLANE_LOGIT = 0.05
 
 
@@ -25,27 +25,43 @@ def soft_gate(logits: Tensor, beta: Tensor | float) -> Tensor:
 
 
 def _stretches(open_planes: list[bool]) -> list[slice]:
-    """Return the open planes as slices, each as long as can be."""
+    """Return the runs of consecutive open planes, each as a slice."""
     ends = np.flatnonzero(np.diff([False, *open_planes, False])).tolist()
     return [slice(first, last) for first, last in zip(ends[::2], ends[1::2], strict=True)]
 
 
 class BitGates(WeightSource):
-    """The trainable bit planes of one weight tensor; as a parametrization it yields the weight.
+    """The trainable bit planes of one weight tensor; as a parametrization it returns the weight.
 
-    With a mask (CSQ, eq. 5) the layer's planes are searched; without one (eq. 3) those given are kept.
+    With a mask (CSQ, eq. 5) the layer's planes are searched; without one (eq. 3) the given ones are kept.
+
+    Example:
+        A weight of shape [2, 2] on planes 0 and 1: the integers −3 to 3, times a scale.
+
+        >>> weight = torch.tensor([[3.0, -1.0], [0.0, 2.0]]) / 8
+        >>> gates = BitGates(weight, exponents=(0, 1), planes=2)
+        >>> gates.m_p.shape  # a logit for each plane and weight; m_n has the same shape
+        torch.Size([2, 2, 2])
+        >>> bool(torch.allclose(gates(), weight, atol=0.01))  # soft gates
+        True
+        >>> gates.hard = True  # unit steps
+        >>> q, scale, mask = gates.integers()
+        >>> q.tolist(), mask
+        ([[3, -1], [0, 2]], '11')
+        >>> bool((gates() == torch.from_numpy(q) * float(scale)).all())
+        True
 
     Attributes:
         m_p, m_n: logits of positive and negative bits, shape [k, *weight], float32.
         m_b: logits of the bit mask m_B, shape [k]; None where the planes are fixed.
         s: scale, a scalar.
         exponents: plane b weighs 2^b, ascending.
-        planes: n, the planes that a mask string shows.
+        planes: n, the number of planes in a mask string.
         beta: gate temperature β.
-        plane_weights: what plane b weighs, 2^b/(2^n − 1), exact and fixed; shape [k].
+        plane_weights: 2^b/(2^n − 1) for each plane b, constant; shape [k].
         open_planes: which planes take part in the computation, bool [k].
-        step: zeros [*weight], whose gradient is the weight's: an optimizer makes it the step that the weight is to
-            take, and `take_step` passes that on to the logits. None where logits have gradients of their own.
+        step: zeros [*weight] that receive the weight's gradient. An optimizer turns them into a step of the weight,
+            and `take_step` passes that on to the logits. None where logits have gradients of their own.
         hard: all gates are unit steps I(x ≥ 0).
     """
 
@@ -68,13 +84,13 @@ class BitGates(WeightSource):
 
         Args:
             weight: the float weight.
-            exponents: the planes to begin with.
+            exponents: the planes to start with, ascending.
             planes: n.
             gate_init: logits start at ± this.
             mask_init: the mask logit of the plane at index b starts at (b + 1) times this; None fixes the planes.
             paper_init: start as the authors' code does: logits 0 and 1, mask logits 0, scale max|W|; with masks only.
-            weight_steps: logits follow steps of the weight. An optimizer then keeps one momentum a weight instead of
-                2k, and 2k gradients are never stored.
+            weight_steps: logits follow steps of the weight. An optimizer then keeps one momentum value a weight
+                instead of 2k, and the 2k gradients are never stored.
         """
         super().__init__()
         self.exponents = tuple(exponents)
@@ -82,7 +98,7 @@ class BitGates(WeightSource):
         self.hard = False
         self.register_buffer("beta", torch.ones(()))
         self.register_buffer("open_planes", torch.ones(len(self.exponents), dtype=torch.bool))
-        self._used = [slice(None)]  # the open planes, read from where they live once and not every step
+        self._used = [slice(None)]  # the open planes, copied from their device once and not in every step
         self.register_load_state_dict_post_hook(lambda gates, _: gates._note_used())  # type: ignore[no-untyped-call]
         weights = torch.tensor([2.0**b for b in self.exponents], device=weight.device) / float(2**planes - 1)
         self.register_buffer("plane_weights", weights, persistent=False)
@@ -90,17 +106,17 @@ class BitGates(WeightSource):
             weight = weight.detach().float()
             levels = Levels(self.exponents)
             largest = weight.abs().max().clamp(min=1e-8)
-            # All eight planes round finely whatever the scale; few fit the weight better where the tails are cut.
+            # With all planes the rounding is fine at any scale; few planes fit better where large weights are clipped.
             unit = levels.fit_scale(weight) if mask_init is None else largest / levels.largest
             digits = levels.digits.to(weight.device)[levels.nearest(weight / unit)].movedim(-1, 0)  # (k, *weight)
             low = 0.0 if paper_init else -gate_init
-            # Plane by plane in memory, whatever order the digits come in: the kernels pass over planes.
+            # Contiguous plane by plane: the kernels loop over planes.
             self.m_p = nn.Parameter(torch.where(digits > 0, gate_init, low).contiguous())
             self.m_n = nn.Parameter(torch.where(digits < 0, gate_init, low).contiguous())
             self.m_b: nn.Parameter | None = None
             if mask_init is not None:
-                # The more a plane weighs, the later the budget's pressure closes it: planes go one by one, lowest
-                # first, instead of all at once, and masks come out without holes.
+                # The higher a plane, the later the budget's pressure closes it. So planes close one by one, lowest
+                # first, and not all at once, and masks have no gaps.
                 steps = torch.zeros(len(self.exponents)) if paper_init else torch.arange(1.0, len(self.exponents) + 1)
                 self.m_b = nn.Parameter(mask_init * steps.to(weight.device))
             self.s = nn.Parameter(largest.clone() if paper_init else torch.ones_like(largest))
@@ -114,7 +130,7 @@ class BitGates(WeightSource):
                 self._fit_scale(weight)
 
     def _fit_scale(self, weight: Tensor) -> None:
-        """Set s so that the soft weight fits `weight`: a soft bit is σ(a) − σ(−a) and passes a half-open mask."""
+        """Set s so that the soft weight fits `weight`: soft bits are σ(a) − σ(−a), and masks are half open."""
         self.s.fill_(1.0)
         unit = self.forward()
         self.s.copy_((unit * weight).sum() / unit.square().sum().clamp(min=1e-12))
@@ -144,10 +160,10 @@ class BitGates(WeightSource):
         self._used = _stretches(self.open_planes.tolist())
 
     def take_step(self) -> None:
-        """Let the logits take the step that an optimizer put into `step`, by the slopes of the last forward pass.
+        """Move the logits by the step that an optimizer left in `step`, with the slopes of the last forward pass.
 
-        Without momentum this is gradient descent of the logits (CSQ, Algorithm 1). With momentum it differs: the
-        mean of the past is one of the weight's gradients, and passes through the gates as they are now.
+        Without momentum this is gradient descent on the logits (CSQ, Algorithm 1). With momentum it differs: the
+        average is taken over gradients of the weight, and passes through the gates as they are now.
         """
         if self.step is not None and self._coefficients is not None:
             take_weight_step(self.m_p, self.m_n, self._coefficients, self.beta, self.step, self._used)
@@ -155,10 +171,10 @@ class BitGates(WeightSource):
 
     @torch.no_grad()
     def leave_closed_planes(self) -> None:
-        """Leave planes out of the computation whose mask gate has become exactly 0 in float32.
+        """Take planes out of the computation whose mask gate has become exactly 0 in float32.
 
-        Their weight, and every gradient through them, is then exactly 0, also that of the mask logit itself
-        (σ' = σ·(1 − σ) = 0): without momentum on the masks they stay closed for good.
+        Their contribution is then exactly 0, and so is every gradient through them, also that of the mask logit
+        (σ' = σ·(1 − σ) = 0). Without momentum on the masks they stay closed.
         """
         if self.m_b is not None:
             self.open_planes.copy_(soft_gate(self.m_b, self.beta) > 0)
@@ -184,7 +200,7 @@ class BitGates(WeightSource):
 
     @torch.no_grad()
     def keep_planes(self, at_least: int) -> None:
-        """Hold the masks of the strongest planes open."""
+        """Keep the masks of the `at_least` strongest planes open."""
         assert self.m_b is not None
         strongest = self.m_b.topk(at_least).indices
         self.m_b[strongest] = self.m_b[strongest].clamp(min=LAST_PLANE_LOGIT)

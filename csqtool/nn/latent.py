@@ -14,20 +14,21 @@ from csqtool.nn.levels import Levels
 from csqtool.nn.weights import WeightSource
 from csqtool.quantized_model import LayerIntegers
 
-# Of a step size in one step. With many planes it is small beside its gradient's noise: at a learning rate of 0.05
-# one of seven planes grew past all weights of its layer within an epoch, and left them zero.
+# The largest relative change of a step size in one training step. With many planes the step size is small compared
+# with the noise of its gradient: at a learning rate of 0.05 and seven planes, one grew beyond all weights of its layer
+# within an epoch, and all of them became zero.
 LARGEST_CHANGE = 0.02
 
 
 class LatentWeight(WeightSource):
-    """A latent weight, rounded to the integers of given planes; as a parametrization it yields the rounded weight.
+    """A latent weight, rounded to the integers of given planes; as a parametrization it returns the rounded weight.
 
-    Subclasses say in `quantized` which integers and scale the latent weight has now.
+    Subclasses define in `quantized` which integers and scale the latent weight has now.
 
     Attributes:
         latent: the trained float weight.
         kept: the planes, ascending.
-        planes: n, the planes that a mask string shows.
+        planes: n, the number of planes in a mask string.
     """
 
     def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
@@ -88,7 +89,7 @@ class LsqWeight(LatentWeight):
 
     def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
         super().__init__(weight, kept, planes=planes)
-        # The paper starts from 2·mean|w|/√Q; the least squared error keeps a pretrained or searched weight better.
+        # The paper starts from 2·mean|w|/√Q; the least squared error changes a pretrained or searched weight less.
         self.scale = nn.Parameter(self.levels.fit_scale(weight))
         self._before_step = self.scale.detach().clone()
 
@@ -105,7 +106,7 @@ class LsqWeight(LatentWeight):
 
     @torch.no_grad()
     def hold_step_size(self) -> None:
-        """Let the step size change by `LARGEST_CHANGE` in a step, and never reach zero."""
+        """Limit the last change of the step size to `LARGEST_CHANGE`, and keep it above zero."""
         before = self._before_step
         self.scale.clamp_(before * (1 - LARGEST_CHANGE), before * (1 + LARGEST_CHANGE)).clamp_(min=1e-8)
 
@@ -114,16 +115,17 @@ class MinMaxWeight(LatentWeight):
     """Uniform rounding between ± the largest weight, found anew in every step (STE-Uniform, Polino et al. 2018)."""
 
     def quantized(self) -> tuple[Tensor, Tensor]:
-        """Return the integers on the grid that just reaches the largest weight."""
+        """Return the integers nearest to latent / scale, where the largest weight gets the largest integer."""
         scale = self.latent.detach().abs().max().clamp(min=1e-8) / self.levels.largest
         return self.levels.project(self.latent, scale), scale
 
 
 class DorefaWeight(LatentWeight):
-    """DoReFa's weight: tanh-squashed, rounded to 2^k levels without zero (Zhou et al. 2016, eq. 9).
+    """DoReFa's weight: squashed by tanh, then rounded to 2^k levels without zero (Zhou et al. 2016, eq. 9).
 
-    The levels are (2i − (2^k − 1))/(2^k − 1): every plane's digit is 1 or −1. The original leaves the weight's
-    size to BatchNorm; here it is kept as a constant, so that pretrained weights and layers without BatchNorm work.
+    The levels are (2i − (2^k − 1))/(2^k − 1): every plane's digit is 1 or −1. The original drops the weight's
+    magnitude, which BatchNorm makes up for. Here it is kept as a constant, so that pretrained weights and layers
+    without BatchNorm work.
     """
 
     size: Tensor
@@ -147,7 +149,7 @@ class DorefaWeight(LatentWeight):
         return 2 * steps - top, (self.size / top).clamp(min=1e-12)
 
     def forward(self, _: Tensor | None = None) -> Tensor:
-        """Return the rounded weight; rounding passes the gradient on, tanh keeps its own."""
+        """Return the rounded weight; the gradient passes rounding unchanged, and tanh as usual."""
         with torch.autocast(self.latent.device.type, enabled=False):
             q, scale = self.quantized()
             squashed = self._squashed() * self.size

@@ -8,24 +8,39 @@ from itertools import product
 import torch
 from torch import Tensor
 
-EXACT = 1e-10  # of the sum of squares; an error below is one of float32
-FIT_SAMPLE = 1 << 16  # weights looked at when a scale is chosen by search; all of them refine it
+EXACT = 1e-10  # relative squared error; a smaller one is float32 rounding
+FIT_SAMPLE = 1 << 16  # weights that the search for a scale looks at; the refinement uses all of them
 
 
 class Levels:
     """The integers Σ_b c_b·2^b with c_b ∈ {−1, 0, 1} over the kept planes b.
 
+    Example:
+        Planes 0 and 2 represent nine integers. A weight is rounded to the nearest of them, times a scale:
+
+        >>> levels = Levels((0, 2))
+        >>> levels.values.tolist()
+        [-5, -4, -3, -1, 0, 1, 3, 4, 5]
+        >>> weight = torch.tensor([[0.52, -0.31], [0.09, 0.0]])
+        >>> levels.project(weight, 0.1).int().tolist()
+        [[5, -3], [1, 0]]
+        >>> index = levels.nearest(weight / 0.1)
+        >>> levels.digits[index].shape  # [*weight, k]
+        torch.Size([2, 2, 2])
+        >>> levels.digits[index][0].tolist()  # 5 = 1 + 4 and −3 = 1 − 4
+        [[1, 1], [1, -1]]
+
     Attributes:
-        exponents: the kept planes, ascending; 2^b is what plane b weighs.
+        exponents: the kept planes, ascending; plane b weighs 2^b.
         values: the distinct integers, ascending, int64 [L].
-        digits: one way to write each of them, int8 [L, k]; all digits of one sign where that is possible.
+        digits: one way to write each of them as Σ_b c_b·2^b, int8 [L, k]; with digits of one sign where possible.
         largest: the largest integer.
     """
 
     def __init__(self, exponents: Sequence[int]) -> None:
         self.exponents = tuple(exponents)
         written: dict[int, tuple[int, ...]] = {}
-        # Least mixed and then shortest first: the first way to write an integer is kept.
+        # Ways of one sign come first, then those with few digits; the first way to write an integer is kept.
         ways = sorted(
             product((0, 1, -1), repeat=len(self.exponents)),
             key=lambda digits: (1 in digits and -1 in digits, sum(map(abs, digits))),
@@ -59,7 +74,7 @@ class Levels:
             return torch.ones_like(largest)
         best, best_error = largest / self.largest, torch.inf
         shares = torch.linspace(0.1, 1.0, 91).tolist()
-        # Beyond 1 the largest levels stay unused, which is for weights alone that lie on the others already.
+        # A share above 1 leaves the largest levels unused. That pays only for weights that are on the others already.
         shares += [self.largest / value for value in self.values.tolist() if 0 < value < self.largest]
         exact = EXACT * float(sample.square().sum())
         for share in shares:

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
 from csqtool.model_info import ModelInfo
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.assemble import quantized_model
-from csqtool.nn.dataflow import place_quantizers, record
-from csqtool.nn.net import DequantizedWeight, QuantizedNet
+from csqtool.nn.finalized_net import DequantizedWeight
+from csqtool.nn.latent import LsqWeight
+from csqtool.nn.placement import place_quantizers
+from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.signature import inputs_of
+from csqtool.nn.sites import record
 from csqtool.nn.weights import attach, quantizable_weights
-from csqtool.quantized_model import LayerIntegers, QuantizedModel, smallest_dtype
-
-
-def round_weight(weight: NDArray[np.floating], planes: int) -> LayerIntegers:
-    """Return q, Δ and the mask of a weight rounded to `planes` magnitude bits with the least squared error."""
-    top = (1 << planes) - 1
-    largest = float(np.abs(weight).max()) or 1.0
-    shares = np.linspace(0.3, 1.0, 29)
-
-    def rounded(scale: np.float32) -> NDArray[Any]:
-        clipped: NDArray[Any] = np.clip(np.rint(weight / scale), -top, top)
-        return clipped
-
-    scales = [np.float32(largest * share / top) for share in shares]
-    best = min(scales, key=lambda s: float(np.square(rounded(s) * s - weight).sum()))
-    return LayerIntegers(smallest_dtype(rounded(best).astype(np.int16)), best, "1" * planes)
+from csqtool.quantized_model import QuantizedModel
 
 
 def post_training_model(
@@ -49,30 +34,29 @@ def post_training_model(
     """Return the finalized form of a float module without training it.
 
     Args:
-        module: a float module in evaluation mode; it is left as it is.
+        module: a float module; it is not changed, and runs in evaluation mode.
         batches: inputs [B, …], or tuples of them, to calibrate activations on; the first gives the shapes.
         planes: magnitude bits of each weight, or a function of the weight's name.
         act_bits: bits of the activations that feed weights, None for float.
-        exclude: patterns of parameter names that stay in float.
-        info: what else the model records.
+        exclude: patterns of the names of parameters that stay in float.
+        info: what else the finalized model records.
 
     Raises:
-        ModelError: there is no batch.
+        ModelError: there is no batch, or an activation is NaN or infinite.
     """
     samples = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not samples:
         raise ModelError("calibration needs at least one batch")
-    module = copy.deepcopy(module).eval()
+    module = copy.deepcopy(module)
     placement = place_quantizers(record(module, samples[0]), act_bits)
-    places = [(placement.input, 8)] if placement.input else []
-    places += [(f"{name}.output", bits) for name, bits in placement.outputs.items()]
-    net = QuantizedNet(module, [ActivationFakeQuantizer(name, bits) for name, bits in places]).eval()
-    if places:
-        net.calibrate(iter(samples))
+    net = QuantizedNet(module, make_quantizers(placement, ActivationFakeQuantizer))
+    if net.quantizers:
+        net.calibrate(samples)
     integers = {}
     for weight in quantizable_weights(module, exclude):
         count = planes if isinstance(planes, int) else planes(weight.name)
-        found = integers[weight.name] = round_weight(weight.parameter.detach().numpy(), count)
+        found = LsqWeight(weight.parameter, range(count), planes=count).integers()
+        integers[weight.name] = found
         attach(weight, DequantizedWeight(weight.name, torch.from_numpy(found.q), torch.tensor(found.scale)))
     shapes = ModelInfo.of(inputs=inputs_of(samples[0]))
     return quantized_model(net, placement, integers, ModelInfo({**shapes.document, **info.document}))

@@ -1,4 +1,4 @@
-"""What a model takes and gives: the names, shapes and types of its inputs, and the names of its outputs."""
+"""A model's signature: the names, shapes and types of its inputs, and the names of its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters are quantized, and how a source of weights takes their place."""
+"""Which parameters are quantized, and how a parametrization takes their place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from csqtool.errors import ConfigError
 
 @dataclass(frozen=True)
 class Weight:
-    """A quantizable parameter: where it is, and under which names."""
+    """A quantizable parameter.
+
+    Attributes:
+        name: its first name in the model.
+        parameter: the parameter, emptied once a parametrization has taken its place.
+        places: all modules and attributes that hold it; several if it is tied.
+        aliases: its other names.
+        shape: the weight's shape.
+    """
 
     name: str
     parameter: nn.Parameter
     places: tuple[tuple[nn.Module, str], ...]
     aliases: tuple[str, ...]
-    shape: torch.Size  # the parameter itself is emptied once gates stand in its place
+    shape: torch.Size
 
     @property
     def elements(self) -> int:
@@ -37,10 +45,14 @@ class WeightSource(nn.Module):
 
 
 def quantizable_weights(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[Weight]:
-    """Return the weights of convolutions, linear layers, embeddings and attention projections, ties merged.
+    """Return the weights of convolutions, linear layers, embeddings and attention projections.
 
-    A parameter counts when it has two or more dimensions and is called ``weight`` or ``…_proj_weight``;
-    recurrent layers keep theirs in float, and so does everything that matches a pattern of `exclude`.
+    These are the parameters of two or more dimensions that are called ``weight`` or ``…_proj_weight``, without those
+    of recurrent layers. A tied weight is returned once.
+
+    Args:
+        model: the model.
+        exclude: patterns of names (as in a shell) that are left out.
     """
     found: dict[int, tuple[str, nn.Parameter, list[tuple[nn.Module, str]], list[str]]] = {}
     for module_name, module in model.named_modules():
@@ -58,7 +70,7 @@ def quantizable_weights(model: nn.Module, exclude: tuple[str, ...] = ()) -> list
 
 
 def check_excluded(exclude: tuple[str, ...], weights: list[Weight]) -> None:
-    """Check that every pattern matches one of all quantizable weights.
+    """Check that every pattern matches a quantizable weight.
 
     Raises:
         ConfigError: one matches none.
@@ -71,16 +83,16 @@ def check_excluded(exclude: tuple[str, ...], weights: list[Weight]) -> None:
 
 
 def attach(weight: Weight, source: nn.Module) -> None:
-    """Let `source` yield the weight in every place where it stands, so that tied weights stay tied."""
+    """Make `source` the parametrization of the weight in all its places, so that tied weights stay tied."""
     for module, attribute in weight.places:
         parametrize.register_parametrization(module, attribute, source, unsafe=True)
-        # The parametrized original is an empty placeholder; nothing shall train or decay it.
+        # What torch keeps as the original is an empty tensor, which must not be trained or decayed.
         getattr(module.parametrizations, attribute).original.requires_grad_(False)
 
 
 @torch.no_grad()
 def detach(weight: Weight, value: Tensor) -> None:
-    """Take the source out again and put `value` in its place, as one parameter if the weight is tied."""
+    """Undo `attach`: remove the parametrization and make `value` the weight, one parameter for all its places."""
     parameter = nn.Parameter(value.clone())
     for module, attribute in weight.places:
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)

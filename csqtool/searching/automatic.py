@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from csqtool.nn.modes import evaluating
 from csqtool.searching.config import SearchConfig
 
 # Floating-point operations of a step's forward pass from which both pay. ResNet-20 at batch 128 (1e10) takes 0.56
@@ -37,11 +38,8 @@ def resolve(config: SearchConfig, model: nn.Module, sample: Tensor, device: torc
 @torch.no_grad()
 def flops(model: nn.Module, sample: Tensor) -> int:
     """Return the floating-point operations of a forward pass in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with evaluating(model), FlopCounterMode(display=False) as counter:
         model(sample)
-    model.train(was_training)
     return int(counter.get_total_flops())
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import io
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from csqtool.errors import FormatError, InputError, ModelError
-from csqtool.files import read_bytes, write_bytes
-from csqtool.nn.net import check_keys
+from csqtool.errors import FormatError
+from csqtool.files import write_bytes
+from csqtool.nn.state_dict import load_torch_file
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
@@ -64,100 +61,3 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     if problem is not None:
         raise problem
     return None
-
-
-def load_torch_file(path: Path) -> Any:
-    """Return what a torch file holds, with ``weights_only=True``.
-
-    Raises:
-        InputError: the file is missing.
-        FormatError: it is no torch file, damaged, or holds more than tensors and plain values.
-    """
-    content = io.BytesIO(read_bytes(path))
-    try:
-        _check_checksums(content)
-        return torch.load(content, weights_only=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FormatError(f"{path} is not a readable torch file: {first_line}") from error
-
-
-def _check_checksums(content: io.BytesIO) -> None:
-    """Compare every record of a torch file with the CRC-32 that it carries, which torch does not look at.
-
-    Raises:
-        BadZipFile: a record is damaged.
-    """
-    if not zipfile.is_zipfile(content):
-        return  # an old file without checksums
-    with zipfile.ZipFile(content) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the record {damaged} is damaged: its checksum differs")
-    content.seek(0)
-
-
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as the content of a safetensors file."""
-    from safetensors.torch import save
-
-    content: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    return content
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a safetensors file or torch checkpoint, also nested under ``state_dict`` or ``model``.
-
-    Raises:
-        InputError: the file is missing, damaged, or of no known kind.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            state: Any = load(read_bytes(path))
-        except (SafetensorError, ValueError) as error:
-            raise FormatError(f"{path} is not a safetensors file: {error}") from error
-    else:
-        state = load_torch_file(path)
-    for nest in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
-            state = state[nest]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
-    return dict(state)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict from safetensors or a torch checkpoint into `model`, also with ``module.`` before every key.
-
-    Raises:
-        InputError: the file cannot be used, see `read_state`.
-        ModelError: keys are missing, unexpected, or shapes differ.
-    """
-    load_state(model, read_state(path), str(path))
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict into `model`, also one with ``module.`` before every key.
-
-    Args:
-        model: is changed.
-        state: the values by name.
-        source: where they come from, for messages.
-
-    Raises:
-        ModelError: keys are missing, unexpected, or shapes differ.
-    """
-    own = model.state_dict()
-    if set(own).isdisjoint(state) and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    # Checkpoints older than BatchNorm's batch counter lack it; it does not take part in inference.
-    state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
-    check_keys(
-        {k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in state.items()}, source, "the model"
-    )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(f"{source} does not match the model: {error}") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from csqtool.evaluation import evaluate
 from csqtool.model_info import Metrics
-from csqtool.nn.net import finalized_net
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from csqtool.data.arrays import DataSource, take
 from csqtool.errors import TrainingError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.kernels import Kernel
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.processes import Processes
 from csqtool.progress import Progress
 from csqtool.randomness import epoch_order, hash_seed, seed_all

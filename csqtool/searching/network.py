@@ -11,12 +11,13 @@ from csqtool.errors import ModelError
 from csqtool.model_info import ModelInfo
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
-from csqtool.nn.dataflow import Site, place_quantizers, record
-from csqtool.nn.net import QuantizedNet, make_quantizers
+from csqtool.nn.placement import place_quantizers
+from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.signature import inputs_of
+from csqtool.nn.sites import Site, record
+from csqtool.nn.state_dict import safetensors_bytes
 from csqtool.nn.weights import check_excluded, detach, quantizable_weights
 from csqtool.quantized_model import LayerIntegers, QuantizedModel
-from csqtool.searching.checkpoint import safetensors_bytes
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
 
@@ -86,15 +87,16 @@ class Network:
         self.method.set_hard(True)
         self.net.eval()
 
-    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> None:
-        """Choose scales and zero points of the activation quantizers.
+    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> list[str]:
+        """Choose scales and zero points of the activation quantizers, and return those that saw nothing but zeros.
 
         Args:
             batches: returns inputs [B, …] to run; called only if there are quantizers.
         """
-        if self.net.quantizers:
-            device = next(self.model.parameters()).device
-            self.net.to(device).calibrate(x.to(device) for x in batches())
+        if not self.net.quantizers:
+            return []
+        device = next(self.model.parameters()).device
+        return self.net.to(device).calibrate(x.to(device) for x in batches())
 
     def quantized(self, integers: Integers, info: ModelInfo) -> QuantizedModel:
         """Return the network with these integers as a finalized model."""

@@ -18,12 +18,13 @@ from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, trai
 from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import DataInfo, MethodInfo, Metrics, ModelFactory, ModelInfo
 from csqtool.model_source import ModelSource
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.nn.state_dict import load_weights, read_state, safetensors_bytes
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Scheme, uniform, uniform_scheme
-from csqtool.searching.checkpoint import load_weights, read_state, safetensors_bytes, save_checkpoint
+from csqtool.searching.checkpoint import save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.costs import Costs
 from csqtool.searching.loop import Phase
@@ -236,7 +237,8 @@ class Session:
         def inputs() -> Iterator[Tensor]:
             return (x for x, _ in batches_of(self.data.train, most=CALIBRATION_SAMPLES))
 
-        self.network.calibrate(inputs)
+        if dead := self.network.calibrate(inputs):
+            self.progress.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
 
     def _first_scheme(self) -> Settled:
         """Return the planes to begin with: all that are allowed, those that are given, or a method's uniform ones."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from csqtool.nn.state_dict import load_weights
 from csqtool.searching.budget import Budget, Scheme
-from csqtool.searching.checkpoint import load_weights
 from csqtool.searching.network import Network
 from csqtool.searching.scheme import LossProbe, close_holes, settle
 

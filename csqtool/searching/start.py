@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from csqtool.errors import ModelError
 from csqtool.integers import planes_of
-from csqtool.searching.checkpoint import load_state, read_state
+from csqtool.nn.state_dict import load_state, read_state
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import SchemeEntry
 from csqtool.searching.run_directory import RunDirectory, read_scheme

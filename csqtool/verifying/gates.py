@@ -160,7 +160,7 @@ class Gates:
 
 
 def _integer_share(report: VerifyReport, content: bytes) -> float | None:
-    from csqtool.verifying.kernels import integer_share
+    from csqtool.onnx_kernels import integer_share
 
     try:
         return None if report.file.endswith(".csq") else integer_share(content)

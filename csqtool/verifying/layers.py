@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from csqtool.nn.activation import to_integers
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.tolerances import Tolerances
 

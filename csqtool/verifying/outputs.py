@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.task import Task
 from csqtool.verifying import runtime
 from csqtool.verifying.findings import VerifyReport

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from csqtool.data import DataSource
 from csqtool.data.arrays import take
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.backends import Backend
 from csqtool.verifying.findings import VerifyReport

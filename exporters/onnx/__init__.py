@@ -14,13 +14,13 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.version import __version__
 from exporters.onnx.options import OnnxOptions
 
-MAX_PROTOBUF_BYTES = 2**31 - 1  # protobuf's own limit; beyond it weights would have to stand in other files
+MAX_PROTOBUF_BYTES = 2**31 - 1  # protobuf's own limit; larger models need files beside the ONNX file
 
 __all__ = ["OnnxExporter", "OnnxOptions", "to_onnx"]
 
 
 class OnnxExporter(Exporter):
-    """Writes a model as one ONNX file that stock onnxruntime loads and runs on integer kernels."""
+    """Writes a model as one ONNX file that an unmodified onnxruntime loads and runs on integer kernels."""
 
     name = "onnx"
     suffix = ".onnx"
@@ -103,5 +103,5 @@ def _proto(graph_model: Any) -> Any:
     import onnx_ir
 
     proto = onnx_ir.to_proto(graph_model)
-    del proto.graph.value_info[:]  # initializers say their types themselves, readers infer the others
+    del proto.graph.value_info[:]  # initializers carry their types, and readers infer the others
     return proto

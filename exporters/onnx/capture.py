@@ -1,4 +1,4 @@
-"""From the user's module to a float graph in which quantized values stand as marker nodes."""
+"""From the user's module to a float graph in which quantized values are marker nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import torch
 import csqtool
 import exporters
 from csqtool.errors import ConfigError, ExportError, InputError
-from csqtool.nn.net import QuantizedNet, finalized_net, graph_markers
+from csqtool.nn.finalized_net import finalized_net
+from csqtool.nn.markers import graph_markers
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.signature import output_names, recorded_inputs, zeros
 from csqtool.quantized_model import QuantizedModel
 
@@ -26,13 +28,13 @@ CAPTURE_OPSET = 18
 NOT_THE_USERS = (*(f"{Path(str(p.__file__)).parent}/" for p in (torch, csqtool, exporters)), "<")
 
 
-def capture(model: QuantizedModel, module: Any, dynamic: tuple[int, ...] = ()) -> ir.Model:
+def capture(model: QuantizedModel, module: Any, dynamic: tuple[int, ...]) -> ir.Model:
     """Return the graph of the finalized model, quantized values as marker nodes.
 
     Args:
         model: the finalized model.
         module: the user's module, freshly built.
-        dynamic: axes that stay dynamic beside the batch.
+        dynamic: axes that stay dynamic in addition to the batch.
 
     Raises:
         ExportError: torch cannot capture the module.
@@ -61,7 +63,7 @@ def _capture(net: torch.nn.Module, model: QuantizedModel, dynamic: tuple[int, ..
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
-        logger.setLevel(logging.ERROR)  # it warns about packages that nothing here uses
+        logger.setLevel(logging.ERROR)  # it warns about packages that are not used here
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
                 contextlib.redirect_stderr(io.StringIO()):  # fmt: skip
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""A graph a person can read: no leftovers of the capture, stable names, deterministic bytes."""
+"""Makes a graph readable: without leftovers of the capture, with stable names and deterministic bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAPTURED_PREFIX = "model."  # where the captured net keeps the user's module
 
 
 def tidy(model: ir.Model, properties: dict[str, str]) -> None:
-    """Remove what the file does not need and name what is left, in place.
+    """Remove what the file does not need and name the rest, in place.
 
     Args:
         model: the rewritten graph.
@@ -57,14 +57,14 @@ def tidy(model: ir.Model, properties: dict[str, str]) -> None:
             while output.name in taken:
                 output.name = f"{output.name}_"
             taken.add(output.name)
-            output.shape, output.type = None, None  # readers infer them; written out they cost a third of the file
+            output.shape, output.type = None, None  # readers infer them; stored, they would take a third of the file
         _drop_defaults(node)
-        # A node is called as its result; what only converts values needs no name of its own.
+        # A node has the name of its result; nodes that only convert values need none.
         node.name = None if node.op_type in CONVERSIONS or node.domain else node.outputs[0].name
 
 
 def _drop_defaults(node: ir.Node) -> None:
-    """Remove attributes that say what ONNX assumes without them: torch writes all of them."""
+    """Remove attributes that have their default value: torch writes all of them."""
     for name, attribute in list(node.attributes.items()):
         if node.op_type in ("Conv", "ConvTranspose", "AveragePool", "MaxPool"):
             default = (
@@ -95,7 +95,7 @@ def _may_hold_zero(shape: NDArray[Any] | None) -> bool:
 
 
 def _pads(node: ir.Node) -> bool:
-    """Tell whether a pooling pads its input, or may."""
+    """Tell whether a pooling pads its input, or may do so."""
     pads, how = node.attributes.get("pads"), node.attributes.get("auto_pad")
     return (pads is not None and any(pads.as_ints())) or (
         how is not None and how.as_string() not in ("NOTSET", "VALID")
@@ -103,7 +103,7 @@ def _pads(node: ir.Node) -> bool:
 
 
 def _merge_slices(graph: ir.Graph) -> None:
-    """Write slices of several axes, which torch captures one by one, as one."""
+    """Merge consecutive slices of different axes, which torch captures one by one, into one node."""
     editor = GraphEditor(graph)
     for second in list(graph):
         source = second.inputs[0] if second.op_type == "Slice" else None
@@ -115,7 +115,7 @@ def _merge_slices(graph: ir.Graph) -> None:
             continue  # starts, ends, axes, steps
         before, after = ([np.asarray(v) for v in values] for values in settings)
         if (before[2] < 0).any() or (after[2] < 0).any() or set(before[2].tolist()) & set(after[2].tolist()):
-            continue  # an axis that is sliced twice
+            continue  # the same axis twice, or axes that may be the same
         for position, name in enumerate(("starts", "ends", "axes", "steps")):
             joined = np.concatenate([before[position], after[position]]).astype(np.int64)
             second.replace_input_with(position + 1, editor.constant(_constant_name(name, joined), joined))

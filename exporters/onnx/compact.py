@@ -1,7 +1,7 @@
-"""One node a weight and one a quantized activation: functions of a file that holds functions anyway.
+"""One node for each weight and one for each quantized activation, in files that need functions anyway.
 
-A weight's stream and scales are attributes of its node, so that neither needs a name of its own. What the nodes
-stand for is what was there before: runtimes inline functions before they optimize, and fuse the same kernels.
+A weight's stream and scales are attributes of its node, so that neither needs a name. The functions contain the
+operators that were there before: runtimes inline functions before they optimize, and fuse the same kernels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from exporters.onnx.packing import PackedWeight, WeightFunction
 
 
 def compact(graph: ir.Graph, packed: Mapping[ir.Node, tuple[str, PackedWeight]]) -> dict[str, ir.Function]:
-    """Merge what makes floats of packed integers, and each pair of quantizer and dequantizer, into one node each.
+    """Merge the nodes that dequantize each packed weight into one, and each quantizer and dequantizer into one.
 
     Args:
         graph: changed in place.
-        packed: the placeholder of each packed weight, with the layer's name.
+        packed: the placeholder node of each packed weight, with the layer's name.
 
     Returns:
         The functions in use, by name.
@@ -39,7 +39,7 @@ def compact(graph: ir.Graph, packed: Mapping[ir.Node, tuple[str, PackedWeight]])
 
 
 def _merge_weight(graph: ir.Graph, node: ir.Node, name: str, weight: PackedWeight) -> WeightFunction:
-    """Put one node in the place of a placeholder and of what scales its integers; return its function."""
+    """Replace a placeholder and the nodes that scale its integers by one node; return its function."""
     last, form, transposed, scale = node, "integers", False, None
     user = only_user(node.outputs[0])
     if user is not None and user.op_type == "Transpose" and tuple(user.attributes["perm"].as_ints()) == (1, 0):
@@ -65,13 +65,13 @@ def _merge_weight(graph: ir.Graph, node: ir.Node, name: str, weight: PackedWeigh
 
 
 def _scale_axis(node: ir.Node) -> int | None:
-    """Return the axis that a DequantizeLinear's scales lie on, None where there is one scale."""
+    """Return the axis of a DequantizeLinear's scales, None where there is one scale."""
     scale = constant_of(node.inputs[1])
     return None if scale is None or not scale.ndim else node.attributes["axis"].as_int()
 
 
 def _merge_quantizer(graph: ir.Graph, quantize: ir.Node, functions: dict[str, ir.Function]) -> None:
-    """Put one node in the place of QuantizeLinear, a Clip if there is one, and DequantizeLinear."""
+    """Replace QuantizeLinear, a Clip if there is one, and DequantizeLinear by one node."""
     bounds = None
     last = only_user(quantize.outputs[0])
     if last is not None and last.op_type == "Clip":
@@ -97,7 +97,7 @@ def _merge_quantizer(graph: ir.Graph, quantize: ir.Node, functions: dict[str, ir
 
 
 def _quantizer(affine: bool, clipped: bool) -> ir.Function:
-    """Return the function of an activation quantizer: uint8, with or without a zero point and narrower bounds."""
+    """Return the function of an activation quantizer: to uint8, with a zero point or 0, with or without bounds."""
     body = FunctionBody("x")
     scale = body.attribute("value_float", "scale", ir.AttributeType.FLOAT)
 
@@ -113,7 +113,7 @@ def _quantizer(affine: bool, clipped: bool) -> ir.Function:
 
 
 def _replace_chain(graph: ir.Graph, first: ir.Node, last: ir.Node, node: ir.Node, name: str) -> None:
-    """Put `node` in the place of a chain of nodes, each the only user of the one before; its result is `name`."""
+    """Replace a chain of nodes, each the only user of the one before, by `node`; call its result `name`."""
     graph.insert_before(first, node)
     old = last.outputs[0]
     node.outputs[0].shape, node.outputs[0].type = old.shape, old.type

@@ -1,35 +1,26 @@
-"""Which nodes compute in float, and why: read off the graph that the runtime really runs where that is at hand."""
+"""Which nodes compute in float, and why: read from the runtime's own optimized graph where we can get it."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 import onnx
 
 from csqtool.errors import ExportError
 from csqtool.exporting import ExportReport, FloatNode
 from csqtool.onnx_file import flattened
+from csqtool.onnx_kernels import FLOAT_RESULTS, INTEGER_FORMS, INTEGER_RESULTS, MOVES, is_integer_kernel
 from csqtool.onnx_session import optimized_graph
 from csqtool.quantized_model import QuantizedModel
 from exporters.onnx.options import OnnxOptions
 
-# Operators of which onnxruntime has kernels on integers.
-INTEGER_FORMS = {
-    "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Relu", "Clip",
-    "LeakyRelu", "Sigmoid", "Softmax", "Where",
-}  # fmt: skip
+FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-KERNELS = re.compile(r"QLinear\w+|QGemm|\w*MatMulInteger\w*|DynamicQuantize\w+|ConvInteger|MatMulNBits|QAttention")
-# What moves, reshapes or converts values, and computes nothing.
-MOVES = {
-    "Cast", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity",
-    "Pad", "QuantizeLinear", "Range", "ReorderInput", "ReorderOutput", "Reshape", "Shape", "Slice", "Split", "Squeeze",
-    "Transpose", "Unsqueeze",
-}  # fmt: skip
-INTEGER_RESULTS = {"QuantizeLinear", "Shape", "Size", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or"}
-FLOAT_RESULTS = {"DequantizeLinear", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+# Runtimes exchange DequantizeLinear with an operator of the first set that follows it, and QuantizeLinear with one of
+# the second that precedes it. Concat is not in the first: its integer kernel needs a quantizer of its own.
+PASSING_DEQUANTIZED = (MOVES | {"MaxPool"}) - {"Concat"}
+PASSING_TO_QUANTIZER = MOVES | {"Relu", "Clip", "MaxPool"}
 
 
 def report_on(
@@ -48,9 +39,9 @@ def report_on(
     proto = flattened(proto, where="the exported file")
     explain = _Reasons(proto, model)
     if options.runtime != "onnxruntime":
-        # Another runtime's graph cannot be looked into here: a node counts as integer if its whole pattern is there.
+        # We cannot see other runtimes' graphs: a node counts as integer where the pattern that they fuse is complete.
         nodes = [node for node in proto.graph.node if _computes(node) and explain.is_float(node)]
-        found = [FloatNode(node.output[0], node.op_type, explain(node)) for node in nodes if not explain.pattern(node)]
+        found = [FloatNode(n.output[0], n.op_type, explain(n)) for n in nodes if not explain.has_pattern(n)]
         return ExportReport([*notes, f"not run in {options.runtime}: nodes are judged by their patterns"], {},
                             found, storage)  # fmt: skip
     try:
@@ -66,12 +57,12 @@ def report_on(
         if not _computes(node) or not (types.is_float(node.output[0]) or types.is_float(node.input[0])):
             continue
         original = by_name.get(re.sub(r"(_nchwc|_token_\d+)+$", "", node.name)) or by_name.get(node.output[0])
-        original = original and explain.behind(original, node.op_type)
+        original = original and explain.fused_into(original, node.op_type)
         name = original.output[0] if original is not None else node.output[0]
         found.append(FloatNode(name, node.op_type, explain(original or node)))
     kernels = Counter(node.op_type for node in graph.node)
     if kernels["MatMulNBits"] and not model.activations:
-        # Accuracy is a setting of sessions, which no file can carry.
+        # Its accuracy is a setting of the session: a file cannot carry it.
         count = kernels["MatMulNBits"]
         notes = [*notes, f"{count} of the linear layers run as MatMulNBits, which quantizes activations by itself: "
                  "outputs are off by some 1e-2, and verify says so; to compute in float32, export without "
@@ -81,29 +72,27 @@ def report_on(
 
 def _computes(node: onnx.NodeProto) -> bool:
     if node.op_type == "Max" and len(node.input) == 1:
-        return False  # keeps a float weight from being quantized
-    return node.op_type not in MOVES and not KERNELS.fullmatch(node.op_type) and bool(node.input) \
-        and node.domain != "csqtool"  # fmt: skip
+        return False  # the exporter puts it before a quantizer to keep a float weight from being quantized
+    return node.op_type not in MOVES and not is_integer_kernel(node.op_type) and bool(node.input)
 
 
 class _Types:
-    """Tells float from integer values of an optimized graph, in which no types are written."""
+    """Tells float from integer values of a graph that does not record types."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        float_types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
-        self._float = {t.name: t.data_type in float_types for t in graph.initializer}
-        self._float |= {v.name: v.type.tensor_type.elem_type in float_types for v in graph.input}
+        self._float = {t.name: t.data_type in FLOAT_TYPES for t in graph.initializer}
+        self._float |= {v.name: v.type.tensor_type.elem_type in FLOAT_TYPES for v in graph.input}
         for node in graph.node:
             self._float |= dict.fromkeys(node.output, self._result(node))
 
     def _result(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Cast":
-            return any(a.name == "to" and a.i in (1, 10, 11) for a in node.attribute)
+            return any(a.name == "to" and a.i in FLOAT_TYPES for a in node.attribute)
         if node.op_type in FLOAT_RESULTS:
             return True
         if node.op_type == "QGemm":
-            return len([name for name in node.input if name]) < 8  # without a scale for its result
-        if node.op_type in INTEGER_RESULTS or KERNELS.fullmatch(node.op_type):
+            return sum(map(bool, node.input)) < 8  # without the scale of an integer result
+        if node.op_type in INTEGER_RESULTS or is_integer_kernel(node.op_type):
             return False
         position = 1 if node.op_type == "Where" else 0
         return len(node.input) > position and self.is_float(node.input[position])
@@ -113,32 +102,44 @@ class _Types:
 
 
 class _Reasons:
-    """Says why a node of an exported graph cannot run on integers."""
+    """Says why a node of an exported graph cannot run on integers.
+
+    All that depends on a node's neighbours is worked out once, in or against the order of the nodes, which ONNX
+    requires to be topological: recursion from node to node would take exponential time where residuals branch.
+    """
 
     def __init__(self, proto: onnx.ModelProto, model: QuantizedModel) -> None:
-        self._model = model
+        self._quantizes_activations = bool(model.activations)
         self._makers = {output: node for node in proto.graph.node for output in node.output}
-        self._users: dict[str, list[onnx.NodeProto]] = {}
+        self._stored = {t.name for t in proto.graph.initializer}
+        self._constants = self._stored | {""}  # an optional input that is left out has an empty name
+        self._dequantized: set[str] = set()
         for node in proto.graph.node:
-            for name in node.input:
-                self._users.setdefault(name, []).append(node)
-        self._constants = {t.name for t in proto.graph.initializer}
+            if all(name in self._constants for name in node.input):
+                self._constants.update(node.output)
+            if node.op_type == "DequantizeLinear" or (
+                node.op_type in PASSING_DEQUANTIZED and node.input and node.input[0] in self._dequantized
+            ):
+                self._dequantized.update(node.output)
+        self._requantized = _requantized(proto.graph)
         self._types = _Types(proto.graph)
         self._wide = {layer.name for layer in model.layers if layer.bit_width > 8}
 
     def is_float(self, node: onnx.NodeProto) -> bool:
-        return self._types.is_float(node.output[0]) and not self._is_constant(node.output[0])
+        """Tell whether a node computes float values from the model's inputs."""
+        return self._types.is_float(node.output[0]) and node.output[0] not in self._constants
 
-    def pattern(self, node: onnx.NodeProto) -> bool:
+    def has_pattern(self, node: onnx.NodeProto) -> bool:
         """Tell whether quantized values come in and go out of an operator that has an integer form."""
         return node.op_type in INTEGER_FORMS and not self._unquantized(node) and self._quantized_after(node)
 
     def __call__(self, node: onnx.NodeProto) -> str:  # noqa: PLR0911 - a reason each
-        if not self._model.activations:
+        """Return the reason in words."""
+        if not self._quantizes_activations:
             return "activations are float"
-        if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in self._constants:
+        if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in self._stored:
             return f"its weight {node.input[1]} is float"
-        if wide := [name for name in self._weights(node) if name in self._wide]:
+        if wide := [name for name in self._constants_of(node) if name in self._wide]:
             return f"{wide[0]} needs nine bits, integer kernels end at eight"
         if node.op_type not in INTEGER_FORMS:
             return f"no integer kernel for {node.op_type}"
@@ -148,42 +149,43 @@ class _Reasons:
             return "its result is not quantized"
         return "the runtime does not fuse it"
 
-    def behind(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
-        """Return the node of `operator` that a runtime fused with the activation `node`; else `node` itself."""
+    def fused_into(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
+        """Return the node of `operator` that a runtime fused the activation function `node` into; else `node`."""
         maker = self._makers.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
         return maker if maker is not None and maker.op_type == operator else node
 
     def _unquantized(self, node: onnx.NodeProto) -> list[str]:
-        return [name for name in node.input if name and not self._is_constant(name) and not self._dequantized(name)]
-
-    def _dequantized(self, name: str) -> bool:
-        node = self._makers.get(name)
-        while (
-            node is not None and node.op_type in MOVES | {"MaxPool"} - {"Concat"} and node.op_type != "DequantizeLinear"
-        ):
-            node = self._makers.get(node.input[0])
-        return node is not None and node.op_type == "DequantizeLinear"
+        return [n for n in node.input if n not in self._constants and n not in self._dequantized]
 
     def _quantized_after(self, node: onnx.NodeProto) -> bool:
         if node.op_type in ("Gemm", "MatMul"):
-            return True  # kernels exist that yield float
-        users = self._users.get(node.output[0], [])
-        passing = MOVES | {"Relu", "Clip", "MaxPool"}
-        return bool(users) and all(
-            user.op_type == "QuantizeLinear" or (user.op_type in passing and self._quantized_after(user))
-            for user in users
-        )
+            return True  # integer kernels exist that return float
+        return node.output[0] in self._requantized
 
-    def _is_constant(self, name: str) -> bool:
-        if name in self._constants:
-            return True
-        node = self._makers.get(name)
-        return node is not None and all(self._is_constant(i) for i in node.input if i)
-
-    def _weights(self, node: onnx.NodeProto) -> Iterable[str]:
-        queue = [name for name in node.input if self._is_constant(name)]
+    def _constants_of(self, node: onnx.NodeProto) -> list[str]:
+        """Return the names of all constants that a node's inputs are computed from, and theirs."""
+        found: dict[str, None] = {}  # an ordered set
+        queue = [name for name in node.input if name in self._constants]
         while queue:
             name = queue.pop()
-            yield name
-            if name in self._makers:
-                queue.extend(self._makers[name].input)
+            if name and name not in found:
+                found[name] = None
+                queue.extend(self._makers[name].input if name in self._makers else ())
+        return list(found)
+
+
+def _requantized(graph: onnx.GraphProto) -> set[str]:
+    """Return the values of which all uses lead to a quantizer, through operators that pass integers on."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found: set[str] = set()
+    for node in reversed(graph.node):
+        for name in node.output:
+            if name in users and all(
+                user.op_type == "QuantizeLinear" or (user.op_type in PASSING_TO_QUANTIZER and user.output[0] in found)
+                for user in users[name]
+            ):
+                found.add(name)
+    return found

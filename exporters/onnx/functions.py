@@ -1,4 +1,4 @@
-"""Model-local functions: bodies of standard operators, their parameters as attributes of the calling node."""
+"""Model-local functions: standard operators, with parameters that are attributes of the calling node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FUNCTION_DOMAIN = "csqtool"
 
 
 class FunctionBody:
-    """A function in the making; its inputs are named when it is begun."""
+    """Builds a function, node by node; its inputs are named at the start."""
 
     def __init__(self, *inputs: str) -> None:
         self.inputs = [ir.Value(name=name) for name in inputs]
@@ -20,12 +20,12 @@ class FunctionBody:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def attribute(self, as_: str, name: str, kind: ir.AttributeType) -> ir.Value:
-        """Return the value of the calling node's attribute `name`; `as_` is the attribute of Constant it becomes."""
+        """Return the value of the calling node's attribute `name`, as attribute `as_` of a Constant."""
         self._attributes[name] = ir.Attr(name, kind, None)
         return self._add(ir.Node("", "Constant", [], [ir.RefAttr(as_, name, kind)]))
 
     def constant(self, array: Any) -> ir.Value:
-        """Return a constant; the same one again where there is one."""
+        """Return a constant; equal ones are stored once."""
         array = np.asarray(array)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
@@ -45,8 +45,8 @@ class FunctionBody:
         return node.outputs[0]
 
     def function(self, name: str, output: ir.Value) -> ir.Function:
-        """Return the function; its opset is set when the model's is known."""
+        """Return the function; its opset is a placeholder until the model's is known."""
         graph = ir.Graph(self.inputs, [output], nodes=self._nodes, opset_imports={"": 1})
         for node in self._nodes:
-            node.name = None  # the graph has given names, which only take space
+            node.name = None  # the graph named the nodes; names only take space
         return ir.Function(FUNCTION_DOMAIN, name, graph=graph, attributes=list(self._attributes.values()))

@@ -1,4 +1,4 @@
-"""Small edits of a graph: named constants, nodes before a node, a value for a node."""
+"""Small edits of a graph: named constants, inserted nodes, replaced nodes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import convenience
 
-NAMED = "csqtool.named"  # marks values whose name says what they are
+NAMED = "csqtool.named"  # marks values that got a meaningful name
 
 
 def name_value(value: ir.Value, name: str) -> None:
-    """Name a value for good: cleaning up keeps the name."""
+    """Give a value a name that the cleanup keeps."""
     value.name = name
     value.meta[NAMED] = True
 
@@ -56,7 +56,7 @@ class GraphEditor:
         return node.outputs[0]
 
     def replace(self, node: ir.Node, value: ir.Value) -> None:
-        """Let `value` stand for the only output of `node`, and remove the node."""
+        """Use `value` in place of the only output of `node`, and remove the node."""
         if value.shape is None:
             value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
         convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
@@ -70,5 +70,5 @@ def only_user(value: ir.Value) -> ir.Node | None:
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """Return the numbers of a constant value, None where it is none."""
+    """Return the numbers of a constant, None if `value` is not constant."""
     return None if value is None or value.const_value is None else np.asarray(value.const_value.numpy())

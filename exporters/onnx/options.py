@@ -1,4 +1,4 @@
-"""What a user may choose about an ONNX file, and what each runtime is known to do with it."""
+"""The options of the ONNX exporter, and what each runtime is known to support."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ WEIGHTS = ("auto", "packed", "int8", "int4", "int2")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "generic")
 WEIGHT_FORMS = ("auto", "foldable", "qdq")
 
-# Runtimes seen to unpack weights when a model is loaded; others would do it in every run, or not read the file.
+# Runtimes that unpack weights when they load a model. Others do it in every run, or cannot read the file.
 UNPACKING_RUNTIMES = ("onnxruntime",)
-# Runtimes that turn Cast and Mul of a constant into a float weight when a model is loaded.
+# Runtimes that turn Cast and Mul of a constant into a float weight when they load a model.
 FOLDING_RUNTIMES = ("onnxruntime", "openvino")
 
 NATIVE_BITS = {"int8": 8, "int4": 4, "int2": 2}
 
-# Native types that a runtime refuses, or runs with a slow kernel, and what was seen (docs/onnx.md).
+# Storages that a runtime does not read, and why (docs/onnx.md).
 REFUSED = {
     ("openvino", "packed"): "OpenVINO does not read model-local functions",
     ("openvino", "int2"): "OpenVINO does not read int2 tensors",
@@ -37,7 +37,7 @@ class OnnxOptions:
             which runtimes fold at load; ``qdq`` is DequantizeLinear, which other consumers match on; ``auto`` is
             ``foldable`` where the runtime folds.
         strict_integer: refuse a file in which a compute node runs in float.
-        dynamic: axes behind the batch that stay dynamic, such as ``(2, 3)``.
+        dynamic: axes after the batch that stay dynamic, such as ``(2, 3)``.
     """
 
     weights: str = field(default="auto", metadata={"help": "auto, packed, int8, int4 or int2", "metavar": "STORAGE"})
@@ -66,7 +66,7 @@ class OnnxOptions:
             raise ConfigError(f"weights {self.weights} for {self.runtime}: {reason}; use auto")
 
     def check(self, model: QuantizedModel) -> None:
-        """Refuse what the chosen runtime is known not to run, or not on integers where another storage is.
+        """Refuse what the chosen runtime cannot run, or runs in float where it would run another storage on integers.
 
         Raises:
             ExportError: names the runtime and the reason.
@@ -76,16 +76,15 @@ class OnnxOptions:
                 "tensorrt: activations here are unsigned 8-bit integers, and TensorRT quantizes to signed ones with "
                 "zero point 0 only; export for another runtime, or search with --act-bits float"
             )
-
         if self.runtime == "openvino" and self.weights == "int4" and model.activations:
             raise ExportError(
-                "weights int4 for openvino: beside quantized activations OpenVINO computes int4 layers in float, "
+                "weights int4 for openvino: with quantized activations OpenVINO computes int4 layers in float, "
                 "slower than int8; use auto, or search with --act-bits float"
             )
 
     @property
     def folds(self) -> bool:
-        """Whether weights of a model with float activations are written for folding."""
+        """Whether the weights of a model with float activations are written as Cast and Mul, for folding."""
         return self.weight_form == "foldable" or (self.weight_form == "auto" and self.runtime in FOLDING_RUNTIMES)
 
     def storage(self, bits: int) -> str:

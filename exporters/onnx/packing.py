@@ -1,9 +1,9 @@
 """Integers of any width as a packed stream, and the functions of standard operators that unpack and scale them.
 
-Of n integers, integer j·G + g with G = ⌈n / 8⌉ is field j of lane g. A lane is k bytes: field j of it stands in
-bits [j·k, (j+1)·k), lowest bit first. The stream holds byte 0 of all lanes, then byte 1 of all lanes, and so
-on, so that every step of unpacking is one operation over long rows of bytes. A field holds q − offset with the
-offset of two's complement, or an index into a table of the layer's levels where that takes fewer bits.
+n integers of k bits are spread over G = ⌈n / 8⌉ lanes: integer j·G + g is field j of lane g. A lane is k bytes, and
+its field j occupies bits [j·k, (j+1)·k), lowest bit first. The stream holds byte 0 of all lanes, then byte 1 of all
+lanes, and so on. So each step of unpacking is one operation on long rows of bytes. A field holds q + 2^(k−1), or an
+index into a table of the layer's levels where that takes fewer bits.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from csqtool.quantized_model import IntegerArray, smallest_dtype, twos_complemen
 from exporters.onnx.functions import FunctionBody
 
 FUNCTION_OPSET = 18  # BitwiseAnd and BitwiseOr
-FIELDS = 8  # of a lane: whatever k is, they fill whole bytes
-TABLE_OVERHEAD_BYTES = 96  # a table's name and its own function, beside its values
+FIELDS = 8  # in a lane: for any k they fill whole bytes
+TABLE_OVERHEAD_BYTES = 96  # what a table costs in addition to its values: its name and a function of its own
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PackedWeight:
         stream: uint8 [bits·lanes].
         bits: width of a field.
         shape: of the integers.
-        levels: the table of levels that fields index, None where they are q − offset.
+        levels: the table of levels that fields index, None where they hold q + 2^(bits − 1).
         dtype: of the integers.
     """
 
@@ -43,19 +43,30 @@ class PackedWeight:
 
     @property
     def aligned(self) -> bool:
-        """Whether no field reaches over two bytes."""
+        """Whether each field lies within one byte."""
         return FIELDS % self.bits == 0
 
     @property
     def padded(self) -> bool:
-        """Whether the last lanes hold fields behind the last integer."""
+        """Whether the last fields hold no integer, because n is no multiple of eight."""
         return int(np.prod(self.shape)) % FIELDS != 0
 
 
 def pack_weight(q: IntegerArray) -> PackedWeight:
-    """Pack integers at the fewest bits: those of two's complement, or of an index into their levels.
+    """Pack integers at the fewest bits: those of two's complement, or those of an index into their levels.
 
-    At eight bits a stream gains nothing and has no offset in int8: such integers are stored as they are.
+    At eight bits a stream saves nothing, and its offset does not fit int8: callers store such integers as they are.
+
+    Example:
+        Ten integers of three bits in two lanes of three bytes:
+
+        >>> packed = pack_weight(np.array([[-4, 3, 0, 1, -1], [2, -3, 0, 0, -2]], np.int8))
+        >>> packed.bits, packed.stream.shape, packed.padded
+        (3, (6,), True)
+        >>> lane = packed.stream.reshape(3, 2)[:, 0]  # every second integer: −4, 0, −1, −3, 0
+        >>> fields = sum(int(byte) << 8 * i for i, byte in enumerate(lane))
+        >>> [(fields >> 3 * j & 7) - 4 for j in range(5)]
+        [-4, 0, -1, -3, 0]
     """
     bits = twos_complement_bits(q)
     levels: IntegerArray = smallest_dtype(np.unique(q)) if q.dtype == np.int8 else np.unique(q).astype(np.int16)
@@ -82,16 +93,16 @@ def pack_fields(fields: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class WeightFunction:
-    """What a function makes of a stream.
+    """The function of standard operators that unpacks and scales streams of one kind.
 
     Attributes:
         form: ``dequantize`` ends in DequantizeLinear, ``multiply`` in Cast and Mul, which runtimes fold into a float
             weight; ``integers`` gives the integers themselves.
         wide: the integers are int16.
         levels: fields index a table.
-        transposed: the last step before scaling exchanges two axes.
-        aligned: no field of any stream reaches over two bytes.
-        padded: some stream holds fields behind its last integer.
+        transposed: the two axes are exchanged before scaling.
+        aligned: in all streams, each field lies within one byte.
+        padded: in some stream, the last fields hold no integer.
     """
 
     form: str
@@ -103,16 +114,16 @@ class WeightFunction:
 
     @property
     def name(self) -> str:
-        """The operator's name; one function of a name serves all streams of a file."""
+        """The operator's name. One function of a name serves all streams of a file."""
         first = {"dequantize": "Weight", "multiply": "FloatWeight", "integers": "Integers"}[self.form]
         return first + "Wide" * self.wide + "Levels" * self.levels + "Transposed" * self.transposed
 
     def joined(self, other: WeightFunction) -> WeightFunction:
-        """Return the function that serves both kinds of streams."""
+        """Return the function that serves the streams of both."""
         return replace(self, aligned=self.aligned and other.aligned, padded=self.padded or other.padded)
 
     def build(self) -> ir.Function:
-        """Return the function: no inputs, attributes `stream`, `bits`, `shape` and, as needed, `levels` and `scale`."""
+        """Return the function: no inputs; attributes `stream`, `bits`, `shape` and, if needed, `levels` and `scale`."""
         body = FunctionBody()
         integers = self._unpacked(body)
         if self.form == "integers":
@@ -122,7 +133,7 @@ class WeightFunction:
         scale = body.attribute("value", "scale", ir.AttributeType.TENSOR)
         if self.form == "multiply":
             return body.function(self.name, body.add("Mul", body.add("Cast", integers, to=ir.DataType.FLOAT), scale))
-        # A zero point of the scale's own shape: onnxruntime fuses QGemm only beside one.
+        # A zero point of the scale's shape: onnxruntime fuses QGemm only with one.
         kind = ir.DataType.INT16 if self.wide else ir.DataType.INT8
         zero_point = body.add("Cast", body.add("Mul", scale, body.constant(np.float32(0))), to=kind)
         return body.function(self.name, body.add("DequantizeLinear", integers, scale, zero_point, axis=0))
@@ -130,8 +141,8 @@ class WeightFunction:
     def _unpacked(self, body: FunctionBody) -> ir.Value:
         stream = body.attribute("value", "stream", ir.AttributeType.TENSOR)
         shape = body.attribute("value_ints", "shape", ir.AttributeType.INTS)
-        bits = body.attribute("value_ints", "bits", ir.AttributeType.INTS)  # one number, as an axis of length one
-        # A field of nine bits reaches over a whole byte and one bit.
+        bits = body.attribute("value_ints", "bits", ir.AttributeType.INTS)  # one number, in an axis of length one
+        # A field of nine bits spans more than one byte.
         nine = self.wide and not self.levels
         unit = ir.DataType.UINT32 if nine else ir.DataType.UINT8
         eight = body.constant(np.int64(8))
@@ -146,7 +157,7 @@ class WeightFunction:
             rows = body.add("Cast", rows, to=unit)
         fields = body.add("BitShift", body.add("Gather", rows, row), right, direction="RIGHT")
         if not self.aligned:
-            # No field reaches behind the last byte of a lane: that the first one follows there changes nothing.
+            # No field ends after the last byte of its lane, so it does not matter that row 0 follows the last row.
             following = body.add("Mod", body.add("Add", row, body.constant(np.int64(1))), bits)
             left = body.add("Sub", body.constant(np.asarray(8, unit.numpy())), right)
             high = body.add("BitShift", body.add("Gather", rows, following), left, direction="LEFT")

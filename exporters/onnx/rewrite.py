@@ -1,4 +1,4 @@
-"""From marker nodes to integers: stored weights, folded BatchNorm, int32 biases, activation quantizers."""
+"""Replaces marker nodes: by stored integers, folded BatchNorm, int32 biases and activation quantizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx_ir import convenience
 
 from csqtool.errors import ExportError
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
-from csqtool.nn.net import MARKER_DOMAIN
+from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from exporters.onnx.compact import compact
 from exporters.onnx.functions import FUNCTION_DOMAIN
@@ -19,11 +19,11 @@ from exporters.onnx.graph import GraphEditor, constant_of, name_value, only_user
 from exporters.onnx.options import OnnxOptions
 from exporters.onnx.storage import WeightStore
 
-# onnxruntime turns a float bias into round(bias / (s_x·s_w)) by itself; up to here float32 names that integer.
+# onnxruntime itself turns a float bias into round(bias / (s_x·s_w)). Below this limit float32 determines that integer.
 EXACT_IN_FLOAT = 1 << 22
 BIASED_OPS = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}  # operator to the position of its bias
 WEIGHTED_OPS = (*BIASED_OPS, "MatMul")
-# The lowest intermediate representation version that carries an opset; functions need 8.
+# The lowest version of ONNX's file format (IR version) for each opset; functions need 8.
 IR_VERSIONS = {18: 8, 19: 9, 21: 10, 25: 13}
 QDQ_OPSET = 19  # onnx's reference evaluator knows DequantizeLinear from here on
 
@@ -35,7 +35,7 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
         Notes for the user, and how each layer's integers are stored.
 
     Raises:
-        ExportError: a weight is used in a way that cannot be carried.
+        ExportError: a weight is used in a way that ONNX cannot express.
     """
     weights = _Weights(graph_model.graph, model, options)
     for node in list(graph_model.graph):
@@ -48,7 +48,7 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
         elif node.op_type == "ReduceMean" and not node.domain:
             activations.global_average_pool(node)
     graph_model.opset_imports.pop(MARKER_DOMAIN, None)
-    # Operators that torch writes for the capture opset mean the same in the later ones.
+    # The operators that torch writes for the capture opset have the same meaning in later ones.
     opset = max(graph_model.opset_imports[""], weights.store.opset)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph_model.graph):
         opset = max(opset, QDQ_OPSET)
@@ -58,14 +58,14 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
     for _, function in sorted(functions.items()):
         graph_model.functions[function.identifier()] = function
         graph_model.opset_imports[FUNCTION_DOMAIN] = 1
-        function.opset_imports[""] = opset  # onnxruntime wants one opset in all of a model
+        function.opset_imports[""] = opset  # onnxruntime requires one opset in the whole model
     missing = [layer.name for layer in model.layers if layer.name not in weights.done]
     notes = [f"not used by the forward pass, so not in the graph: {', '.join(missing)}"] if missing else []
     return notes, weights.store.stored
 
 
 class _Weights:
-    """Puts integers, scales and biases in the place of weight markers."""
+    """Replaces weight markers by integers and scales, and sets the biases of their layers."""
 
     def __init__(self, graph: ir.Graph, model: QuantizedModel, options: OnnxOptions) -> None:
         self._editor = GraphEditor(graph)
@@ -76,7 +76,7 @@ class _Weights:
         self.done: dict[str, ir.Value] = {}
 
     def place(self, marker: ir.Node) -> None:
-        """Put a weight in a marker's place, with the BatchNorm behind its layer folded in."""
+        """Replace a marker by its weight, and fold the BatchNorm that follows the layer into it."""
         layer = self._model.layer(marker.attributes["name"].as_string())
         if layer.name in self.done:
             self._editor.replace(marker, self.done[layer.name])
@@ -88,7 +88,7 @@ class _Weights:
             value = self._fold(marker, layer, user)
         else:
             if user is not None and user.op_type == "Transpose":
-                # Transposed as integers, so that DequantizeLinear stands before the product that it fuses with.
+                # Integers are transposed, so that DequantizeLinear directly precedes the product that it fuses with.
                 value = self._transposed(marker, layer, user)
                 self.done[layer.name] = value
                 return
@@ -117,7 +117,7 @@ class _Weights:
     def _to_float(
         self, before: ir.Node, layer: QuantizedLayer, integers: ir.Value, scale: NDArray[Any], axis: int | None
     ) -> ir.Value:
-        """Return integers·scale as float, in the form that was chosen; `axis` is the scales' axis."""
+        """Return integers·scale as float, in the chosen form; `axis` is the axis of the scales."""
         name = f"{layer.name}_dq"
         if self._foldable:
             shape = scale.shape + (1,) * (layer.q.ndim - 1 if scale.ndim else 0)  # (C, 1, …)
@@ -126,7 +126,7 @@ class _Weights:
             return self._editor.insert(before, "Mul", [as_float, factor], name)
         inputs = [integers, self._editor.fresh(f"{layer.name}_scale", scale)]
         if layer.input_quantizer is not None and (not scale.ndim or len(layer.shape) == 2):
-            # onnxruntime fuses QGemm only beside a zero point; convolutions do without.
+            # onnxruntime fuses QGemm only with a zero point; convolutions need none.
             kind = self.store.dtype(layer.name, layer.q.dtype)
             name_of_zero = f"{layer.name}_zero_point" if scale.ndim else f"{kind.name}_zero"
             inputs.append(self._editor.constant(name_of_zero, np.zeros(scale.shape, kind)))
@@ -136,7 +136,7 @@ class _Weights:
         norm_node = only_user(user.outputs[0])
         if norm_node is None or norm_node.op_type != "BatchNormalization":
             found = "nothing" if norm_node is None else norm_node.op_type
-            raise ExportError(f"{layer.name}: expected {layer.batch_norm} behind it, found {found}")
+            raise ExportError(f"{layer.name}: expected {layer.batch_norm} after it, found {found}")
         norm = read_batch_norm(layer, self._model.tensors)
         folded = fold_scale(layer.scale, norm.factor)
         sign = folded.sign.reshape(-1, *[1] * (layer.q.ndim - 1))  # (C, 1, …)
@@ -154,7 +154,7 @@ class _Weights:
         return value
 
     def _snap_bias(self, user: ir.Node, layer: QuantizedLayer, scale: NDArray[Any]) -> None:
-        """Store the bias of a layer without BatchNorm as integers, where its input is quantized."""
+        """Set the bias of a layer without BatchNorm on the integer grid, if its input is quantized."""
         bias = self._model.tensors.get(_bias_name(layer))
         position = BIASED_OPS.get(user.op_type)
         has_bias = position is not None and len(user.inputs) > position and user.inputs[position] is not None
@@ -169,7 +169,7 @@ class _Weights:
             step = bias_step(self._activations[layer.input_quantizer].scale, scale)
             integers = integer_bias(bias, step)
             fits = integers is not None and np.abs(integers).max(initial=0) < EXACT_IN_FLOAT
-            # QGemm fuses with a bias of int32 only; a convolution takes the float one, which is smaller to write.
+            # QGemm fuses only with an int32 bias. A convolution takes a float bias as well, which takes fewer bytes.
             if integers is not None and not (user.op_type == "Conv" and fits):
                 inputs = [self._editor.fresh(name, integers), self._editor.constant(f"{name}_scale", step)]
                 value = self._editor.insert(user, "DequantizeLinear", inputs, f"{name}_dq", axis=0)
@@ -181,22 +181,22 @@ class _Weights:
 
 
 class _Activations:
-    """Puts QuantizeLinear and DequantizeLinear in the place of activation markers."""
+    """Replaces activation markers by QuantizeLinear and DequantizeLinear."""
 
     def __init__(self, graph: ir.Graph, model: QuantizedModel) -> None:
         self._editor = GraphEditor(graph)
         self._activations = {a.name: a for a in model.activations}
 
     def place(self, marker: ir.Node) -> None:
-        """Put QuantizeLinear, a Clip on the integers where their range is smaller, and DequantizeLinear in place."""
+        """Replace a marker by QuantizeLinear, a Clip if the integers do not use all of uint8, and DequantizeLinear."""
         quantizer = self._activations[marker.attributes["name"].as_string()]
         source = marker.inputs[0]
         assert source is not None
         low, high = 0, quantizer.largest
         bounds = _clip_bounds(source)
         if bounds is not None:
-            # Rounding is monotonic: clipping integers is clipping the float, and does not stand between a
-            # convolution and the quantizer that it fuses with.
+            # Rounding is monotonic, so the integers can be clipped instead of the floats. A float Clip would
+            # separate the convolution from the quantizer that it fuses with.
             low, high = (_quantize(b, quantizer.scale, quantizer.zero_point, high) for b in bounds)
             clip = source.producer()
             assert clip is not None  # or a ReLU: the clip at zero
@@ -207,20 +207,20 @@ class _Activations:
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
         if _has_float_weight(source.producer()):
-            # Directly before a quantizer onnxruntime would quantize such a weight by itself, to eight bits.
+            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits.
             source = self._editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
         scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
         zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
         quantized = self._editor.insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_q")
         if low > 0 or high < 255:
-            # Clip on uint8, behind the rounding, keeps the integer kernels; a float Clip before it would not.
+            # A Clip on uint8, after rounding, keeps the integer kernels; a float Clip before it would not.
             limits = [self._editor.constant(f"uint8_{bound}", np.asarray(bound, np.uint8)) for bound in (low, high)]
             quantized = self._editor.insert(marker, "Clip", [quantized, *limits], f"{quantizer.name}_clipped")
         value = self._editor.insert(marker, "DequantizeLinear", [quantized, scale, zero_point], quantizer.name)
         self._editor.replace(marker, value)
 
     def global_average_pool(self, node: ir.Node) -> None:
-        """Write a mean over all spatial axes as the pooling that integer kernels exist for."""
+        """Replace a mean over all spatial axes by GlobalAveragePool, which has an integer kernel."""
         source = node.inputs[0]
         axes = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
         if source is None or source.shape is None or axes is None:
@@ -238,7 +238,7 @@ class _Activations:
 
 
 def _has_float_weight(node: ir.Node | None) -> bool:
-    """Tell whether a node multiplies by a constant of the user's own that is not quantized."""
+    """Tell whether a node multiplies by a constant of the user's model that is not quantized."""
     if node is None or node.op_type not in WEIGHTED_OPS or node.domain:
         return False
     return constant_of(node.inputs[1]) is not None

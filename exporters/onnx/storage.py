@@ -1,4 +1,4 @@
-"""One layer's integers in the graph: packed behind a function, or as a native type."""
+"""How a layer's integers are stored in the graph: packed, with a function that unpacks them, or as a native type."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from exporters.onnx.packing import FUNCTION_OPSET, PackedWeight, pack_weight
 # The lowest opset in which DequantizeLinear and Cast know a type.
 OPSETS = {"int8": 13, "int16": 21, "int4": 21, "int2": 25}
 NARROW = {"int4": ml_dtypes.int4, "int2": ml_dtypes.int2}
-RUNTIMES_CASTING = ("onnxruntime",)  # where only int8 weights reach integer kernels, and casts are folded at load
+RUNTIMES_CASTING = ("onnxruntime",)  # only int8 weights reach integer kernels here, and casts are folded at load
 
 
 class WeightStore:
-    """Puts integers into a graph, and remembers what is packed and which opset they need.
+    """Puts integers into a graph, and keeps track of what is packed and which opset that needs.
 
     Attributes:
         packed: the placeholder node of each packed layer, with its name and stream.
-        opset: the lowest that carries what was stored.
-        stored: layer name to storage, for the report.
+        opset: the lowest that supports all that was stored.
+        stored: how each layer is stored, by its name, for the report.
     """
 
     def __init__(self, editor: GraphEditor, options: OnnxOptions) -> None:
@@ -45,7 +45,7 @@ class WeightStore:
         storage = self._options.storage(twos_complement_bits(q))
         packed = pack_weight(q) if storage == "packed" else None
         if packed is not None and packed.bits == 8:
-            packed, storage = None, "int8"  # a stream of bytes is a tensor of bytes
+            packed, storage = None, "int8"  # a stream of whole bytes saves nothing
         if packed is not None:
             self.stored[layer.name] = f"packed {packed.bits}" + (" (levels)" if packed.levels is not None else "")
             return self._packed(before, layer.name, packed)
@@ -54,7 +54,7 @@ class WeightStore:
         if storage not in NARROW:
             return self._editor.fresh(layer.name, q)
         bound = 1 << (NATIVE_BITS[storage] - 1)
-        assert -bound <= q.min() <= q.max() < bound, layer.name  # out of range they would wrap silently
+        assert -bound <= q.min() <= q.max() < bound, layer.name  # values out of range would wrap silently
         if self._options.runtime in RUNTIMES_CASTING:
             narrow = self._editor.fresh(f"{layer.name}_{storage}", q.astype(NARROW[storage]))
             return self._editor.insert(before, "Cast", [narrow], layer.name, to=ir.DataType.INT8)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.benchmarking import bench, random_inputs
 from csqtool.errors import ConfigError, ExportError
-from csqtool.nn.net import finalized_net
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.signature import named_outputs, recorded_inputs
 from csqtool.onnx_file import stored_tensors

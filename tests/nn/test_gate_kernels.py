@@ -11,7 +11,7 @@ from csqtool.nn import gate_kernels
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.gates import BitGates
 from csqtool.nn.kernels import Kernel
-from csqtool.nn.net import QuantizedNet
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.weights import attach, quantizable_weights
 from csqtool.searching.bsq import BitWeight
 

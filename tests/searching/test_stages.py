@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from csqtool import finalize
 from csqtool.nn.gates import BitGates
+from csqtool.nn.state_dict import load_weights
 from csqtool.progress import Silent
 from csqtool.searching import loop
-from csqtool.searching.checkpoint import load_weights
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.network import Network
 from csqtool.searching.records import Stage

@@ -15,8 +15,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from csqtool.exporting import ExportReport
-from csqtool.nn.net import QuantizedNet, finalized_net
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.onnx_file import flattened
 from csqtool.onnx_session import optimized_operators, session
 from csqtool.quantized_model import QuantizedModel

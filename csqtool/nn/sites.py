@@ -1,9 +1,9 @@
-"""What feeds what in a model's forward pass, seen by running it once, and where quantizers belong.
+"""Sites: the torch calls of a model's forward pass, and what feeds what, recorded by running it once.
 
-A `TorchFunctionMode` sees every torch call of ordinary Python code, residual additions and functional
-activations as well as modules, so no model has to be rewritten or traced into another form. A *site* is one
-such call: the module it was made in, the operation and, from the second time on, a number. Sites are the same
-in every run, so what is decided on the recorded graph is applied by name at run time.
+A `TorchFunctionMode` sees every torch call of ordinary Python code: residual additions and functional
+activations as well as modules. So no model has to be rewritten or traced into another form. A *site* is one
+such call. Its name consists of the module that made the call, the operation and, from the second call on, a
+number. Names are the same in every run, so what is decided on the recorded sites is applied by name at run time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from csqtool.nn.batch_norm import whole_batch_norm
+from csqtool.nn.modes import evaluating
 
+# Kinds of operations.
 WEIGHT_OPS = "weight"  # convolution, linear: the input wants A-bits
 NORM_OPS = "norm"
 ADD_OPS = "add"  # integer kernels exist when all inputs are quantized
 POOL_OPS = "pool"
-FOLDING_OPS = ("conv1d", "conv2d", "conv3d", "linear")  # output channels on axis 0: BatchNorm folds into a scale
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")  # no integer kernel of theirs yields float
-FUSED_ACTIVATIONS = ("relu", "relu6", "hardtanh", "clamp")  # become one kernel with what is before and behind
-FORWARDING_OPS = "forwarding"  # values pass unchanged: a quantizer before serves what comes after
+FORWARDING_OPS = "forwarding"  # values pass unchanged: one quantizer in front serves all that follows
 OTHER_OPS = "other"
-UNKNOWN = "?"  # a call that yields several tensors, such as a recurrent layer
-INPUT_OPS = "input"  # an input behind the first, or one of integers: never quantized
+INPUT_OPS = "input"  # a model input other than the first, or one of integers: never quantized
+
+UNKNOWN = "?"  # name of a call that returns several tensors, such as a recurrent layer
 
 _KINDS: dict[Any, tuple[str, str]] = {}
 
@@ -69,10 +69,10 @@ _register(OTHER_OPS, "embedding", F.embedding)
 
 
 def _is_operation(module: nn.Module) -> bool:
-    """Tell whether a module is one of torch's own, whose path alone says which operation is meant."""
+    """Tell whether a module is one of torch's own: its path alone then identifies the operation."""
     kind = type(module)
     if parametrize.is_parametrized(module):
-        kind = kind.__bases__[0]  # parametrized modules get a class of torch's, in front of their own
+        kind = kind.__bases__[0]  # torch gives a parametrized module a subclass of its own class
     return kind.__module__.startswith("torch.nn")
 
 
@@ -81,11 +81,11 @@ class Site:
     """One call of the forward pass.
 
     Attributes:
-        name: module path, with the operation's name behind it unless the module is that operation.
-        kind: one of the constants above.
+        name: module path, followed by the operation's name unless the module is that operation.
+        kind: one of the kinds above.
         operation: which function was called, such as ``conv2d``.
         module: path of the module the call was made in.
-        inputs: the sites that made its tensor inputs, in order; None is an input of the model.
+        inputs: the sites that made its tensor inputs, in order; None is the model's first input.
         weight: name of the parameter that a weight operation uses.
         consumers: the sites that use its output.
         is_output: the output leaves the model.
@@ -122,15 +122,15 @@ class SiteMode(TorchFunctionMode):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Be entered for one forward pass."""
+        """Watch one forward pass of the model."""
         handles = []
         for path, module in self._model.named_modules():
-            before, behind = self._pusher(path), self._pop
+            before, after = self._pusher(path), self._pop
             if isinstance(module, parametrize.ParametrizationList):
-                # What yields a weight is no part of the model, and its compiled kernels are for calls without a mode.
-                before, behind = self._leave, self._return
+                # What computes a weight is not part of the model, and its compiled kernels must run without a mode.
+                before, after = self._leave, self._return
             handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(behind, always_call=True))
+            handles.append(module.register_forward_hook(after, always_call=True))
         try:
             with self:
                 yield
@@ -165,18 +165,19 @@ class SiteMode(TorchFunctionMode):
         path = self._stack[-1]
         name = path if path and path in self._operations else f"{path}.{operation}".lstrip(".")
         if isinstance(output, Tensor) and not output.is_floating_point():
-            name = f"{name}.integers"  # such as BatchNorm's batch counter: it counts in training only
+            # Numbered apart from float results: BatchNorm's batch counter, for one, is added to in training only.
+            name = f"{name}.integers"
         self._counts[name] += 1
         if self._counts[name] > 1:
             name = f"{name}@{self._counts[name]}"
         return self.on_call(Call(name, kind, operation), args, kwargs or {}, output)
 
     def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Handle a call of a known operation and return what the caller shall get."""
+        """Handle a call of a known operation and return what the caller gets."""
         raise NotImplementedError  # abstract
 
     def on_unknown(self, args: tuple[Any, ...], output: Any) -> None:
-        """Handle a call of any other torch function, of which the result is no single float tensor."""
+        """Handle a call of an unknown torch function that does not return one float tensor."""
 
 
 class _Recorder(SiteMode):
@@ -196,7 +197,7 @@ class _Recorder(SiteMode):
             return output
         site = Site(call.name, call.kind, call.operation, self._stack[-1], [self._producer[id(x)] for x in sources])
         if call.kind == ADD_OPS and len(sources) < 2:
-            site.kind = OTHER_OPS  # a constant is added: nothing an integer kernel could gain
+            site.kind = OTHER_OPS  # a constant is added: an integer kernel gains nothing
         if call.kind == WEIGHT_OPS:
             site.weight = next((self._weight_names[id(x)] for x in _tensors((args[1:], kwargs))
                                 if id(x) in self._weight_names), None)  # fmt: skip
@@ -241,80 +242,14 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 def record(model: nn.Module, inputs: Sequence[Tensor]) -> list[Site]:
     """Run `model` once in evaluation mode and return its sites, in order.
 
-    Must be called before gates or quantizers are attached: weights are recognised as the module's parameters.
+    Call it before gates or quantizers are attached: weights are recognised as the module's parameters.
+
+    Args:
+        model: a float module; each of its modules keeps its own mode.
+        inputs: the model's inputs, [B, …] each.
     """
-    was_training = model.training
-    model.eval()
     names = {id(p): name for name, p in model.named_parameters()}
     recorder = _Recorder(model, inputs, names)
-    try:
-        with recorder.active():
-            recorder.mark_outputs(model(*inputs))
-    finally:
-        model.train(was_training)
+    with evaluating(model), recorder.active():
+        recorder.mark_outputs(model(*inputs))
     return recorder.sites
-
-
-def _source(site: Site | None) -> Site | None:
-    """Return the site whose values arrive unchanged at `site`'s output (None: the model's input)."""
-    while site is not None and site.kind == FORWARDING_OPS:
-        site = site.inputs[0]
-    return site
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where activation quantizers stand.
-
-    Attributes:
-        outputs: sites whose output is quantized, to bits.
-        input: name of the quantizer on the model's input, if it has one; it has eight bits.
-        layer_inputs: weight name to the name of the quantizer on its input.
-        batch_norms: weight name to the BatchNorm module that directly follows and can fold into its scale.
-    """
-
-    outputs: dict[str, int]
-    input: str | None
-    layer_inputs: dict[str, str]
-    batch_norms: dict[str, str]
-
-
-def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
-    """Decide where quantizers stand, so that every convolution, linear, addition and pooling can be integer.
-
-    What feeds a weight gets `act_bits`; what only feeds an addition or a pooling, and the model's input, get
-    eight bits, which costs integer kernels nothing. A value between a weight and its BatchNorm or a clipping
-    activation function is never quantized: they become one kernel. `act_bits` None places no quantizer.
-    """
-    outputs: dict[str, int] = {}
-    model_input: str | None = None
-    layer_inputs: dict[str, str] = {}
-    batch_norms: dict[str, str] = {}
-    uses = Counter(site.weight for site in sites if site.weight)
-    for site in sites:
-        once = site.weight if site.weight and uses[site.weight] == 1 else None
-        followed_by_norm = len(site.consumers) == 1 and not site.is_output and site.consumers[0].kind == NORM_OPS
-        if once and followed_by_norm and site.operation in FOLDING_OPS:
-            batch_norms[once] = site.consumers[0].module
-        end = site.consumers[0] if followed_by_norm else site
-        if act_bits is not None and site.operation in CONVOLUTIONS and end.consumers and all(
-            c.kind == OTHER_OPS and c.operation not in FUSED_ACTIVATIONS for c in end.consumers
-        ):  # fmt: skip
-            outputs[end.name] = 8  # such an activation function computes in float: the convolution ends before it
-        if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
-            continue
-        # A weight operation's data is its first input; weights that depend on data stay as they are.
-        for producer in site.inputs[:1] if site.kind == WEIGHT_OPS else site.inputs:
-            source = _source(producer)
-            if source is None:
-                model_input = model_input or f"{site.name}.input"
-                name = model_input
-            elif source.kind == INPUT_OPS or source.name == UNKNOWN:
-                continue  # nothing can stand there
-            else:
-                bits = act_bits if site.kind == WEIGHT_OPS else 8
-                outputs[source.name] = min(bits, outputs.get(source.name, 8))
-                name = f"{source.name}.output"
-            if once:
-                layer_inputs[once] = name
-    return Placement(outputs, model_input, layer_inputs, batch_norms)

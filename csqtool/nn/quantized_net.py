@@ -1,0 +1,150 @@
+"""`QuantizedNet`: a user's model whose activations are quantized while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from csqtool.errors import ModelError
+from csqtool.nn.activation import ActivationFakeQuantizer, check_finite
+from csqtool.nn.modes import evaluating
+from csqtool.nn.placement import Placement
+from csqtool.nn.sites import Call, SiteMode
+
+Observer = Callable[[str, Tensor], Tensor]
+CALIBRATION_VALUES = 65536  # about as many values of each activation and batch are looked at, evenly spaced
+
+
+class _ObservingMode(SiteMode):
+    """Hands each quantized site's output to an observer."""
+
+    def __init__(self, model: nn.Module, observed: frozenset[str], observer: Observer) -> None:
+        super().__init__(model)
+        self._observed = observed
+        self._observer = observer
+
+    def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        place = f"{call.name}.output"
+        return self._observer(place, output) if place in self._observed else output
+
+
+class QuantizedNet(nn.Module):
+    """A model whose activations are quantized at the sites of a `Placement`.
+
+    Attributes:
+        model: the user's module.
+        quantizers: the activation quantizers, by name (``SITE.output``, ``SITE.input``).
+    """
+
+    def __init__(self, model: nn.Module, quantizers: list[ActivationFakeQuantizer]) -> None:
+        super().__init__()
+        self.model = model
+        self._quantizer_list = nn.ModuleList(quantizers)  # names with dots cannot be keys of a ModuleDict
+
+    @property
+    def quantizers(self) -> dict[str, ActivationFakeQuantizer]:
+        """The activation quantizers, by name."""
+        return {q.name: q for q in self._quantizer_list}  # type: ignore[misc]
+
+    def forward(self, x: Tensor, *more: Tensor) -> Any:
+        """Run the model with its activations quantized.
+
+        Args:
+            x: the model's first input, the only one that can be quantized.
+            more: its other inputs, in order.
+        """
+        if not self._quantizer_list:
+            return self.model(x, *more)
+        quantizers = self.quantizers
+        return self.observed(x, lambda name, value: quantizers[name](value), *more)
+
+    def observed(self, x: Tensor, observer: Observer, *more: Tensor) -> Any:
+        """Run the model; what `observer(name, value)` returns replaces the value at each quantizer's place.
+
+        Args:
+            x: the model's first input.
+            observer: called once for each quantizer that the forward pass reaches, with its name.
+            more: the model's other inputs.
+        """
+        names = frozenset(self.quantizers)
+        for name in names:
+            if name.endswith(".input"):
+                x = observer(name, x)
+        mode = _ObservingMode(self.model, names, observer)
+        with mode.active():
+            return self.model(x, *more)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, including the quantizers' zero points."""
+        self.load_state_dict(state)
+        for quantizer in self.quantizers.values():
+            quantizer.set_zero_point(int(quantizer.zero_point_))
+
+    @torch.no_grad()
+    def quantized_values(self, x: Tensor) -> int:
+        """Return how many activation values are quantized in a forward pass of `x`."""
+        count = 0
+
+        def observe(_name: str, value: Tensor) -> Tensor:
+            nonlocal count
+            count += value.numel()
+            return value
+
+        with evaluating(self):
+            self.observed(x, observe)
+        return count
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> list[str]:
+        """Set every quantizer's scale and zero point from float activations.
+
+        Args:
+            batches: inputs [B, …], or tuples of them for a model of several inputs.
+
+        Returns:
+            The names of the dead activations: those that are 0 in all values that were looked at.
+
+        Raises:
+            ModelError: a quantizer's place was never reached, or its activation is not finite.
+        """
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.quantizers}
+
+        def observe(name: str, value: Tensor) -> Tensor:
+            check_finite(name, value)  # all values, and in the order of the forward pass: the first place is the cause
+            stride = max(1, value.numel() // CALIBRATION_VALUES)
+            seen[name].append(value.detach().flatten()[::stride].float())
+            return value
+
+        with evaluating(self):
+            for batch in batches:
+                x, *more = batch if isinstance(batch, tuple) else (batch,)
+                self.observed(x, observe, *more)
+        dead = []
+        for name, quantizer in self.quantizers.items():
+            if not seen[name]:
+                raise ModelError(f"the activation {name} was not reached during calibration")
+            sample = torch.cat(seen[name])
+            quantizer.calibrate(sample)
+            if not sample.any():
+                dead.append(name)
+        return dead
+
+
+def make_quantizers(placement: Placement, kind: type[ActivationFakeQuantizer]) -> list[ActivationFakeQuantizer]:
+    """Return one uncalibrated quantizer for each place, in the order of the forward pass.
+
+    What feeds a weight gets a quantizer of `kind`. What feeds only additions and poolings gets a learned one,
+    whatever `kind` is: no method prescribes these, and with fixed ranges the averages of quantized values would lie
+    exactly on rounding boundaries.
+
+    Args:
+        placement: where activations are quantized.
+        kind: the class of quantizers in front of weights.
+    """
+    places = [(placement.input, 8)] if placement.input else []
+    places += [(f"{name}.output", bits) for name, bits in placement.outputs.items()]
+    feeding = set(placement.layer_inputs.values())
+    return [(kind if name in feeding else ActivationFakeQuantizer)(name, bits) for name, bits in places]

@@ -1,0 +1,44 @@
+"""What onnxruntime's operators do with integers: the one table that exporter, verifier and benchmarks share."""
+
+from __future__ import annotations
+
+import re
+
+from csqtool.onnx_session import optimized_operators
+
+# Operators that onnxruntime runs on integers, by the names that they have in its optimized graph.
+_INTEGER_KERNELS = re.compile(
+    r"QLinear\w+|QGemm|QAttention|ConvInteger|\w*MatMulInteger\w*|DynamicQuantize\w+|MatMulNBits"
+)
+# Of these, the ones that return float.
+FLOAT_RESULTS = {"DequantizeLinear", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+# Operators of the ONNX standard that have such a kernel when their inputs and results are quantized.
+INTEGER_FORMS = {
+    "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Relu", "Clip",
+    "LeakyRelu", "Sigmoid", "Softmax", "Where",
+}  # fmt: skip
+# Operators that move, reshape or convert values, and compute nothing. Pooling and clipping do compute.
+MOVES = {
+    "Cast", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity",
+    "Pad", "QuantizeLinear", "Range", "ReorderInput", "ReorderOutput", "Reshape", "Shape", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+}  # fmt: skip
+INTEGER_RESULTS = {"QuantizeLinear", "Shape", "Size", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or"}
+# Inside quantized graphs these run on uint8 under the name that they have in float graphs, too.
+_SAME_NAME_ON_INTEGERS = {"MaxPool", "Clip"}
+
+
+def is_integer_kernel(operator: str) -> bool:
+    """Tell whether an operator of onnxruntime's optimized graph computes on integers."""
+    return _INTEGER_KERNELS.fullmatch(operator) is not None
+
+
+def integer_share(content: bytes) -> float:
+    """Return integer kernels over all computing nodes of the graph that onnxruntime really runs; 1 if none computes.
+
+    Raises:
+        RuntimeError: onnxruntime cannot load the file.
+    """
+    neutral = MOVES | _SAME_NAME_ON_INTEGERS
+    computing = [name for name in optimized_operators(content) if name not in neutral]
+    return sum(map(is_integer_kernel, computing)) / len(computing) if computing else 1.0
