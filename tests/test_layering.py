@@ -8,10 +8,10 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.quantized_model csqtool.integers csqtool.folding csqtool.plots "
     "csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session csqtool.benchmarking",
-    "csqtool.finalized_file csqtool.factories csqtool.task",
+    "csqtool.finalized_file csqtool.factories csqtool.task csqtool.randomness",
     "csqtool.data",
     "csqtool.nn",
-    "csqtool.processes csqtool.randomness",
+    "csqtool.processes",
     "csqtool.rebuild csqtool.evaluation",
     "csqtool.csq",
     "csqtool.exporting csqtool.searching",

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csqtool.data import check_fit, load_data
+from csqtool.data import batches_of, check_fit, load_data
 from csqtool.errors import ConfigError, DataError, InputError, ModelError, SearchInterrupted
-from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
+from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
 from csqtool.factories import build_model
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.integers import planes_of
