@@ -30,37 +30,38 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise DataError(f"{path} is not a file")
     arrays: dict[str, NDArray[Any]] = {}
+    reading = ""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             for name in names:
                 if name in members:
+                    reading = f"{name}: "
                     arrays[name] = _read(archive, members[name])
     # zipfile, zlib and numpy raise a dozen errors of their own on damaged files.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is not an .npz file of plain arrays, or is damaged: {reason:.200}") from error
+        raise DataError(f"{path} is not an .npz file of plain arrays, or is damaged: {reading}{reason:.200}") from error
     return arrays
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    name = info.filename
     if info.compress_type not in METHODS:
-        raise ValueError(f"{name} is compressed with method {info.compress_type}, numpy uses 0 and 8")
+        raise ValueError(f"it is compressed with method {info.compress_type}, numpy uses 0 and 8")
     expansion = 1 if info.compress_type == zipfile.ZIP_STORED else DEFLATE_LIMIT
     if info.file_size > expansion * info.compress_size:
-        raise ValueError(f"{name} says it has {info.file_size} bytes, which {info.compress_size} cannot hold")
+        raise ValueError(f"it says it has {info.file_size} bytes, which {info.compress_size} cannot hold")
     with archive.open(info) as member:
         shape, dtype, header_bytes = _header(member)
     if dtype.kind not in "fiub":
-        raise ValueError(f"{name} holds {dtype}, not numbers")
+        raise ValueError(f"it holds {dtype}, not numbers")
     wanted = prod(shape) * dtype.itemsize + header_bytes
     if min(shape, default=0) < 0 or wanted != info.file_size:
-        raise ValueError(f"{name} has {info.file_size} bytes, an array {dtype}{list(shape)} takes {wanted}")
+        raise ValueError(f"it has {info.file_size} bytes, an array {dtype}{list(shape)} takes {wanted}")
     with archive.open(info) as member:
         array: NDArray[Any] = npy.read_array(member, allow_pickle=False)
         if member.read(1):  # reaching the end checks the CRC
-            raise ValueError(f"{name} is longer than its header says")
+            raise ValueError("it is longer than its header says")
     return array
 
 
