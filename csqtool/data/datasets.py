@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csqtool.errors import DataError
+from csqtool.errors import CsqtoolError, DataError
 
 Batch = tuple[Tensor, Tensor]  # inputs [B, …], targets [B, …]
 
@@ -53,9 +53,19 @@ def take(dataset: Dataset, indices: Sequence[int]) -> Batch:
 
     try:
         inputs, targets = default_collate([dataset[int(i)] for i in indices])
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"samples {list(indices)[:3]} … do not make a batch of (input, target): {error}") from error
+    except CsqtoolError:
+        raise
+    except Exception as error:  # the data set is the user's code
+        raise DataError(
+            f"samples {list(indices)[:3]} … do not make a batch of (input, target): {reason(error)}"
+        ) from error
     return single(inputs, "the input of a sample"), whole_as_int64(single(targets, "the target of a sample"))
+
+
+def reason(error: Exception) -> str:
+    """Return what an exception says in one line; of one that a loader's worker caught, the line after its traceback."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[-1] if lines[0].startswith('Caught ') else ' '.join(lines)}"
 
 
 def single(values: Any, what: str) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csqtool.data.datasets import Batch, as_tensor, single, whole_as_int64
+from csqtool.data.datasets import Batch, as_tensor, reason, single, whole_as_int64
 from csqtool.errors import CsqtoolError, DataError
 from csqtool.randomness import drawing_from, hash_seed
 
@@ -77,10 +77,7 @@ class Stream:
                 except CsqtoolError:
                     raise
                 except Exception as error:  # the loader is the user's code
-                    lines = str(error).strip().splitlines() or [""]  # workers put their traceback before it
-                    raise DataError(
-                        f"{self.name}: reading batch {number + 1} raised {type(error).__name__}: {lines[-1]}"
-                    ) from error
+                    raise DataError(f"{self.name}: reading batch {number + 1} raised {reason(error)}") from error
             yield self._as_batch(item, number)
             number += 1
 

@@ -236,3 +236,19 @@ def test_a_model_with_too_few_classes_and_inputs_of_two_shapes_are_refused(name:
         check_fit(torch.nn.Linear(3, 2), as_source(train=GIVEN[name], test=(INPUTS[3:], TARGETS[3:])))
     with pytest.raises(DataError, match=r"training inputs have shape \[3\], test inputs \[2\]"):
         check_fit(torch.nn.Linear(3, 4), as_source(train=GIVEN[name], test=(INPUTS[:, :2], TARGETS)))
+
+
+@pytest.mark.parametrize(
+    "raised", [KeyError("no such\nfile"), OSError(2, "No such file"), IndexError(), RuntimeError("a\nb")]
+)
+def test_an_exception_in_a_data_set_is_one_line(raised: Exception) -> None:
+    class Failing:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Any:
+            raise raised
+
+    with pytest.raises(DataError, match=rf"samples \[0, 1\] … .*: {type(raised).__name__}: ") as caught:
+        first_samples(as_source(Failing(), needs=("test",)).test, 2)
+    assert len(str(caught.value).splitlines()) == 1
