@@ -74,11 +74,10 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
     if phase.method is not None:
         phase.method.at_epoch(0.3)
     phase.net.train()
-    chosen = torch.arange(BATCH)
 
     def step() -> None:
         with naive_gates() if variant == NAIVE else nullcontext():
-            phase._step(chosen, 0, 0)
+            phase._step(session.data.training_batch(range(BATCH), seed=0), 0, 0)
 
     return step
 

@@ -75,7 +75,7 @@ def search(
 
     named, module = _model(model)
     given = {**settings, **named}
-    source, named_data = _data(data, train, test, task)
+    source, named_data = _data(data, train, test, task, settings.get("batch_size"))
     given |= named_data
     with _progress(progress) as told:
         if resume is not None:
@@ -160,13 +160,14 @@ def finalize(
     Raises:
         InputError: `run` holds no finished search, or `output` cannot be written.
     """
+    from csqtool.data import as_source
     from csqtool.finalized_file import write_finalized
     from csqtool.searching.runs import load_finished
 
     if isinstance(run, str | Path):
         source, named = _data(data, train, test, task)
-        if named:
-            source = _named_source(named)
+        if "data" in named:
+            source = as_source(**named)
         run = load_finished(Path(run), model=_model_source(model), data=source)
     quantized = run.finalize()
     if output is not None:
@@ -480,31 +481,25 @@ def _model_source(model: nn.Module | str | None) -> ModelSource | None:
     return None if model is None else ModelSource.of(model)
 
 
-def _data(data: Any, train: Any, test: Any, task: str | Task | None) -> tuple[DataSource | None, dict[str, Any]]:
+def _data(
+    data: Any, train: Any, test: Any, task: str | Task | None, batch_size: int | None = None
+) -> tuple[DataSource | None, dict[str, Any]]:
     """Return data as a source, where they are objects, and as settings, where they are names."""
     objects = train is not None or test is not None or not (data is None or isinstance(data, str))
     if not objects and (task is None or isinstance(task, str)):
         return None, {name: value for name, value in (("data", data), ("task", task)) if value is not None}
     from csqtool.data import as_source
 
-    return as_source(data, train=train, test=test, task=task), {}
+    return as_source(data, train=train, test=test, task=task, batch_size=batch_size), {}
 
 
 def _test(data: Any, task: str | Task | None = None) -> DataSource | str | None:
     """Return test data: a name without a task stays one, so that the recorded task goes with it."""
     if data is None or (isinstance(data, str) and task is None):
         return data
-    from csqtool.data import as_source, load_data
+    from csqtool.data import as_source
 
-    if isinstance(data, str) and isinstance(task, str):
-        return load_data(data, task=task)
-    return as_source(test=data, task=task)
-
-
-def _named_source(named: Mapping[str, Any]) -> DataSource | None:
-    from csqtool.data import load_data
-
-    return load_data(named["data"], task=named.get("task")) if "data" in named else None
+    return as_source(data, task=task, needs=("test",))
 
 
 def _finalized(quantized: QuantizedModel | PathLike) -> tuple[QuantizedModel, Path | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from csqtool.data.arrays import Dataset, DataSource, take
+from csqtool.data import DataSource, batches_of, training_batches
+from csqtool.data.data_source import Part
 from csqtool.nn.modes import evaluating, keeping_modes
 from csqtool.processes import Processes
-from csqtool.randomness import hash_seed
 from csqtool.task import Task
 
-EVALUATION_BATCH = 500
 LOSS_BATCH = 256
 BN_SAMPLES = 8192
 
@@ -25,15 +23,6 @@ BN_SAMPLES = 8192
 def as_float(outputs: Any) -> Any:
     """Return model outputs in float32 (autocast leaves them in bfloat16)."""
     return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
-
-
-def batches_of(
-    dataset: Dataset, *, most: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a data set's inputs and targets in order, at most `most` samples; of its batches those in `share`."""
-    count = len(dataset) if most is None else min(most, len(dataset))
-    for start in range(0, count, size)[share]:
-        yield take(dataset, range(start, min(start + size, count)))
 
 
 def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
@@ -44,7 +33,7 @@ def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
 @torch.no_grad()
 def evaluate(
     net: nn.Module,
-    dataset: Dataset,
+    dataset: Part,
     task: Task,
     device: torch.device | None = None,
     *,
@@ -103,18 +92,12 @@ def reestimate_batch_norm(
     The samples are augmented as in training: the weights were trained on that distribution. Every module keeps its
     mode, and its statistics if an exception is raised.
     """
-    samples, size = min(len(data.train), BN_SAMPLES), max(batch_size, 128)
-
-    def inputs() -> Iterator[Tensor]:
-        for start in range(0, samples, size):
-            chosen = range(start, min(start + size, samples))
-            if len(chosen) > 1:
-                yield data.training_batch(chosen, hash_seed(seed, "batch norm", start))[0]
-
+    training = training_batches(data, batch_size=batch_size, seed=seed)
+    samples = training.in_order(BN_SAMPLES, size=max(batch_size, 128))
     kept = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in _batch_norms(net)]
     with keeping_modes(net):
         try:
-            update_bn(inputs(), net, device=device)
+            update_bn((x for x, _ in samples if len(x) > 1), net, device=device)
         except BaseException:
             for norm, momentum, state in kept:  # torch restores neither after an exception
                 norm.momentum = momentum

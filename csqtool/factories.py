@@ -16,7 +16,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     """Split ``WHERE:NAME``.
 
     Raises:
-        ConfigError: there is no name behind a colon.
+        ConfigError: no name follows a colon.
     """
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name.isidentifier():

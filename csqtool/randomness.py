@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,6 +24,19 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
-def epoch_order(samples: int, seed: int, phase: str, epoch: int) -> Tensor:
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Let what is drawn within come from `seed`, and leave the random states of the CPU as they were before."""
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+
+
+def epoch_order(samples: int, seed: int, stage: str, epoch: int) -> Tensor:
     """Return the order of the training samples in an epoch."""
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(hash_seed(seed, phase, epoch)))
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(hash_seed(seed, stage, epoch)))

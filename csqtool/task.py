@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from csqtool.errors import ConfigError, DataError, nearest
 
@@ -72,7 +72,7 @@ class Regression:
         from torch.nn.functional import mse_loss
 
         _check_same_shape(outputs, targets)
-        return mse_loss(outputs, targets)
+        return mse_loss(outputs, targets.to(outputs.dtype))
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """Return 1 − Σ(y − ŷ)² / Σ(y − ȳ)², ȳ the mean of each output over the samples."""
@@ -119,3 +119,25 @@ def task_by_name(name: str) -> Task:
         return TASKS[name]()
     except KeyError:
         raise ConfigError(f"unknown task {name!r}; {nearest(name, TASKS)}") from None
+
+
+def as_task(task: str | Task | None) -> Task:
+    """Return a task that is named, given as an object, or left out: classification.
+
+    Raises:
+        ConfigError: there is no such task, or the object lacks members of the `Task` protocol.
+    """
+    if task is None or isinstance(task, str):
+        return task_by_name(task or Classification.name)
+    found: Any = task
+    members = {"name": str, "metric_name": str, "labels": bool}
+    missing = [member for member, kind in members.items() if not isinstance(getattr(found, member, None), kind)]
+    missing += [member for member in ("loss", "metric") if not callable(getattr(found, member, None))]
+    if isinstance(found, type) or missing:
+        what = "is a class, give an object of it" if isinstance(found, type) else f"lacks {', '.join(missing)}"
+        called = found.__name__ if isinstance(found, type) else type(found).__name__
+        raise ConfigError(
+            f"the task {called} {what}; a task is a name ({', '.join(sorted(TASKS))}) or an object with name, "
+            "metric_name, labels, loss(outputs, targets) and metric(outputs, targets)"
+        )
+    return task

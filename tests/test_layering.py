@@ -8,14 +8,13 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.model_info csqtool.quantized_model csqtool.integers "
     "csqtool.folding csqtool.plots csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session "
-    "csqtool.onnx_kernels "
-    "csqtool.benchmarking",
+    "csqtool.onnx_kernels csqtool.benchmarking",
     "csqtool.documents csqtool.registry csqtool.version",
-    "csqtool.finalized_file csqtool.factories csqtool.task",
+    "csqtool.finalized_file csqtool.factories csqtool.task csqtool.randomness",
     "csqtool.nn.modes",
     "csqtool.data",
     "csqtool.nn",
-    "csqtool.processes csqtool.randomness",
+    "csqtool.processes",
     "csqtool.rebuild csqtool.evaluation csqtool.model_source",
     "csqtool.csq",
     "csqtool.exporting csqtool.searching",

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.data.arrays import ArrayDataset, DataSource
+from csqtool.data.arrays import ArrayDataset
 from csqtool.data.augment import ShiftAndFlip
+from csqtool.data.data_source import DataSource
 from csqtool.data.python_pickle import read_dict
 from csqtool.errors import DataError
 from csqtool.files import read_bytes
@@ -22,7 +23,7 @@ STORED = "RGB pixels 0 … 255, channels first"
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two data sets: where its files are and what stands in them.
+    """One of the two data sets: where its files are and what they hold.
 
     Attributes:
         classes: number of classes.

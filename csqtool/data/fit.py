@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from csqtool.data.arrays import Dataset, DataSource, take
+from csqtool.data.data_source import DataSource, Part
+from csqtool.data.datasets import Batch
+from csqtool.data.reading import first_samples
 from csqtool.errors import DataError, ModelError
 from csqtool.nn.modes import evaluating
 
@@ -20,9 +22,7 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
         ModelError: the model returns anything but one tensor.
         DataError: training and test inputs differ in shape, targets do not fit the outputs, or a label has no class.
     """
-    (train_inputs, _), (inputs, targets) = (
-        take(part, range(min(2, len(part)))) for part in (source.train, source.test)
-    )
+    (train_inputs, _), (inputs, targets) = _two_samples(source, "train"), _two_samples(source, "test")
     if train_inputs.shape[1:] != inputs.shape[1:]:
         raise DataError(
             f"{source.name}: training inputs have shape {list(train_inputs.shape[1:])}, "
@@ -45,7 +45,14 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
             _check_labels(source.name, part, dataset, outputs.shape[-1])
 
 
-def _check_labels(name: str, part: str, dataset: Dataset, classes: int) -> None:
+def _two_samples(source: DataSource, part: str) -> Batch:
+    samples = first_samples(getattr(source, part), 2)
+    if samples is None:
+        raise DataError(f"{source.part_name(part)} is empty")
+    return samples
+
+
+def _check_labels(name: str, part: str, dataset: Part, classes: int) -> None:
     labels = getattr(dataset, "targets", None)
     if isinstance(labels, list):
         labels = torch.tensor(labels)

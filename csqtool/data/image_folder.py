@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csqtool.data.arrays import DataSource
+from csqtool.data.data_source import DataSource
 from csqtool.data.preprocessing import Preprocessing
 from csqtool.errors import ConfigError, DataError
 from csqtool.task import task_by_name
@@ -86,12 +86,29 @@ def _files(part: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     """
     columns = []
     for label, name in enumerate(classes):
-        found = sorted(f for f in (part / name).iterdir() if f.suffix.lower() in SUFFIXES)
+        found = _images(part / name)
         if not found:
             raise DataError(f"{part / name} holds no images ({', '.join(SUFFIXES)})")
         columns.append([(file, label) for file in found])
     samples = [sample for sample in chain(*zip_longest(*columns)) if sample is not None]
     return [file for file, _ in samples], [label for _, label in samples]
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the image files of a folder in the order of their names.
+
+    Raises:
+        DataError: the folder cannot be read, or something named like an image is no file: opening a pipe would hang.
+    """
+    try:
+        with os.scandir(folder) as entries:  # tells what is a file without asking the disk for each
+            named = sorted((e for e in entries if Path(e.name).suffix.lower() in SUFFIXES), key=lambda e: e.name)
+        odd = next((entry.name for entry in named if not entry.is_file()), None)
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
+    if odd is not None:
+        raise DataError(f"{folder / odd} is named like an image but is no file; take it out of the folder")
+    return [folder / entry.name for entry in named]
 
 
 @dataclass(frozen=True)

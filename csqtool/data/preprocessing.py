@@ -40,7 +40,7 @@ class Preprocessing:
         return tuple(((0 - torch.tensor(self.mean)) / torch.tensor(self.std)).tolist())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the preprocessing as it stands in a finalized model."""
+        """Return the preprocessing as a finalized model records it."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
 

@@ -1,51 +1,102 @@
-"""Reads the pickles that CIFAR's python layout consists of, without unpickling anything.
+"""Reads the pickles that CIFAR's python layout consists of; nothing that a file names is ever called.
 
-Those files were written by Python 2 at protocol 2 and hold one dict of text, lists of numbers or text, and one numpy
-array of bytes. `pickletools` splits such a file into operations; the few that build these things are carried out
-here, on values of our own. Nothing that a file names is imported or called: the three names that belong to a numpy
-array are known as text and stand for the steps below, every other name is refused.
+Such a file holds one dict of text, lists of numbers or text, and one numpy array of bytes. Python 2 wrote it at
+protocol 2; copies written by Python 3 have protocol 3 or 4. A file is looked through first, operation by operation:
+it may hold only the operations of such a dict, and only so many that neither memory nor the stack can run out. Then
+`pickle` reads it, and gets for numpy's names the two classes below in their place.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import pickletools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
 from math import prod
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import DataError
 
-# The largest real file, CIFAR-100's `train`, has 155 MB. The limit keeps memory bounded: what is built here is a
-# small multiple of the file, since no operation of ours repeats what was read.
-MAX_FILE_BYTES = 512 * 2**20
+# CIFAR-100's `train`, the largest real file, has 155 MB, some 400,000 operations, 14 containers and 2 calls.
+MAX_FILE_BYTES = 256 * 2**20
+MAX_OPERATIONS = 2_000_000
+MAX_CONTAINERS = 64  # no value can be nested deeper than this
+MAX_CALLS = 8
 
-RECONSTRUCT = "numpy.core.multiarray _reconstruct"
-NDARRAY = "numpy ndarray"
-DTYPE = "numpy dtype"
+PROTOCOLS = (2, 3, 4)
+CONTAINERS = frozenset({"EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
+CALLS = frozenset({"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"})
+STORES = frozenset({"BINPUT", "LONG_BINPUT"})
+PLAIN = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES",
+})  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A name that the file may use; never the object behind it."""
-
-    text: str
+class _RefusedError(Exception):
+    """The file holds something that no CIFAR file does."""
 
 
 class _Bytes8:
-    """Numpy's dtype of single bytes."""
+    """Takes the place of numpy's dtype, for single bytes alone."""
+
+    __slots__ = ()
+
+    def __init__(self, code: str, align: Any = False, copy: Any = False) -> None:
+        if code != "u1":
+            raise _RefusedError("an array of something else than bytes")
+
+    def __setstate__(self, state: Any) -> None:
+        """Take a dtype's state, which says nothing more about single bytes."""
 
 
 class _Array:
-    """An array under construction; `value` comes with its state."""
+    """Takes the place of numpy's array and of the function that makes an empty one; `value` comes with its state."""
 
-    value: NDArray[np.uint8] | None = None
+    __slots__ = ("value",)
+
+    def __init__(self, kind: Any, shape: Any, code: Any) -> None:
+        if kind is not _Array or shape != (0,) or code not in ("b", b"b"):
+            raise _RefusedError("a call other than that which makes an array of bytes")
+        self.value: NDArray[np.uint8] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        """Take shape and content, as numpy's arrays give them."""
+        match state:
+            case (1, tuple() as shape, _Bytes8(), bool() | int() as column_major, str() | bytes() as data):
+                if not all(type(n) is int and n >= 0 for n in shape) or prod(shape) != len(data):
+                    raise ValueError(f"{len(data)} bytes for an array of shape {shape}")
+                content = data.encode("latin-1") if isinstance(data, str) else data
+                values = np.frombuffer(content, np.uint8)
+                self.value = values.reshape(shape, order="F" if column_major else "C")
+            case _:
+                raise _RefusedError("an object other than an array of bytes")
 
 
-_MARK = object()
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # its name since numpy 2
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Bytes8,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows no other names than `ALLOWED`."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """Return what takes the place of a name."""
+        if (module, name) not in ALLOWED:
+            raise _RefusedError(f"the name {f'{module}.{name}'!r:.100}")
+        return ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any, /) -> NoReturn:
+        """Refuse objects that are kept outside of the file."""
+        raise _RefusedError("an object that is kept outside of the file")
 
 
 def read_dict(content: bytes, *, where: str) -> dict[str, Any]:
@@ -61,139 +112,42 @@ def read_dict(content: bytes, *, where: str) -> dict[str, Any]:
     if len(content) > MAX_FILE_BYTES:
         raise DataError(f"{where}: {len(content)} bytes, more than any CIFAR file has")
     try:
-        result = _run(content)
+        _check_operations(content)
+        result = _Unpickler(io.BytesIO(content), encoding="latin-1").load()
     except _RefusedError as error:
         raise DataError(f"{where}: refused, it holds {error}; no CIFAR file does") from error
-    except (ValueError, TypeError, IndexError, KeyError, UnicodeError, MemoryError, OverflowError) as error:
-        raise DataError(f"{where} is no pickle of CIFAR's python layout, or is damaged: {error}") from error
+    # Damaged pickles raise whatever their operations do on values that were not meant for them.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where} is no pickle of CIFAR's python layout, or is damaged: {reason:.200}") from error
     if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
         raise DataError(f"{where}: expected a dict with text as keys, got {type(result).__name__}")
     return {key: value.value if isinstance(value, _Array) else value for key, value in result.items()}
 
 
-class _RefusedError(Exception):
-    """The file holds something that this reader does not carry out."""
+def _check_operations(content: bytes) -> None:
+    """Look through a pickle without carrying anything out.
 
-
-class _Machine:
-    """The stack and the memo of a pickle, and a method for each operation that is carried out."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def pop(self) -> Any:
-        value = self.stack.pop()
-        if value is _MARK:
-            raise ValueError("a mark where a value is needed")
-        return value
-
-    def pop_to_mark(self) -> list[Any]:
-        values = []
-        while self.stack[-1] is not _MARK:
-            values.append(self.stack.pop())
-        self.stack.pop()
-        return values[::-1]
-
-    def top(self, kind: type) -> Any:
-        if not isinstance(self.stack[-1], kind):
-            raise ValueError(f"expected a {kind.__name__}, got {type(self.stack[-1]).__name__}")
-        return self.stack[-1]
-
-    def protocol(self, version: int) -> None:
-        if version != 2:
-            raise _RefusedError(f"a pickle of protocol {version}")
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def tuple_of(self, length: int) -> None:
-        self.stack.append(tuple([self.pop() for _ in range(length)][::-1]))
-
-    def extend(self, values: list[Any]) -> None:
-        self.top(list).extend(values)
-
-    def set_items(self, values: list[Any]) -> None:
-        self.top(dict).update(zip(values[::2], values[1::2], strict=True))
-
-    def put(self, key: int) -> None:
-        self.memo[key] = self.stack[-1]
-
-    def name(self, text: str) -> None:
-        if text not in (RECONSTRUCT, NDARRAY, DTYPE):
-            raise _RefusedError(f"the name {text.replace(' ', '.')!r}")
-        self.stack.append(_Name(text))
-
-    def call(self) -> None:
-        arguments, function = self.pop(), self.pop()
-        self.stack.append(_call(function, arguments))
-
-    def build(self) -> None:
-        state = self.pop()
-        _set_state(self.stack[-1], state)
-
-
-_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _Machine.protocol,
-    "MARK": lambda machine, _: machine.push(_MARK),
-    "NONE": lambda machine, _: machine.push(None),
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE"), _Machine.push),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "TUPLE1": lambda machine, _: machine.tuple_of(1),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "APPEND": lambda machine, _: machine.extend([machine.pop()]),
-    "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
-    "SETITEM": lambda machine, _: machine.set_items([machine.pop(), machine.pop()][::-1]),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "BINGET": lambda machine, key: machine.push(machine.memo[key]),
-    "LONG_BINGET": lambda machine, key: machine.push(machine.memo[key]),
-    "GLOBAL": _Machine.name,
-    "REDUCE": lambda machine, _: machine.call(),
-    "BUILD": lambda machine, _: machine.build(),
-}
-
-
-def _run(content: bytes) -> Any:
-    machine = _Machine()
-    for operation, argument, _ in pickletools.genops(content):
-        if operation.name == "STOP":
-            result = machine.pop()
-            if machine.stack:
-                raise ValueError("values are left over at its end")
-            return result
-        if operation.name not in _OPERATIONS:
-            raise _RefusedError(f"the operation {operation.name}")
-        _OPERATIONS[operation.name](machine, argument)
-    raise ValueError("it has no end")
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    """Carry out a call of one of the three known names, with the arguments that a byte array comes with."""
-    match function, arguments:
-        case _Name(text="numpy dtype"), ("u1", _, _):
-            return _Bytes8()
-        case _Name(text="numpy.core.multiarray _reconstruct"), (_Name(text="numpy ndarray"), (0,), "b"):
-            return _Array()
-    raise _RefusedError("a call other than that which makes an array of bytes")
-
-
-def _set_state(target: Any, state: Any) -> None:
-    """Give an array its shape and content; a dtype of single bytes has nothing to be told."""
-    match target, state:
-        case _Bytes8(), tuple():
-            return
-        case _Array(), (1, tuple() as shape, _Bytes8(), bool() | int() as column_major, str() as data):
-            if not all(isinstance(n, int) and n >= 0 for n in shape) or prod(shape) != len(data):
-                raise ValueError(f"{len(data)} bytes for an array of shape {shape}")
-            values = np.frombuffer(data.encode("latin-1"), np.uint8)  # genops decodes Python 2's strings as latin-1
-            target.value = values.reshape(shape, order="F" if column_major else "C")
-        case _:
-            raise _RefusedError("an object other than an array of bytes")
+    Raises:
+        _RefusedError: it has other operations than a CIFAR file, or more of them.
+        ValueError: it is damaged.
+    """
+    counts: Counter[str] = Counter()
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        name = operation.name
+        if number >= MAX_OPERATIONS:
+            raise _RefusedError(f"more than {MAX_OPERATIONS:,} operations")
+        if name == "PROTO" and argument not in PROTOCOLS:
+            raise _RefusedError(f"a pickle of protocol {argument}")
+        if name in STORES:
+            if (
+                argument is None or argument > number
+            ):  # pickle's table of stored values is as long as the largest of their numbers
+                raise _RefusedError(f"the number {argument} for one of {number} values")
+        elif name in CONTAINERS or name in CALLS:
+            kind, most = ("containers", MAX_CONTAINERS) if name in CONTAINERS else (name, MAX_CALLS)
+            counts[kind] += 1
+            if counts[kind] > most:
+                raise _RefusedError(f"more than {most} {kind}")
+        elif name not in PLAIN:
+            raise _RefusedError(f"the operation {name}")

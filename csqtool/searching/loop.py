@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 from torch.nn.utils import parametrize
 
-from csqtool.data.arrays import DataSource, take
+from csqtool.data import DataSource, batches_of, training_batches
+from csqtool.data.datasets import Batch
 from csqtool.errors import TrainingError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.processes import Processes
 from csqtool.progress import Progress
-from csqtool.randomness import epoch_order, hash_seed, seed_all
+from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
 
@@ -76,7 +77,8 @@ class Phase:
         self.data = data
         self.position = Position()
         self.measured: dict[str, float] = {}  # behind the last epoch, to be shown with every step
-        self.batches = batches_per_epoch(len(data.train), config.batch_size)
+        self.training_batches = training_batches(data, batch_size=config.batch_size, seed=config.seed)
+        self.batches = self.training_batches.count
         self.steps = max(1, round(epochs * self.batches)) if epochs else 0
         self.processes = processes
         net.to(self.device)
@@ -98,11 +100,10 @@ class Phase:
 
     def _choose_kernels(self) -> None:
         parameters = sum(p.numel() for p in self.net.parameters()) if self.method else 0
-        samples = min(self.config.batch_size, len(self.data.train))
         values = 0
         if self.net.quantizers and self.steps:
-            x, _ = take(self.data.train, [0])
-            values = samples * self.net.quantized_values(x.to(self.device))
+            x, _ = next(batches_of(self.data.train, most=1))
+            values = self.training_batches.samples * self.net.quantized_values(x.to(self.device))
         Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
 
     def run(
@@ -129,7 +130,7 @@ class Phase:
         saved = time.monotonic()
         while self.position.epoch < self.epochs:
             epoch = self.position.epoch
-            order = epoch_order(len(self.data.train), self.config.seed, self.name, epoch)
+            training = self.training_batches.epoch(self.name, epoch, first=self.position.batch)
             self.net.train()
             if self.method:
                 self.method.at_epoch(epoch / max(1, self.epochs - 1))
@@ -137,8 +138,7 @@ class Phase:
             for batch in range(self.position.batch, batches):
                 if self.method:
                     self.method.at_step((epoch * self.batches + batch) / max(1, self.steps - 1))
-                chosen = order[batch * self.config.batch_size : (batch + 1) * self.config.batch_size]
-                loss = self._step(chosen, epoch, batch)
+                loss = self._step(next(training), epoch, batch)
                 if not math.isfinite(loss):
                     where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
                     raise TrainingError(
@@ -171,11 +171,11 @@ class Phase:
         rising = min(1.0, (epochs_done + 1 / self.batches) / warmup) if warmup else 1.0
         return rising * 0.5 * (1 + math.cos(math.pi * epochs_done * self.batches / self.steps))
 
-    def _step(self, chosen: Tensor, epoch: int, batch: int) -> float:
+    def _step(self, whole: Batch, epoch: int, batch: int) -> float:
+        """Take a step on a batch, which every process has whole, and return its loss."""
         seed = hash_seed(self.config.seed, self.name, epoch, batch)
-        seed_all(seed)  # for data sets that draw from one of these
-        inputs, targets = self.data.training_batch(chosen.tolist(), seed)
-        mine, weight = self.processes.share(chosen)
+        inputs, targets = whole
+        mine, weight = self.processes.share(targets)
         inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
         seed_all(hash_seed(seed, self.processes.index))  # for dropout and the like, which differ between processes
         inputs = laid_out(inputs, channels_last=bool(self.config.channels_last))
@@ -309,9 +309,3 @@ def distillation(outputs: Tensor, taught: Tensor, *, labels: bool) -> Tensor:
     t = DISTILLATION_TEMPERATURE
     return t * t * kl_div(log_softmax(outputs / t, -1), log_softmax(taught / t, -1),
                           reduction="batchmean", log_target=True)  # fmt: skip
-
-
-def batches_per_epoch(samples: int, batch_size: int) -> int:
-    """Return the number of batches; a last batch of one sample is dropped, BatchNorm cannot train on it."""
-    full, rest = divmod(samples, batch_size)
-    return full + (rest > 1 or full == 0)

@@ -12,9 +12,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from csqtool.data import DataSource, check_fit, load_data
+from csqtool.data import DataSource, as_source, batches_of, check_fit
 from csqtool.errors import DataError, ModelError, SearchInterrupted
-from csqtool.evaluation import batches_of, evaluate, reestimate_batch_norm, training_loss
+from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import DataInfo, MethodInfo, Metrics, ModelFactory, ModelInfo
 from csqtool.model_source import ModelSource
@@ -82,7 +82,7 @@ class Session:
         self._began = time.monotonic()
         torch.manual_seed(config.seed)
         self.model_source = model or ModelSource(config.model, config.model_args)
-        self.data = data or load_data(config.data, task=config.task, near=directory.config)
+        self.data = data or as_source(config.data, task=config.task, near=directory.config)
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)
@@ -119,7 +119,7 @@ class Session:
         config = self.config
         return ModelInfo.of(
             model=None if config.model is None else ModelFactory(config.model, dict(config.model_args)),
-            data=msgspec.convert({"source": config.data, **self.data.facts()}, DataInfo),
+            data=msgspec.convert({"source": self.data.source, **self.data.facts()}, DataInfo),
             inputs=self.network.inputs,
             method=MethodInfo(
                 name=config.method,

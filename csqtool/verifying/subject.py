@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from csqtool.data import DataSource
-from csqtool.data.arrays import take
+from csqtool.data import DataSource, first_samples
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.backends import Backend
@@ -67,16 +66,13 @@ class Subject:
 
     def test_set(self) -> tuple[Tensor, Tensor] | None:
         """Return inputs and targets to compare on, or None behind a failed check."""
-        test = self.source.test
-        count = len(test) if self.samples is None else min(self.samples, len(test))
-        if count == 0:
-            detail = f"the test set of {self.source.name} is empty: nothing was compared"
-            self.report.add("outputs", "test data", False, detail)
+        called, found = self.source.part_name("test"), first_samples(self.source.test, self.samples)
+        if found is None:
+            self.report.add("outputs", "test data", False, f"{called} is empty: nothing was compared")
             return None
-        inputs, targets = take(test, range(count))
-        self.report.samples = count
+        inputs, targets = found
+        self.report.samples = len(targets)
         if not torch.isfinite(inputs.float()).all():
-            detail = f"the test inputs of {self.source.name} hold values that are not finite"
-            self.report.add("outputs", "test data", False, detail)
+            self.report.add("outputs", "test data", False, f"{called} holds inputs that are not finite")
             return None
         return inputs, targets

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,13 @@ def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigError, match=r"pip install 'csqtool\[images\]'"):
         load_data(f"imagefolder:{tmp_path}")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere.png", path)])
+def test_a_pipe_a_folder_or_a_dead_link_named_like_an_image_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    write_images(tmp_path)
+    make(tmp_path / "val" / "dog" / "x.png")
+    with pytest.raises(DataError, match=r"x\.png is named like an image but is no file"):
+        load_data(f"imagefolder:{tmp_path}?size=16")

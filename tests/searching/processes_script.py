@@ -26,7 +26,7 @@ def one_step(session: Session, output: Path) -> None:
     session._enter(Stage.SEARCH)
     phase = session.phase
     phase.net.train()
-    loss = phase._step(torch.arange(session.config.batch_size), epoch=0, batch=0)
+    loss = phase._step(session.data.training_batch(range(session.config.batch_size), seed=0), epoch=0, batch=0)
     tensors = {name: p.grad for name, p in phase.net.named_parameters() if p.grad is not None}
     tensors |= {name: buffer for name, buffer in phase.net.named_buffers() if "running" in name}
     tensors |= {"loss": torch.tensor(loss), "processes": torch.tensor(session.processes.count)}

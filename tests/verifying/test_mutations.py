@@ -373,6 +373,20 @@ def test_an_empty_test_set_is_a_failure_and_not_a_pass(eight_bits: Built, tmp_pa
     assert any("is empty" in check["detail"] for check in report["checks"])  # type: ignore[attr-defined]
 
 
+def test_a_test_set_in_a_loader_gives_the_verdicts_of_the_data_set(eight_bits: Built, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "from torch.utils.data import DataLoader\nfrom csqtool.data import load_data\n"
+        "def loaders():\n    source = load_data('digits')\n"
+        "    return DataLoader(source.train, batch_size=7), DataLoader(source.test, batch_size=7)\n"
+    )
+    reports = [
+        eight_bits.verify(eight_bits.onnx, "--data", data, "--samples", 100)
+        for data in ("digits", f"{tmp_path}/data.py:loaders")
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0][0] == 0
+
+
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])
 def test_a_truncated_file_is_bad_input_or_fails(eight_bits: Built, tmp_path: Path, keep: int) -> None:
     content = eight_bits.onnx.read_bytes()
