@@ -21,26 +21,10 @@ from typing import TYPE_CHECKING, Any
 from csqtool.version import __version__
 
 if TYPE_CHECKING:
-    from csqtool.api import (
-        bench,
-        diff,
-        export,
-        finalize,
-        finetune,
-        formats,
-        init,
-        inspect,
-        load,
-        methods,
-        pack,
-        report,
-        run,
-        save,
-        search,
-        to_torch,
-        unpack,
-        verify,
-    )
+    from csqtool.api.look import formats, inspect, methods, report
+    from csqtool.api.make import finalize, finetune, init, run, search
+    from csqtool.api.prove import bench, diff, verify
+    from csqtool.api.ship import export, load, pack, save, to_torch, unpack
     from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.searching.config import SearchConfig
@@ -62,24 +46,24 @@ _HOMES = {
     "Task": "csqtool.task",
     "Tolerances": "csqtool.verifying",
     "VerifyReport": "csqtool.verifying",
-    "bench": "csqtool.api",
-    "diff": "csqtool.api",
-    "export": "csqtool.api",
-    "finalize": "csqtool.api",
-    "finetune": "csqtool.api",
-    "formats": "csqtool.api",
-    "init": "csqtool.api",
-    "inspect": "csqtool.api",
-    "load": "csqtool.api",
-    "methods": "csqtool.api",
-    "pack": "csqtool.api",
-    "report": "csqtool.api",
-    "run": "csqtool.api",
-    "save": "csqtool.api",
-    "search": "csqtool.api",
-    "to_torch": "csqtool.api",
-    "unpack": "csqtool.api",
-    "verify": "csqtool.api",
+    "bench": "csqtool.api.prove",
+    "diff": "csqtool.api.prove",
+    "export": "csqtool.api.ship",
+    "finalize": "csqtool.api.make",
+    "finetune": "csqtool.api.make",
+    "formats": "csqtool.api.look",
+    "init": "csqtool.api.make",
+    "inspect": "csqtool.api.look",
+    "load": "csqtool.api.ship",
+    "methods": "csqtool.api.look",
+    "pack": "csqtool.api.ship",
+    "report": "csqtool.api.look",
+    "run": "csqtool.api.make",
+    "save": "csqtool.api.ship",
+    "search": "csqtool.api.make",
+    "to_torch": "csqtool.api.ship",
+    "unpack": "csqtool.api.ship",
+    "verify": "csqtool.api.prove",
 }
 
 __all__ = [

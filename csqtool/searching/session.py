@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,7 @@ from csqtool.data import DataSource, as_source, batches_of, check_fit
 from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
-from csqtool.model_info import DataInfo, MethodInfo, Metrics, ModelFactory, ModelInfo
+from csqtool.model_info import ModelInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.state_dict import load_weights, read_state, safetensors_bytes
@@ -27,16 +25,17 @@ from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.costs import Costs
+from csqtool.searching.journal import Journal
 from csqtool.searching.loop import Phase
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
 from csqtool.searching.options import FINETUNE_METHODS
+from csqtool.searching.recorded_info import recorded_info, with_stand_in_metrics
 from csqtool.searching.records import Stage, Summary, average, scheme_of
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes
 from csqtool.searching.settling import Settled, StartingPoints, contiguous, within_budget
 from csqtool.searching.start import Start
-from csqtool.searching.tensorboard import Events, check_available
 
 CALIBRATION_SAMPLES = 1024
 FIXED_SCHEME = (Stage.FINETUNE, Stage.SHRINK)
@@ -74,14 +73,16 @@ class Session:
         self.float_metric: float | None = start.metric_float
         self.phase: Phase | None = None
         self._start = start
-        self._events: Events | None = None
         self._float_weights: bytes | None = None
         self._stop: Callable[[], bool] = lambda: False
-        if config.tensorboard:
-            check_available()
+        self._journal = Journal(directory, writes=self.processes.first, tensorboard=config.tensorboard)
         self._began = time.monotonic()
         torch.manual_seed(config.seed)
+        if model is None and config.model is None:
+            raise ModelError(f"{directory} records no factory of its module; give --model FACTORY, or model= in Python")
         self.model_source = model or ModelSource(config.model, config.model_args)
+        if data is None and config.data is None:
+            raise DataError(f"{directory} records no data; give --data DATA, or data= in Python")
         self.data = data or as_source(config.data, task=config.task, near=directory.config)
         if problem := self.data.problem():
             raise DataError(problem)
@@ -92,7 +93,7 @@ class Session:
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
-        self.costs = Costs(self.network, self.config, self._info_with_stand_ins)
+        self.costs = Costs(self.network, self.config, lambda: with_stand_in_metrics(self.info(), self.data))
         self.stages = self._make_stages()
 
     def _make_stages(self) -> list[Stage]:
@@ -115,27 +116,8 @@ class Session:
         return self.processes.device
 
     def info(self) -> ModelInfo:
-        """Return what a finalized file records of this search; what was given as an object is not recorded."""
-        config = self.config
-        return ModelInfo.of(
-            model=None if config.model is None else ModelFactory(config.model, dict(config.model_args)),
-            data=msgspec.convert({"source": self.data.source, **self.data.facts()}, DataInfo),
-            inputs=self.network.inputs,
-            method=MethodInfo(
-                name=config.method,
-                target_bits=config.target_bits,
-                target_size=config.target_size,
-                act_bits=config.act_bits,
-                epochs=config.epochs,
-                finetune_epochs=config.finetune_epochs,
-                seed=config.seed,
-            ),
-        )
-
-    def _info_with_stand_ins(self) -> ModelInfo:
-        """Return the same with metrics of the length that measured ones have: their size is wanted before."""
-        metrics = Metrics(self.data.task.metric_name, math.pi / 4, math.e / 3, len(self.data.test))
-        return self.info().replace(metrics=metrics)
+        """Return what a finalized file records of this search."""
+        return recorded_info(self.config, self.data, self.network.inputs)
 
     # --- stages ------------------------------------------------------------------------------------------
 
@@ -338,7 +320,7 @@ class Session:
             entry |= method.status() | {"average_precision": self.costs.budget.average(precisions)}
             entry["precision"] = precisions
         phase.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
-        self._log(entry)
+        self._journal.add(entry)
         shown = {k: v for k, v in entry.items() if isinstance(v, int | float) and k not in ("epoch", "bits")}
         words = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self.progress.line(f"{phase.name} epoch {epoch + 1}/{phase.epochs}  {words}")
@@ -350,20 +332,10 @@ class Session:
         budget = self.costs.budget
         before, after = budget.cost(found), budget.cost(self.scheme)
         precision = {name: len(planes) for name, planes in self.scheme.items()}
-        self._log({"phase": stage, **more, "cost_found": before, "cost": after, "limit": budget.limit,
+        self._journal.add({"phase": stage, **more, "cost_found": before, "cost": after, "limit": budget.limit,
                    "precision": precision})  # fmt: skip
         return (f"scheme: {budget.describe(after)}, found {budget.describe(before)}, "
                 f"budget {budget.describe(budget.limit)}")  # fmt: skip
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        if not self.processes.first:
-            return
-        self.directory.append_log(entry)
-        if self.config.tensorboard:
-            if self._events is None:
-                first = len(self.directory.read_log()) - 1
-                self._events = Events(self.directory.tensorboard, first_step=first)
-            self._events.add(entry)
 
     def _save(self) -> None:
         if self.processes.first:

@@ -1,0 +1,185 @@
+"""The verbs that make a model: `search`, `finetune`, `finalize`, `run`, `init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csqtool.api.given import PathLike, model_source, named_or_module, named_or_source, shown
+from csqtool.errors import ConfigError
+from csqtool.quantized_model import QuantizedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from csqtool.pipeline import PipelineResult
+    from csqtool.progress import Progress
+    from csqtool.searching.result import SearchResult
+    from csqtool.task import Task
+
+
+def search(
+    model: nn.Module | str | None = None,
+    *,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    task: str | Task | None = None,
+    run: PathLike | None = None,
+    resume: PathLike | None = None,
+    overwrite: bool = False,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> SearchResult:
+    """Search how many bits each layer needs, and train the weights that go with them.
+
+    Args:
+        model: a module, which is copied and never changed, or a name such as ``net.py:build``.
+        data: training and test data together: a source name such as ``digits``, or a pair (train, test).
+        train: training data: a map-style data set, a `DataLoader`, or any iterable of batches (inputs, targets) that
+            can be iterated again.
+        test: test data, likewise.
+        task: ``classification``, ``regression``, or an object with a loss and a metric (`csqtool.task.Task`);
+            None takes the one that the data name, or classification.
+        run: the run directory to write; it makes the search resumable. None keeps none.
+        resume: a run directory: go on with the search in it. A model and data that were given as objects are given
+            again; settings may be left out.
+        overwrite: replace a run that is in the run directory.
+        progress: True shows a bar in terminals and plain lines elsewhere; or an object that is told of every step.
+        settings: ``target_bits`` or ``target_size``, ``act_bits``, ``method``, ``epochs`` and so on, with the names
+            of the command's options; see `csqtool.SearchConfig`.
+
+    Returns:
+        The result; its `finalize()` gives the integers.
+
+    Raises:
+        InputError: the model, the data, a setting or the folder cannot be used, or training diverged.
+        SearchInterrupted: Ctrl-C; with a run directory, the state is saved.
+    """
+    from csqtool.searching import runs
+    from csqtool.searching.config import SearchConfig
+
+    named, module = named_or_module(model)
+    given = {**settings, **named}
+    source, named_data = named_or_source(data, train, test, task, settings.get("batch_size"))
+    given |= named_data
+    with shown(progress) as told:
+        if resume is not None:
+            if run is not None or overwrite:
+                raise ConfigError("resume goes on in its own run directory; leave out run and overwrite")
+            return runs.resume(Path(resume), given=given, model=module, data=source, progress=told)
+        if model is None or (source is None and "data" not in given):
+            raise ConfigError(f"search needs {'a model' if model is None else 'data'} (or resume)")
+        config = SearchConfig.make(where="", **given)
+        folder = None if run is None else Path(run)
+        return runs.begin(config, folder, model=module, data=source, overwrite=overwrite, progress=told)
+
+
+def finetune(
+    run: SearchResult | PathLike,
+    output: PathLike | None = None,
+    *,
+    model: nn.Module | str | None = None,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    task: str | Task | None = None,
+    overwrite: bool = False,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> SearchResult:
+    """Train the weights of a finished search on, with its scheme fixed.
+
+    Args:
+        run: a result, or a run directory.
+        output: the run directory to write; None keeps none.
+        model: as in `search`; None takes the search's own.
+        data: as in `search`; None takes the search's own, as for the next three.
+        train: as in `search`.
+        test: as in `search`.
+        task: as in `search`.
+        overwrite: replace a run that is in the run directory.
+        progress: as in `search`.
+        settings: those that differ from the search's: ``epochs``, ``finetune_with``, ``learning_rate`` and so on.
+
+    Raises:
+        InputError: `run` holds no finished search, or a setting or folder cannot be used.
+        SearchInterrupted: Ctrl-C; with a run directory, the state is saved.
+    """
+    from csqtool.searching import runs
+
+    source, named_data = named_or_source(data, train, test, task)
+    with shown(progress) as told:
+        return runs.train_on(
+            run if not isinstance(run, str | Path) else Path(run),
+            None if output is None else Path(output),
+            model=model_source(model),
+            data=source,
+            overwrite=overwrite,
+            progress=told,
+            **settings,
+            **named_data,
+        )
+
+
+def finalize(
+    run: SearchResult | PathLike,
+    output: PathLike | None = None,
+    *,
+    model: nn.Module | str | None = None,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    task: str | Task | None = None,
+) -> QuantizedModel:
+    """Turn a finished search into signed integers, scales and bit widths.
+
+    Args:
+        run: a result, or a run directory.
+        output: the ``.safetensors`` file to write; None writes none.
+        model: the module of a run that was given one as an object.
+        data: as in `search`, for a run that was given objects, as the next three.
+        train: as in `search`.
+        test: as in `search`.
+        task: as in `search`.
+
+    Raises:
+        InputError: `run` holds no finished search, or `output` cannot be written.
+    """
+    from csqtool.data import as_source
+    from csqtool.finalized_file import write_finalized
+    from csqtool.searching.runs import load_finished
+
+    if isinstance(run, str | Path):
+        source, named = named_or_source(data, train, test, task)
+        if "data" in named:
+            source = as_source(**named)
+        run = load_finished(Path(run), model=model_source(model), data=source)
+    quantized = run.finalize()
+    if output is not None:
+        write_finalized(quantized, Path(output))
+    return quantized
+
+
+def run(pipeline: PathLike, *, progress: bool | Progress = False) -> PipelineResult:
+    """Run a whole pipeline from its TOML file; stages whose inputs have not changed are skipped.
+
+    Raises:
+        InputError: the pipeline file, or something it names, cannot be used.
+        SearchInterrupted: Ctrl-C; the next run goes on.
+    """
+    from csqtool.pipeline import run_pipeline
+
+    with shown(progress) as told:
+        return run_pipeline(Path(pipeline), progress=told, tell=told.line)
+
+
+def init(folder: PathLike = ".") -> list[Path]:
+    """Write a starter project: a model, its data, a pipeline and jobs for GitHub and GitLab.
+
+    Raises:
+        InputError: one of the files is there already, or the folder cannot be written; nothing is replaced.
+    """
+    from csqtool.starting import init as write
+
+    return write(Path(folder))

@@ -1,0 +1,45 @@
+"""What a search writes while it runs: lines of its log, and TensorBoard events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.searching.tensorboard import Events, check_available
+
+
+class Journal:
+    """Writes entries into a run directory.
+
+    Args:
+        directory: the run directory.
+        writes: this process is the one that writes.
+        tensorboard: also write events.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, directory: RunDirectory, *, writes: bool, tensorboard: bool) -> None:
+        if tensorboard:
+            check_available()
+        self._directory = directory
+        self._writes = writes
+        self._tensorboard = tensorboard
+        self._events: Events | None = None
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Write an entry.
+
+        Raises:
+            InputError: the files cannot be written.
+        """
+        if not self._writes:
+            return
+        self._directory.append_log(entry)
+        if self._tensorboard:
+            if self._events is None:
+                first = len(self._directory.read_log()) - 1
+                self._events = Events(self._directory.tensorboard, first_step=first)
+            self._events.add(entry)

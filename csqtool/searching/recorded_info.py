@@ -1,0 +1,35 @@
+"""What a finalized model records of the search that it comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from csqtool.data import DataSource
+from csqtool.model_info import DataInfo, Input, MethodInfo, Metrics, ModelFactory, ModelInfo
+from csqtool.searching.config import SearchConfig
+
+
+def recorded_info(config: SearchConfig, data: DataSource, inputs: Sequence[Input]) -> ModelInfo:
+    """Return the record; a module or data that were given as objects leave no name in it."""
+    return ModelInfo.of(
+        model=None if config.model is None else ModelFactory(config.model, dict(config.model_args)),
+        data=msgspec.convert({"source": data.source, **data.facts()}, DataInfo),
+        inputs=inputs,
+        method=MethodInfo(
+            name=config.method,
+            target_bits=config.target_bits,
+            target_size=config.target_size,
+            act_bits=config.act_bits,
+            epochs=config.epochs,
+            finetune_epochs=config.finetune_epochs,
+            seed=config.seed,
+        ),
+    )
+
+
+def with_stand_in_metrics(info: ModelInfo, data: DataSource) -> ModelInfo:
+    """Return the record with metrics as long as measured ones: the size of the file is wanted before."""
+    return info.replace(metrics=Metrics(data.task.metric_name, math.pi / 4, math.e / 3, len(data.test)))
