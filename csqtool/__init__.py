@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from csqtool.finalizing import finalize
     from csqtool.inspecting import inspect
     from csqtool.packing import pack, unpack
-    from csqtool.pipeline import run_pipeline
+    from csqtool.pipeline_runner import run_pipeline
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.rebuild import rebuilt_net
     from csqtool.searching import SearchConfig, finetune, resume_search, search
@@ -52,7 +52,7 @@ _HOMES = {
     "read_finalized": "csqtool.finalized_file",
     "rebuilt_net": "csqtool.rebuild",
     "resume_search": "csqtool.searching",
-    "run_pipeline": "csqtool.pipeline",
+    "run_pipeline": "csqtool.pipeline_runner",
     "search": "csqtool.searching",
     "unpack": "csqtool.packing",
     "verify": "csqtool.verifying",

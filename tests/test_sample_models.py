@@ -12,7 +12,7 @@ from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.dataflow import place_quantizers, record
 from csqtool.nn.net import QuantizedNet, make_quantizers
 from csqtool.nn.weights import quantizable_weights
-from csqtool.pipeline import read_pipeline
+from csqtool.pipeline_file import read_pipeline
 from csqtool.searching.checkpoint import load_weights
 from tests.support.commands import ROOT
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,7 @@ from csqtool.cli.output import print_json, report_text, tell, verdict
 from csqtool.text import size, table
 
 if TYPE_CHECKING:
-    from csqtool.pipeline import PipelineResult
+    from csqtool.pipeline_runner import PipelineResult
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
     """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
-    from csqtool.pipeline import run_pipeline
+    from csqtool.pipeline_runner import run_pipeline
     from csqtool.progress import stderr_progress
     from csqtool.reporting import report as write_report
 
@@ -28,17 +28,13 @@ def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
         result = run_pipeline(pipeline, progress=progress, tell=progress.line)
     page = write_report([result.pipeline.output], result.pipeline.output / "report.html")
     if as_json:
-        print_json(_document(result))
+        print_json(result.to_json())
     else:
         for report in result.reports.values():
-            if not report["passed"]:
+            if not report.passed:
                 tell(report_text(report) + "\n", coloured=True)
         click.echo(_summary(result, page))
     ctx.exit(0 if result.passed else 1)
-
-
-def _document(result: PipelineResult) -> dict[str, Any]:
-    return {"passed": result.passed, "stages": result.stages, "exports": result.exports, "reports": result.reports}
 
 
 def _summary(result: PipelineResult, page: Path) -> str:
@@ -50,16 +46,13 @@ def _summary(result: PipelineResult, page: Path) -> str:
     metric_name = model.info["metrics"]["name"]
     act_bits = result.pipeline.config.act_bits
     rows: list[tuple[object, ...]] = []
-    for name, exported in result.exports.items():
-        report = result.reports[name]
-        metric = next((c["figures"]["metric"] for c in report["checks"] if "metric" in c["figures"]), None)
-        agreement = min(
-            (c["figures"]["agreement"] for c in report["checks"] if "agreement" in c["figures"]), default=None
-        )
-        ratio = exported["float32_bytes"] / exported["size_bytes"]
-        rows.append((exported["path"], size(exported["size_bytes"]), size(exported["float32_bytes"]), f"{ratio:.1f} ×",
+    for name, path in result.exports.items():
+        facts, report = result.facts[name], result.reports[name]
+        metric, agreement = report.figure(None, "metric"), min(report.figures("agreement"), default=None)
+        ratio = facts.float32_bytes / facts.size_bytes
+        rows.append((path, size(facts.size_bytes), size(facts.float32_bytes), f"{ratio:.1f} ×",
                      "–" if metric is None else f"{metric:.4f}", "–" if agreement is None else f"{agreement:.2%}",
-                     "PASS" if report["passed"] else "FAIL"))  # fmt: skip
+                     "PASS" if report.passed else "FAIL"))  # fmt: skip
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
         model_text(model, result.finalized),

@@ -19,10 +19,12 @@ from csqtool.processes import Processes, start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.checkpoint import load_checkpoint
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.records import BegunFrom
+from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.session import CHECKPOINTS, FINETUNE_METHODS, Session
 
-RUN_FILES = ("config.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors", "start.json",
-             "start-scheme.json", "start.safetensors", "checkpoints", "plots", "tensorboard")  # fmt: skip
+RUN_FILES = ("config.json", "begun-from.json", "log.jsonl", "scheme.json", "summary.json", "float.safetensors",
+             "start.json", "start-scheme.json", "start.safetensors", "checkpoints", "plots", "tensorboard")  # fmt: skip
 SAME_SIGNAL_SECONDS = 2.0
 
 
@@ -35,7 +37,12 @@ class FinishedSearch:
 
 
 def search(
-    config: SearchConfig, output: Path, *, overwrite: bool = False, progress: Progress | None = None
+    config: SearchConfig,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    begun_from: Callable[[], BegunFrom] | None = None,
 ) -> dict[str, Any]:
     """Search bit widths and write a run directory.
 
@@ -44,6 +51,8 @@ def search(
         output: the run directory; must not hold a run already, unless `overwrite`.
         overwrite: remove a run that is there.
         progress: told about every step.
+        begun_from: called when model and data are built; what it returns is kept in the run directory, so that a
+            pipeline knows later whether the search was begun from what it would begin it from.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -56,9 +65,12 @@ def search(
     if processes.first:
         _check_folder(output, overwrite=overwrite)
     session = Session(config, output, progress or Silent())
+    begun = None if begun_from is None else begun_from()
     with _locked(output, processes):
         if processes.first:
             _prepare_folder(output)
+            if begun is not None:
+                RunDirectory(output).write_begun_from(begun)
             write_json(output / "config.json", session.config.to_json())
         processes.wait()
         return _to_end(session)
@@ -187,20 +199,7 @@ def _config(output: Path) -> SearchConfig:
 
 def _to_end(session: Session) -> dict[str, Any]:
     with _interruptible() as stop:
-        summary = session.to_end(stop)
-    if session.processes.first:
-        draw(session.output, session.progress.line)
-    return summary
-
-
-def draw(output: Path, tell: Callable[[str], None]) -> None:
-    """Draw the plots of a finished search, or tell what is missing for them."""
-    from csqtool import plots
-
-    if plots.available():
-        plots.plot_run(output)
-    else:
-        tell("no plots: they need matplotlib, pip install 'csqtool[plots]'")
+        return session.to_end(stop)
 
 
 def _check_folder(output: Path, *, overwrite: bool) -> None:

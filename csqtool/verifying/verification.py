@@ -57,8 +57,7 @@ def verify(
     """
     content, reference = read_bytes(file), read_bytes(against)
     finalized = parse_finalized(reference, where=str(against))
-    report = VerifyReport(str(file), str(against), len(content), finalized.average_bit_width)
-    report.tolerances = tolerances or Tolerances()
+    report = VerifyReport.begin(str(file), str(against), len(content), finalized.average_bit_width, tolerances)
     if samples is not None and samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
     if threads < 0:
