@@ -95,14 +95,16 @@ def is_current(code: Mapping[str, str], folder: Path) -> bool:
 
 def _own_modules() -> Iterator[tuple[str, ModuleType, Path]]:
     """Yield the imported modules that are the user's: name, module and file."""
-    standard = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+    standard = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name == "__main__" or name.partition(".")[0] in OWN or not isinstance(file, str):
+        if module is sys.modules.get("__main__") or name.partition(".")[0] in OWN or not isinstance(file, str):
             continue
-        path = Path(file).resolve()
-        if path.is_file() and not INSTALLED & set(path.parts) and not any(s in path.parents for s in standard):
-            yield name, module, path
+        # Texts, not resolved paths: there are thousands of installed modules.
+        if not file.startswith(standard) and not INSTALLED & set(file.split(os.sep)):
+            path = Path(file).resolve()
+            if path.is_file():
+                yield name, module, path
 
 
 def _installed_version(package: str) -> str | None:

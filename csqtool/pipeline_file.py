@@ -122,7 +122,7 @@ def make_pipeline(document: Mapping[str, Any], path: Path) -> Pipeline:
     }  # fmt: skip
     return Pipeline(
         folder=folder,
-        output=Path(os.path.relpath(folder / tables.output)),
+        output=_output(tables.output, folder),
         config=dataclasses.replace(config, **beside),
         settings=config.to_json(),
         formats=_formats(tables.export, where),
@@ -175,8 +175,20 @@ def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> N
             raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
 
 
+def _output(name: str, folder: Path) -> Path:
+    if not name or "\0" in name:
+        raise ConfigError(f"output must be a folder's name, got {name!r}")
+    return Path(os.path.relpath(folder / name))
+
+
 def _beside(spec: str, folder: Path) -> str:
-    """Return a path, or a spec that begins with one, relative to the working folder instead of to `folder`."""
+    """Return a path, or a spec that begins with one, relative to the working folder instead of to `folder`.
+
+    Raises:
+        ConfigError: it holds a zero byte, which no path may.
+    """
+    if "\0" in spec:
+        raise ConfigError(f"{spec!r} holds a zero byte; no path may")
     kind, colon, rest = spec.partition(":")
     if colon and kind in FILE_SOURCES:
         return f"{kind}:{Path(os.path.relpath(folder / rest)).as_posix()}"

@@ -266,18 +266,18 @@ def stages_of(folder: Path) -> set[str]:
     return set(json.loads(done.stdout)["stages"].values())
 
 
-@pytest.mark.parametrize("factory", ["code/model.py:net", "code.model:net"])
+@pytest.mark.parametrize("factory", ["source/model.py:net", "source.model:net"])
 def test_a_change_of_any_module_that_was_imported_begins_again(tmp_path: Path, factory: str) -> None:
-    root = tmp_path if factory.startswith("code.") else tmp_path / "code"
+    root = tmp_path if factory.startswith("source.") else tmp_path / "source"
     (root / "parts").mkdir(parents=True)  # a package without __init__.py
-    (tmp_path / "code").mkdir(exist_ok=True)
-    (tmp_path / "code" / "model.py").write_text(NET)
+    (tmp_path / "source").mkdir(exist_ok=True)
+    (tmp_path / "source" / "model.py").write_text(NET)
     (root / "parts" / "layers.py").write_text(LAYERS)
     (root / "parts" / "late.py").write_text("WIDTH = 8\n")
     (root / "parts" / "unused.py").write_text("")
     settings = "epochs = 1\nfinetune_epochs = 0\nrepair = false\n[export]\nformats = ['csq']\n[verify]\nsamples = 20\n"
     text = f'[model]\nfactory = "{factory}"\n[data]\nsource = "digits"\n[search]\ntarget_bits = 3\n{settings}'
-    if not factory.startswith("code."):
+    if not factory.startswith("source."):
         # Two files of one base name: the other one's change counts, too.
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "model.py").write_text(
@@ -288,8 +288,8 @@ def test_a_change_of_any_module_that_was_imported_begins_again(tmp_path: Path, f
     assert stages_of(tmp_path) == {"done"}
     (root / "parts" / "unused.py").write_text("x = 1\n")
     assert stages_of(tmp_path) == {"unchanged"}
-    changed = [root / "parts" / "layers.py", root / "parts" / "late.py", tmp_path / "code" / "model.py"]
-    changed += [] if factory.startswith("code.") else [tmp_path / "data" / "model.py"]
+    changed = [root / "parts" / "layers.py", root / "parts" / "late.py", tmp_path / "source" / "model.py"]
+    changed += [] if factory.startswith("source.") else [tmp_path / "data" / "model.py"]
     for path in changed:
         path.write_text(path.read_text() + "\n# changed\n")
         assert command(tmp_path, "run", "p.toml", "--json").stderr.splitlines()[0] == "search …"

@@ -227,7 +227,7 @@ class SearchConfig:
             ConfigError: a setting is unknown, missing, or has a wrong value.
         """
         recipe = given.get("recipe", "default")
-        if recipe not in RECIPES:
+        if not isinstance(recipe, str) or recipe not in RECIPES:
             raise ConfigError(f"unknown recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
         rates = ADAMW_RATES if given.get("optimizer") == "adamw" else {}
         return cls.from_json({**RECIPES[recipe], **rates, **given}, where=where)
@@ -248,6 +248,8 @@ class SearchConfig:
         Raises:
             ConfigError: a key is unknown, missing, or its value has the wrong type.
         """
+        if not isinstance(document, Mapping):
+            raise ConfigError(f"{where}: expected an object with the settings, got {type(document).__name__}")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key, value in document.items():
             if key not in fields:
@@ -273,6 +275,8 @@ def _fits(value: Any, annotation: str) -> bool:
         return isinstance(value, tuple(allowed)) and all(isinstance(item, str) for item in value)
     if isinstance(value, bool):
         return bool in allowed
+    if isinstance(value, int | float) and not abs(value) < 2**63:  # nor is NaN
+        return False
     if annotation == "Mapping[str, int]" and isinstance(value, dict):
         return all(_fits(item, "int") for item in value.values())
     return isinstance(value, tuple(allowed))

@@ -81,7 +81,7 @@ class Summary(msgspec.Struct, frozen=True):
     method: str
     target_bits: Amount | None
     target_size: str | None
-    budget_unit: str
+    budget_unit: Annotated[str, msgspec.Meta(pattern="^(elements|layers|bytes)$")]
     budget: Amount
     cost: Amount
     average_precision: Measured

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csqtool.documents import plain
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import read_json, write_bytes, write_json
 from csqtool.processes import Processes, start_processes
@@ -101,7 +102,7 @@ def resume_search(
             "or begin another in a folder of its own"
         )
     if (output / "summary.json").is_file():
-        summary: dict[str, Any] = read_json(output / "summary.json")
+        summary: dict[str, Any] = plain(RunDirectory(output).read_summary())
         return summary
     processes = start_processes(config.device)
     with _locked(output, processes):
@@ -177,13 +178,14 @@ def load_finished(output: Path) -> FinishedSearch:
     config = _config(output)
     if not (output / "summary.json").is_file():
         raise InputError(f"the search in {output} is not finished; go on with: csqtool search --resume {output}")
+    summary = plain(RunDirectory(output).read_summary())
     session = Session(config, output, Silent())
     state = load_checkpoint(output / CHECKPOINTS, session.progress.line)
     if state is None:
         raise InputError(f"the checkpoint of the search in {output} is missing")
     session.load(state)
     session.harden()
-    return FinishedSearch(session, read_json(output / "summary.json"))
+    return FinishedSearch(session, summary)
 
 
 def _shown(value: Any) -> str:

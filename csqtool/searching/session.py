@@ -37,6 +37,7 @@ from csqtool.searching.config import SearchConfig
 from csqtool.searching.loop import Phase
 from csqtool.searching.method import Method, load_method
 from csqtool.searching.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
+from csqtool.searching.run_directory import read_scheme
 from csqtool.searching.scheme import LossProbe, close_holes, drop_planes, settle
 from csqtool.searching.tensorboard import Events, check_available
 
@@ -197,7 +198,7 @@ class Session:
         if self.config.scheme is None:
             return uniform_scheme(self.budget, method=self.config.method)
         path = Path(self.config.scheme)
-        masks = {entry["name"]: entry["mask"] for entry in read_json(path)}
+        masks = {entry.name: entry.mask for entry in read_scheme(path)}
         if set(masks) != set(self.budget.elements):
             differing = sorted(set(masks) ^ set(self.budget.elements))
             raise ModelError(f"{path} does not match the model's layers: {', '.join(differing)}")
