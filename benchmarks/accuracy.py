@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--search-epochs", type=float, default=0.5, help="how many of them csq and bsq search")
     parser.add_argument("--only", nargs="*", help="names of runs, such as csq-2; none: only print the table")
-    parser.add_argument("--plot", type=Path, help="also draw the table, as SVG; needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="also draw the table, as SVG; needs the extra benchmarks")
     arguments = parser.parse_args()
     base = {"model": MODEL, "data": arguments.data, **COMMON}
     cache = arguments.cache

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from csqtool.data import ArrayDataset, DataSource, load_data
-from csqtool.pipeline import read_pipeline
+from csqtool.pipeline_file import read_pipeline
 from csqtool.searching.runs import begin
 
 ROOT = Path(__file__).parent.parent

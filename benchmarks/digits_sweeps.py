@@ -1,6 +1,6 @@
 """What strength λ and target do to the precision that a search finds, on digits (the CSQ paper's figures 2 and 3).
 
-    python benchmarks/digits_sweeps.py -o benchmarks/results     # some ten minutes; needs matplotlib for the plots
+    python benchmarks/digits_sweeps.py -o benchmarks/results     # some ten minutes; needs the extra benchmarks
 
 The last tables are 2 planes from pretrained weights with five seeds, and what closing holes of masks, the way of
 finetuning, and distillation do to it.

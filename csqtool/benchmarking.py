@@ -1,7 +1,7 @@
 """Latency, load time, memory and size of ONNX files in onnxruntime, compared in one run.
 
-Runs of the files are interleaved, so that what else the machine does meets all of them; ratios of medians are
-what can be compared, not the times themselves. Loading is measured in processes of their own.
+Runs of the files are interleaved, so that other load on the machine slows all of them alike. Compare ratios of
+medians, not the times themselves. Loading is measured in separate processes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool.documents import Count
 from csqtool.errors import ConfigError, FormatError
 from csqtool.files import read_bytes
 from csqtool.onnx_file import parse_onnx
@@ -47,8 +48,10 @@ print(json.dumps({"seconds": seconds, "peak_bytes": peak() - before}))
 """
 
 
-@dataclass(frozen=True)
-class BenchResult:
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
+
+
+class BenchResult(msgspec.Struct, frozen=True):
     """What was measured of one file.
 
     Attributes:
@@ -62,16 +65,28 @@ class BenchResult:
     """
 
     file: str
-    size_bytes: int
-    median_ms: float
-    ratio: float
-    load_ms: float
-    load_peak_bytes: int
-    kernels: dict[str, int]
+    size_bytes: Count
+    median_ms: Positive
+    ratio: Positive
+    load_ms: Positive
+    load_peak_bytes: Count
+    kernels: dict[str, Count]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as a JSON document."""
-        return asdict(self)
+
+class BenchDocument(msgspec.Struct, frozen=True):
+    """What ``bench --json`` prints.
+
+    Attributes:
+        threads: threads of one operator.
+        batch: samples a run.
+        rounds: runs of each file.
+        files: what was measured of each; ratios are to the first.
+    """
+
+    threads: Count
+    batch: Count
+    rounds: Count
+    files: list[BenchResult]
 
 
 def bench(
@@ -146,7 +161,7 @@ def random_inputs(loaded: Any, batch: int, sizes: Mapping[str, int] | None = Non
     """Return inputs that fit a session: normal float values, zeros for integers.
 
     Raises:
-        ConfigError: a dynamic axis behind the batch has no size.
+        ConfigError: a dynamic axis after the batch has no size.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[Any]] = {}
@@ -184,6 +199,6 @@ def _load_once(file: Path, threads: int) -> dict[str, float]:
     command = [sys.executable, "-c", _LOAD, str(file), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FormatError(f"{file}: loading it in a process of its own failed: {done.stderr.strip()[-200:]}")
+        raise FormatError(f"{file}: loading it in a separate process failed: {done.stderr.strip()[-200:]}")
     found: dict[str, float] = json.loads(done.stdout)
     return found

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from csqtool import documents
 from csqtool.errors import FormatError
 from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
 from csqtool.quantized_model import QuantizedModel
-from csqtool.report_file import checked_report
+from csqtool.verifying.findings import Check, Figures, LayerFinding, VerifyReport
+from csqtool.verifying.report_file import parse_report
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,15 @@ def diff(a: Path, b: Path) -> list[Change]:
     before, after = kinds
     if isinstance(before, QuantizedModel) and isinstance(after, QuantizedModel):
         return _models(before, after)
-    if isinstance(before, dict) and isinstance(after, dict):
+    if isinstance(before, VerifyReport) and isinstance(after, VerifyReport):
         return _reports(before, after)
     words = ["a finalized model" if isinstance(kind, QuantizedModel) else "a report" for kind in kinds]
     raise FormatError(f"{a} is {words[0]}, {b} is {words[1]}: compare two of a kind")
 
 
-def _read(path: Path) -> QuantizedModel | dict[str, Any]:
+def _read(path: Path) -> QuantizedModel | VerifyReport:
     content = read_bytes(path)
-    if content[:1] != b"{":
-        return parse_finalized(content, where=str(path))
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}") from error
-    return checked_report(document, where=str(path))
+    return (parse_report if content[:1] == b"{" else parse_finalized)(content, where=str(path))
 
 
 def _models(a: QuantizedModel, b: QuantizedModel) -> list[Change]:
@@ -125,37 +120,42 @@ def _leaves(document: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _reports(a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
+def _reports(a: VerifyReport, b: VerifyReport) -> list[Change]:
     changes = [
-        Change("file", what, a[what], b[what])
-        for what in ("passed", "size_bytes", "average_bit_width", "samples") if a[what] != b[what]
+        Change("file", what, getattr(a, what), getattr(b, what))
+        for what in ("passed", "size_bytes", "average_bit_width", "samples") if getattr(a, what) != getattr(b, what)
     ]  # fmt: skip
-    changes += _figures("tolerances", *(report.get("tolerances") or {} for report in (a, b)))
-    parts = (("checks", ("level", "name", "layer")), ("layers", ("name", "optimizations")))
-    for part, keys in parts:
-        items = [_numbered(report[part], keys) for report in (a, b)]
-        for where in dict.fromkeys([*items[0], *items[1]]):
-            one, other = (found.get(where) for found in items)
-            verdicts = [None if c is None else "ok" if c["passed"] else "FAIL" for c in (one, other)]
-            if verdicts[0] != verdicts[1]:
-                changes.append(Change(where, "verdict", *verdicts))
-            if one is not None and other is not None:
-                changes += _figures(where, one["figures"], other["figures"])
+    changes += _figures("tolerances", *(documents.plain(report.tolerances) for report in (a, b)))
+    changes += _verdicts(*(_numbered(r.checks, ("level", "name", "layer")) for r in (a, b)))
+    changes += _verdicts(*(_numbered(r.layers, ("name", "optimizations")) for r in (a, b)))
     return changes
 
 
-def _numbered(items: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def _verdicts(a: Mapping[str, Check | LayerFinding], b: Mapping[str, Check | LayerFinding]) -> list[Change]:
+    """Return the verdicts and figures that differ."""
+    changes: list[Change] = []
+    for where in dict.fromkeys([*a, *b]):
+        one, other = a.get(where), b.get(where)
+        verdicts = [None if item is None else "ok" if item.passed else "FAIL" for item in (one, other)]
+        if verdicts[0] != verdicts[1]:
+            changes.append(Change(where, "verdict", *verdicts))
+        if one is not None and other is not None:
+            changes += _figures(where, one.figures, other.figures)
+    return changes
+
+
+def _numbered(items: Sequence[Check | LayerFinding], keys: tuple[str, ...]) -> dict[str, Check | LayerFinding]:
     """Return the items by their names; those of one name are numbered."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Check | LayerFinding] = {}
     seen: Counter[str] = Counter()
     for item in items:
-        name = ": ".join(str(item[key]) for key in keys if item[key])
+        name = ": ".join(str(getattr(item, key)) for key in keys if getattr(item, key))
         seen[name] += 1
         found[name if seen[name] == 1 else f"{name} ({seen[name]})"] = item
     return found
 
 
-def _figures(where: str, a: dict[str, Any], b: dict[str, Any]) -> list[Change]:
+def _figures(where: str, a: Figures, b: Figures) -> list[Change]:
     """Return the figures that differ, in the document's order; what one side does not have is None there."""
     return [
         Change(where, what, a.get(what), b.get(what))

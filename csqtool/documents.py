@@ -24,7 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ from csqtool.errors import FormatError, InputError, nearest
 from csqtool.files import read_bytes
 
 T = TypeVar("T")
+# Bounded, so that arithmetic with numbers from files cannot overflow a float.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 _PLACE = re.compile(r" - at `(?:key in )?\$(?P<path>.*)`$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`$", re.DOTALL)
@@ -40,13 +42,16 @@ _CHOICE = re.compile(r"Invalid enum value '(?P<value>.*)'$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[[^\]]*\]")
 
 
-def decode(kind: type[T], content: bytes | str, *, where: str, error: type[InputError] = FormatError) -> T:
+def decode(
+    kind: type[T], content: bytes | str, *, where: str, what: str | None = None, error: type[InputError] = FormatError
+) -> T:
     """Return the record in a JSON text.
 
     Args:
         kind: the record's type, or any type that msgspec knows, such as ``list[Point]``.
         content: JSON in UTF-8.
         where: the file's name, for messages.
+        what: what the file should be, such as ``a report of csqtool verify --json``, for messages.
         error: what is raised.
 
     Raises:
@@ -55,12 +60,16 @@ def decode(kind: type[T], content: bytes | str, *, where: str, error: type[Input
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as problem:
-        raise error(f"{where}: {explained(problem, kind)}") from problem
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise error(f"{_head(where, what)}: {explained(problem, kind)}") from problem
+    except RecursionError as problem:
+        raise error(f"{where} is not valid JSON: it is nested too deep") from problem
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise error(f"{where} is not valid JSON: {problem}") from problem
 
 
-def convert(kind: type[T], document: Any, *, where: str, error: type[InputError] = FormatError) -> T:
+def convert(
+    kind: type[T], document: Any, *, where: str, what: str | None = None, error: type[InputError] = FormatError
+) -> T:
     """Return the record in a document of plain Python values, as TOML and keyword arguments give them.
 
     Raises:
@@ -69,17 +78,17 @@ def convert(kind: type[T], document: Any, *, where: str, error: type[InputError]
     try:
         return msgspec.convert(document, type=kind)
     except (msgspec.ValidationError, RecursionError) as problem:
-        raise error(f"{where}: {explained(problem, kind)}") from problem
+        raise error(f"{_head(where, what)}: {explained(problem, kind)}") from problem
 
 
-def read(kind: type[T], path: Path) -> T:
-    """Return the record in a JSON file.
+def read(kind: type[T], path: Path, *, what: str | None = None) -> T:
+    """Return the record in a JSON file; `what` it should be is for messages.
 
     Raises:
         InputError: the file is missing.
         FormatError: it is not JSON, or not such a record.
     """
-    return decode(kind, read_bytes(path), where=str(path))
+    return decode(kind, read_bytes(path), where=str(path), what=what)
 
 
 def plain(record: Any) -> Any:
@@ -94,6 +103,10 @@ def fits(kind: type[Any], document: Any) -> bool:
     except (msgspec.ValidationError, RecursionError):
         return False
     return True
+
+
+def _head(where: str, what: str | None) -> str:
+    return where if what is None else f"{where} is not {what}"
 
 
 def explained(problem: Exception, kind: Any) -> str:

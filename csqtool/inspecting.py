@@ -1,19 +1,26 @@
-"""`inspect`: say what a file that csqtool wrote is and what stands in it."""
+"""`inspect`: say what a file that csqtool wrote is, and what is in it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from csqtool import documents
+from csqtool.benchmarking import BenchDocument
 from csqtool.errors import FormatError, InputError
-from csqtool.files import read_bytes, read_json
+from csqtool.files import read_bytes
 from csqtool.finalized_file import METADATA_KEY, parse_finalized
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
+from csqtool.searching.records import BegunFrom, SchemeEntry, StartRecord, Summary
 from csqtool.summaries import layer_table, metric_text, origin_text
 from csqtool.text import size, table
+from csqtool.verifying.findings import VerifyReport
 
 
 def inspect(path: Path) -> tuple[str, dict[str, Any]]:
@@ -70,17 +77,24 @@ def _model_text(model: QuantizedModel) -> str:
     return "\n".join(lines)
 
 
+class _Tensor(msgspec.Struct):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+
+
 def _safetensors(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        names = [name for name in header if name != "__metadata__"]
-        finalized = METADATA_KEY in header.get("__metadata__", {})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path} is not a safetensors file") from error
-    if not finalized:
-        rows = [(name, header[name].get("dtype"), header[name].get("shape")) for name in sorted(names)]
+    header = documents.decode(
+        dict[str, Any], content[8 : 8 + int.from_bytes(content[:8], "little")],
+        where=str(path), what="a safetensors file",
+    )  # fmt: skip
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
+        tensors = documents.convert(dict[str, _Tensor], header, where=str(path), what="a safetensors file")
+        rows = [(name, tensors[name].dtype, tensors[name].shape) for name in sorted(tensors)]
         text = f"{path}: float weights, {size(len(content))}\n\n{table(('tensor', 'dtype', 'shape'), rows)}"
-        return text, {"kind": "float weights", "size_bytes": len(content), "tensors": sorted(names)}
+        return text, {"kind": "float weights", "size_bytes": len(content), "tensors": sorted(tensors)}
     model = parse_finalized(content, where=str(path))
     head = f"{path}: finalized model, {size(len(content))}\n\n"
     return head + _model_text(model), {"kind": "finalized model", "size_bytes": len(content), **_model_facts(model)}
@@ -135,71 +149,114 @@ def _onnx(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 def _checkpoint(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     from csqtool.nn.state_dict import load_torch_file
 
-    state = load_torch_file(path)
-    if not isinstance(state, dict) or "position" not in state:
-        raise FormatError(f"{path} is not a checkpoint of a search")
-    epoch, batch, _ = state["position"]
-    facts = {"kind": "checkpoint", "size_bytes": len(content), "phase": state["phase"], "epochs_done": epoch,
-             "batches_done": batch, "tensors": len(state["net"])}  # fmt: skip
-    text = (
-        f"{path}: checkpoint of a search, {size(len(content))}\n"
-        f"phase {state['phase']}, {epoch} epochs and {batch} batches done, {len(state['net'])} tensors"
-    )
-    return text, facts
+    match load_torch_file(path):
+        case {"position": [int(epoch), int(batch), _], "phase": str(stage), "net": dict(net)}:
+            facts = {"kind": "checkpoint", "size_bytes": len(content), "phase": stage, "epochs_done": epoch,
+                     "batches_done": batch, "tensors": len(net)}  # fmt: skip
+            text = (
+                f"{path}: checkpoint of a search, {size(len(content))}\n"
+                f"stage {stage}, {epoch} epochs and {batch} batches done, {len(net)} tensors"
+            )
+            return text, facts
+        case _:
+            raise FormatError(f"{path} is not a checkpoint of a search")
 
 
 def _json(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    document = read_json(path)
-    if isinstance(document, list) and document and "mask" in document[0]:
-        columns = ("name", "precision", "mask", "bit_width", "elements")
-        text = f"{path}: scheme of a search\n\n" + table(columns, [[row[c] for c in columns] for row in document])
-        return text, {"kind": "scheme", "layers": document}
+    """Explain a JSON file: its keys say what it should be, and then it is checked."""
+    document = documents.decode(Any, content, where=str(path))
+    if isinstance(document, list):
+        return _scheme(path, documents.convert(list[SchemeEntry], document, where=str(path), what="a scheme"))
     if isinstance(document, dict):
-        kinds = {"target_bits": "settings or summary of a search", "checks": "report of a verification",
-                 "float32_bytes": "facts of an export"}  # fmt: skip
-        kind = next((kind for key, kind in kinds.items() if key in document), None)
-        if kind is not None:
-            rows = [(key, json.dumps(value)) for key, value in document.items() if key != "checks"]
-            text = f"{path}: {kind}\n\n" + table(("key", "value"), rows)
-            if "checks" in document:
-                checks = [
-                    (c["level"], c["name"], "ok" if c["passed"] else "FAIL", c["detail"]) for c in document["checks"]
-                ]
-                text += "\n\n" + table(("level", "check", "", "detail"), checks)
-            return text, {"kind": kind, **document}
+        for keys, what, check in _KINDS:
+            if keys <= document.keys():
+                record = check(document, str(path))
+                text = f"{path}: {what}\n\n{_settings_table({k: v for k, v in document.items() if k != 'checks'})}"
+                if isinstance(record, VerifyReport):
+                    checks = [(c.level, c.name, "ok" if c.passed else "FAIL", c.detail) for c in record.checks]
+                    text += "\n\n" + table(("level", "check", "", "detail"), checks)
+                return text, {"kind": what, **document}
     raise InputError(f"{path} is JSON, but none that csqtool writes")
 
 
+def _is(kind: type[Any]) -> Callable[[Any, str], Any]:
+    return lambda document, where: documents.convert(kind, document, where=where)
+
+
+def _export_facts(document: Any, where: str) -> Any:
+    from csqtool.pipeline_runner import ExportFacts  # not above: a pipeline needs torch
+
+    return documents.convert(ExportFacts, document, where=where)
+
+
+def _stages(document: Any, where: str) -> Any:
+    from csqtool.pipeline_runner import StagesFile
+
+    return documents.convert(StagesFile, document, where=where)
+
+
+def _config(document: Any, where: str) -> Any:
+    from csqtool.searching.config import SearchConfig
+
+    return SearchConfig.from_json(document, where=where)
+
+
+# Keys that tell a document, what it is, and what checks it.
+_KINDS: tuple[tuple[set[str], str, Callable[[Any, str], Any]], ...] = (
+    ({"checks"}, "report of a verification", _is(VerifyReport)),
+    ({"rounds", "files"}, "latencies of csqtool bench", _is(BenchDocument)),
+    ({"float32_bytes"}, "facts of an export", _export_facts),
+    ({"place", "stages"}, "record of a pipeline's stages", _stages),
+    ({"metric_name"}, "summary of a search", _is(Summary)),
+    ({"target_bits", "model"}, "settings of a search", _config),
+    ({"inputs", "code"}, "what a search was begun from", _is(BegunFrom)),
+    ({"run", "metric_float"}, "start of a finetuning run", _is(StartRecord)),
+)
+
+
+def _settings_table(document: dict[str, Any], heads: tuple[str, str] = ("key", "value")) -> str:
+    return table(heads, [(key, json.dumps(value)) for key, value in document.items()])
+
+
+def _scheme(path: Path, scheme: list[SchemeEntry]) -> tuple[str, dict[str, Any]]:
+    columns = SchemeEntry.__struct_fields__
+    text = f"{path}: scheme of a search\n\n" + table(columns, [[getattr(x, c) for c in columns] for x in scheme])
+    return text, {"kind": "scheme", "layers": documents.plain(scheme)}
+
+
 def _log(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    try:
-        entries = [json.loads(line) for line in content.decode().splitlines()]
-        columns = ["phase", "epoch", "loss", "metric_soft", "metric_hard", "beta", "average_precision"]
-        rows = [
-            ["" if e.get(c) is None else f"{e[c]:.4g}" if isinstance(e[c], float) else e[c] for c in columns]
-            for e in entries
-        ]
-    except (ValueError, AttributeError) as error:
-        raise FormatError(f"{path} is not the log of a search: {error}") from error
-    return f"{path}: log of a search\n\n{table(columns, rows)}", {"kind": "log", "epochs": entries}
+    from csqtool.searching.run_directory import read_log
+
+    entries = read_log(path)
+    figures = ("loss", "metric_soft", "metric_hard", "beta", "average_precision")
+    rows = [
+        [e.phase, "" if e.epoch is None else e.epoch,
+         *("" if getattr(e, c) is None else f"{getattr(e, c):.4g}" for c in figures)]
+        for e in entries
+    ]  # fmt: skip
+    # The lines as they are, for methods of other packages add figures of their own.
+    lines = [msgspec.json.decode(line) for line in content.split(b"\n")[: len(entries)]]
+    text = f"{path}: log of a search\n\n{table(('stage', 'epoch', *figures), rows)}"
+    return text, {"kind": "log", "epochs": lines}
 
 
 def _toml(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    from csqtool.pipeline import read_pipeline
+    from csqtool.pipeline_file import read_pipeline
 
     pipeline = read_pipeline(path)
     settings = {**pipeline.config.to_json(), "output": str(pipeline.output), "formats": dict(pipeline.formats)}
-    text = f"{path}: pipeline\n\n" + table(("setting", "value"), [(k, json.dumps(v)) for k, v in settings.items()])
-    return text, {"kind": "pipeline", **settings}
+    return f"{path}: pipeline\n\n{_settings_table(settings, ('setting', 'value'))}", {"kind": "pipeline", **settings}
 
 
 def _run(path: Path) -> tuple[str, dict[str, Any]]:
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path} is a folder, but no run directory (no config.json)")
-    if not (path / "summary.json").is_file():
+    from csqtool.searching.run_directory import RunDirectory
+
+    run = RunDirectory(path)
+    config = run.read_config()
+    if not run.is_finished:
         text = f"{path}: unfinished search; go on with: csqtool search --resume {path}"
-        return text, {"kind": "run", "finished": False, "config": read_json(path / "config.json")}
-    scheme, scheme_facts = _json(path / "scheme.json", b"")
-    summary = read_json(path / "summary.json")
-    rows = [(key, json.dumps(value)) for key, value in summary.items()]
-    text = f"{path}: finished search\n\n{table(('result', 'value'), rows)}\n\n{scheme}"
+        return text, {"kind": "run", "finished": False, "config": config.to_json()}
+    scheme, scheme_facts = _scheme(run.scheme, run.read_scheme())
+    summary = documents.plain(run.read_summary())
+    text = f"{path}: finished search\n\n{_settings_table(summary, ('result', 'value'))}\n\n{scheme}"
     return text, {"kind": "run", "finished": True, "summary": summary, "scheme": scheme_facts["layers"]}

@@ -168,4 +168,4 @@ def test_a_report_of_another_form_is_bad_input_and_no_crash(tmp_path: Path, wron
     for order in ((good, bad), (bad, good)):
         result = invoke("diff", *order)
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert "b.json is no report of csqtool verify --json" in result.stderr
+        assert "b.json is not a report of csqtool verify --json" in result.stderr

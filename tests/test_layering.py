@@ -7,9 +7,8 @@ ROOT = Path(__file__).parent.parent
 # Each part may import what stands before it, and itself.
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.model_info csqtool.quantized_model csqtool.integers "
-    "csqtool.folding csqtool.plots csqtool.progress csqtool.report_file csqtool.onnx_file csqtool.onnx_session "
-    "csqtool.onnx_kernels csqtool.benchmarking",
-    "csqtool.documents csqtool.registry csqtool.version",
+    "csqtool.folding csqtool.progress csqtool.documents csqtool.onnx_file csqtool.onnx_session "
+    "csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version",
     "csqtool.finalized_file csqtool.factories csqtool.task csqtool.randomness",
     "csqtool.nn.modes",
     "csqtool.data",
@@ -22,7 +21,8 @@ ORDER = [
     "csqtool.packing",
     "exporters csqtool.summaries",
     "csqtool.verifying",
-    "csqtool.pipeline",
+    "csqtool.pipeline_file csqtool.fingerprints",
+    "csqtool.pipeline_runner",
     "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",
     "csqtool.api",

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,10 +13,11 @@ import pytest
 from msgspec import structs
 
 from csqtool.finalized_file import read_finalized, to_bytes, write_finalized
+from csqtool.pipeline_file import read_pipeline
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.page import _pipeline_text, report
-from csqtool.reporting.sources import gather
+from csqtool.reporting.sources import Subject, gather
 from csqtool.searching.config import SearchConfig
 from tests.support.commands import Built, invoke, ok
 
@@ -174,12 +174,27 @@ def test_names_from_files_cannot_become_markup_or_escape_codes(tmp_path: Path) -
     assert "alert(1)" in Page(html).texts["weights"]
 
 
-def test_the_pipeline_shown_gives_the_settings_of_the_run_again(eight_bits: Built) -> None:
+def test_the_pipeline_shown_gives_the_settings_of_the_run_again(eight_bits: Built, tmp_path: Path) -> None:
     subject = gather([eight_bits.run]).subjects[0]
-    document = tomllib.loads(_pipeline_text(subject) or "")
-    model, data = document["model"], document["data"]
-    again = SearchConfig.make(**document["search"], model=model["factory"], data=data["source"])
-    assert again == SearchConfig.from_json(json.loads((eight_bits.run / "config.json").read_text()), where="x")
+    assert subject.config is not None
+    (tmp_path / "p.toml").write_text(_pipeline_text(subject) or "")
+    assert read_pipeline(tmp_path / "p.toml").settings == subject.config.to_json()
+
+
+def test_the_pipeline_shown_can_be_read_whatever_its_texts_hold(tmp_path: Path) -> None:
+    odd = 'a"b\\c\n\t\x1b\x7f\x85\xa0\u202e\U000e0001é'
+    config = SearchConfig.make(
+        model="m.py:net", data="digits", target_bits=3,
+        model_args={odd: [odd, 1, 2.5, True, {"deep": odd}], "none": None},
+        exclude=(odd,), pin={odd: 3}, act_bits=8, epochs=0.5,
+    )  # fmt: skip
+    shown = _pipeline_text(Subject("x", config=config)) or ""
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    (tmp_path / "p.toml").write_text(shown, encoding="utf-8")
+    settings = read_pipeline(tmp_path / "p.toml").settings
+    wanted = config.to_json()
+    assert wanted["model_args"].pop("none", 0) is None
+    assert settings == wanted
 
 
 def test_a_histogram_has_a_bar_for_each_value_that_occurs() -> None:

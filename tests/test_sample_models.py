@@ -14,7 +14,7 @@ from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.sites import record
 from csqtool.nn.state_dict import load_weights
 from csqtool.nn.weights import quantizable_weights
-from csqtool.pipeline import read_pipeline
+from csqtool.pipeline_file import read_pipeline
 from tests.support.commands import ROOT
 
 RESNETS = f"{ROOT}/sample_models/resnet_cifar/model.py"

@@ -12,7 +12,7 @@ from csqtool.quantized_model import QuantizedModel
 if TYPE_CHECKING:
     from torch import nn
 
-    from csqtool.pipeline import PipelineResult
+    from csqtool.pipeline_runner import PipelineResult
     from csqtool.progress import Progress
     from csqtool.searching.result import SearchResult
     from csqtool.task import Task
@@ -168,7 +168,7 @@ def run(pipeline: PathLike, *, progress: bool | Progress = False) -> PipelineRes
         InputError: the pipeline file, or something it names, cannot be used.
         SearchInterrupted: Ctrl-C; the next run goes on.
     """
-    from csqtool.pipeline import run_pipeline
+    from csqtool.pipeline_runner import run_pipeline
 
     with shown(progress) as told:
         return run_pipeline(Path(pipeline), progress=told, tell=told.line)

@@ -32,7 +32,6 @@ _VERBS = {
     "diff": "csqtool.cli.diff_verb:diff",
     "init": "csqtool.cli.init_verb:init",
     "inspect": "csqtool.cli.model_verbs:inspect",
-    "plot": "csqtool.cli.plot_verb:plot",
     "methods": "csqtool.cli.model_verbs:methods",
     "formats": "csqtool.cli.model_verbs:formats",
 }

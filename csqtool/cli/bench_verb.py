@@ -32,10 +32,12 @@ def bench(
 ) -> None:
     """Measure the ONNX file MODEL in onnxruntime: latency, load time, memory, bytes, kernels."""
     import csqtool
+    from csqtool.benchmarking import BenchDocument
+    from csqtool.documents import plain
 
     results = csqtool.bench([model, *against], threads=threads, batch=batch, sizes=_sizes(sizes), rounds=rounds)
     if as_json:
-        print_json({"threads": threads, "batch": batch, "rounds": rounds, "files": [r.to_json() for r in results]})
+        print_json(plain(BenchDocument(threads, batch, rounds, results)))
         return
     rows = [
         (r.file, size(r.size_bytes), f"{r.median_ms:.3f}", f"{r.ratio:.2f}", f"{r.load_ms:.1f}",

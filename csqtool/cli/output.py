@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from csqtool.text import printable, table
+
+if TYPE_CHECKING:
+    from csqtool.verifying import VerifyReport
 
 SHOWN_FAILURES = 5  # of a level
 
@@ -44,38 +47,32 @@ def verdict(passed: bool) -> str:
     return styled("PASS", "green") if passed else styled("FAIL", "red")
 
 
-def layers_text(report: dict[str, Any]) -> str:
+def layers_text(report: VerifyReport) -> str:
     """Return what a verification found of each layer, as a table."""
-    if not report["layers"]:
+    if not report.layers:
         return "no layers were compared: they are in ONNX files with test data"
-    rows = [
-        (item["name"], item["optimizations"], "ok" if item["passed"] else "FAIL", item["detail"])
-        for item in report["layers"]
-    ]
+    rows = [(item.name, item.optimizations, "ok" if item.passed else "FAIL", item.detail) for item in report.layers]
     return table(("layer, teacher-forced", "optimizations", "", "difference"), rows)
 
 
-def report_text(report: dict[str, Any]) -> str:
-    """Return a verification's JSON document as text: a table, failures with their layer, the verdict."""
-    from csqtool.verifying.tolerances import Tolerances
-
+def report_text(report: VerifyReport) -> str:
+    """Return a verification as text: a table, failures with their layer, the verdict."""
     rows: list[tuple[str, str, str, str]] = []
     wrong: Counter[str] = Counter()
-    for check in report["checks"]:
-        wrong[check["level"]] += not check["passed"]
-        if check["passed"] or wrong[check["level"]] <= SHOWN_FAILURES:
-            detail = f"{check['layer']}: {check['detail']}" if check["layer"] else check["detail"]
-            rows.append((check["level"], check["name"], "ok" if check["passed"] else "FAIL", detail))
+    for check in report.checks:
+        wrong[check.level] += not check.passed
+        if check.passed or wrong[check.level] <= SHOWN_FAILURES:
+            detail = f"{check.layer}: {check.detail}" if check.layer else check.detail
+            rows.append((check.level, check.name, "ok" if check.passed else "FAIL", detail))
     for level, number in wrong.items():  # where everything is wrong, the first few say so on one screen
         if number > SHOWN_FAILURES:
             place = max(i for i, row in enumerate(rows) if row[0] == level) + 1
             rows.insert(place, (level, "…", "FAIL", f"{number - SHOWN_FAILURES} more, all of them in --json"))
-    failed = sum(not check["passed"] for check in report["checks"])
-    checks = len(report["checks"])
+    failed, checks = len(report.failures), len(report.checks)
     count = f"{failed} of {checks} checks failed" if failed else f"{checks} checks hold"
-    first = next((c["layer"] for c in report["checks"] if not c["passed"] and c["layer"]), None)
+    first = next((check.layer for check in report.failures if check.layer), None)
     blamed = f", first at {printable(first)}" if first else ""
-    head = f"{printable(report['file'])} against {printable(report['against'])}, {report['samples']} samples"
-    if other := Tolerances(**report["tolerances"]).changed():
+    head = f"{printable(report.file)} against {printable(report.against)}, {report.samples} samples"
+    if other := report.tolerances.changed():
         head += f"\ntolerances set: {', '.join(f'{name} = {value:g}' for name, value in other.items())}"
-    return f"{head}\n\n{table(('level', 'check', '', 'detail'), rows)}\n\n{verdict(report['passed'])}  {count}{blamed}"
+    return f"{head}\n\n{table(('level', 'check', '', 'detail'), rows)}\n\n{verdict(report.passed)}  {count}{blamed}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +11,7 @@ from csqtool.cli.output import print_json, report_text, tell, verdict
 from csqtool.text import size, table
 
 if TYPE_CHECKING:
-    from csqtool.pipeline import PipelineResult
+    from csqtool.pipeline_runner import PipelineResult
 
 
 @click.command()
@@ -25,17 +25,13 @@ def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
     result = csqtool.run(pipeline, progress=True)
     page = csqtool.report(result.pipeline.output, result.pipeline.output / "report.html")
     if as_json:
-        print_json(_document(result))
+        print_json(result.to_json())
     else:
         for report in result.reports.values():
-            if not report["passed"]:
+            if not report.passed:
                 tell(report_text(report) + "\n", coloured=True)
         click.echo(_summary(result, page))
     ctx.exit(0 if result.passed else 1)
-
-
-def _document(result: PipelineResult) -> dict[str, Any]:
-    return {"passed": result.passed, "stages": result.stages, "exports": result.exports, "reports": result.reports}
 
 
 def _summary(result: PipelineResult, page: Path) -> str:
@@ -48,16 +44,13 @@ def _summary(result: PipelineResult, page: Path) -> str:
     config = result.pipeline.config
     act_bits, target = config.act_bits, target_text(config.target_bits, config.target_size)
     rows: list[tuple[object, ...]] = []
-    for name, exported in result.exports.items():
-        report = result.reports[name]
-        metric = next((c["figures"]["metric"] for c in report["checks"] if "metric" in c["figures"]), None)
-        agreement = min(
-            (c["figures"]["agreement"] for c in report["checks"] if "agreement" in c["figures"]), default=None
-        )
-        ratio = exported["float32_bytes"] / exported["size_bytes"]
-        rows.append((exported["path"], size(exported["size_bytes"]), size(exported["float32_bytes"]), f"{ratio:.1f} ×",
+    for name, path in result.exports.items():
+        facts, report = result.facts[name], result.reports[name]
+        metric, agreement = report.figure(None, "metric"), min(report.figures("agreement"), default=None)
+        ratio = facts.float32_bytes / facts.size_bytes
+        rows.append((path, size(facts.size_bytes), size(facts.float32_bytes), f"{ratio:.1f} ×",
                      "–" if metric is None else f"{metric:.4f}", "–" if agreement is None else f"{agreement:.2%}",
-                     "PASS" if report["passed"] else "FAIL"))  # fmt: skip
+                     "PASS" if report.passed else "FAIL"))  # fmt: skip
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
     return "\n".join([
         model_text(model),

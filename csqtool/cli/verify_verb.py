@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from csqtool.cli.output import layers_text, print_json, report_text, tell
 from csqtool.progress import Told
+
+if TYPE_CHECKING:
+    from csqtool.verifying import VerifyReport
 
 FILE = click.Path(path_type=Path)
 
@@ -97,24 +100,24 @@ def verify(
         tolerances=csqtool.Tolerances.parse(tolerances),
         threads=threads,
         progress=Told(tell),
-    ).to_json()
+    )
     if junit is not None:
         write_bytes(junit, documents.junit(report))
     if markdown is not None:
         write_bytes(markdown, documents.markdown(report).encode())
     if json_path is not None and str(json_path) != "-":
-        write_json(json_path, report)
+        write_json(json_path, report.to_json())
     if json_path is not None and str(json_path) == "-":
-        print_json(report)
+        print_json(report.to_json())
     else:
         click.echo(report_text(report))
         if layers:
             click.echo("\n" + layers_text(report))
     _tell_github(report)
-    click.get_current_context().exit(0 if report["passed"] else 1)
+    click.get_current_context().exit(0 if report.passed else 1)
 
 
-def _tell_github(report: dict[str, Any]) -> None:
+def _tell_github(report: VerifyReport) -> None:
     """Write annotations and the step summary, where GitHub Actions asks for them."""
     from csqtool.verifying import documents
 

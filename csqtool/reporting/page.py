@@ -1,25 +1,29 @@
-"""From what was gathered to one HTML file: no scripts, nothing loaded from elsewhere."""
+"""From gathered sources to one HTML file, without scripts and without anything loaded from elsewhere."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import tomli_w
 from markupsafe import Markup
 
+from csqtool.benchmarking import BenchDocument
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.records import LogEntry
 from csqtool.summaries import preprocessing_text, target_text
 from csqtool.text import printable, size
-from csqtool.verifying.findings import LEVELS
+from csqtool.verifying.findings import LEVELS, VerifyReport
 from csqtool.version import __version__
 
 HERE = Path(__file__).parent
@@ -65,25 +69,25 @@ def render(found: Gathered) -> str:
         subjects=subjects,
         passed=all(verdicts) if verdicts else None,
         accuracy=_accuracy(found.subjects),
-        benches=[_bench_view(document) for document in found.benches],
+        benches=found.benches,
         parts=PARTS,
     )
 
 
 def _without_control_characters(value: Any) -> Any:
-    """Return what stands in a page: names come from files. Line ends stay, and what is markup already."""
+    """Escape control characters, for names come from files; line ends stay, and what is markup already."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return "\n".join(printable(line) for line in value.split("\n"))
 
 
-def _measured(found: Gathered) -> dict[str, Any]:
+def _measured(found: Gathered) -> BenchDocument:
     from csqtool.benchmarking import bench as measure
 
     files = [e.path for subject in found.subjects for e in subject.exports if e.path.suffix == ".onnx"]
     if not files:
         raise InputError("there is no ONNX file among the inputs whose latency could be measured")
-    return {"threads": 1, "batch": 1, "rounds": 50, "files": [result.to_json() for result in measure(files)]}
+    return BenchDocument(threads=1, batch=1, rounds=50, files=measure(files))
 
 
 def _verdict(passed: bool | None) -> str:
@@ -98,9 +102,9 @@ def _view(subject: Subject) -> dict[str, Any]:
         "passed": subject.passed,
         "cards": _cards(subject),
         "facts": _facts(subject),
-        "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in (subject.config or {}).items()],
+        "settings": [(k, json.dumps(v, ensure_ascii=False)) for k, v in _config(subject).items()],
         "layers": layers,
-        "widest": max((layer["bit_width"] for layer in layers), default=1),
+        "widest": max((layer.bit_width for layer in layers), default=1) or 1,
         "epochs": _epochs(subject),
         "histograms": [
             {"name": layer.name, "picture": histogram(f"Integers of {layer.name}", layer.q), "bits": layer.bit_width,
@@ -122,8 +126,8 @@ def _metrics(subject: Subject) -> tuple[str, float | None, float | None]:
     """Return the metric's name, and its value of the float and of the quantized model."""
     if subject.model is not None and (metrics := subject.model.info.metrics) is not None:
         return metrics.name, metrics.float_model, metrics.finalized
-    summary = subject.summary or {}
-    return summary.get("metric_name", "metric"), summary.get("metric_float"), summary.get("metric")
+    summary = subject.summary
+    return ("metric", None, None) if summary is None else (summary.metric_name, summary.metric_float, summary.metric)
 
 
 def _cards(subject: Subject) -> list[tuple[str, str, str]]:
@@ -134,17 +138,15 @@ def _cards(subject: Subject) -> list[tuple[str, str, str]]:
         change = "" if before is None else f"float {before:.4f}, {after - before:+.4f}"
         cards.append((f"{after:.4f}", name, change))
     if layers := _layers(subject):
-        weights = sum(layer["elements"] for layer in layers)
-        bits, planes = (sum(x[k] * x["elements"] for x in layers) / weights for k in ("bit_width", "precision"))
+        weights = sum(layer.elements for layer in layers)
+        bits, planes = (sum(getattr(x, k) * x.elements for x in layers) / weights for k in ("bit_width", "precision"))
         cards.append((f"{bits:.3f}", "bits a weight", f"{planes:.3f} planes, {_target(subject)}"))
     floats = _float_bytes(subject)
     cards += [
         (size(e.size_bytes), e.path.name, f"{floats / e.size_bytes:.1f} × below float32" if floats else "")
         for e in subject.exports
     ]
-    agreements = [c["figures"]["agreement"] for v in subject.verifications for c in v["checks"]
-                  if c["figures"].get("agreement") is not None]  # fmt: skip
-    if agreements:
+    if agreements := [share for report in subject.verifications for share in report.figures("agreement")]:
         cards.append((f"{min(agreements):.2%}", "equal labels", "exported file and PyTorch"))
     return cards
 
@@ -157,12 +159,16 @@ def _target(subject: Subject) -> str:
 def _settings(subject: Subject) -> dict[str, Any]:
     """Return the settings of the search by the run's own names: all of the run's, or those that the model records."""
     if subject.config is not None:
-        return subject.config
+        return subject.config.to_json()
     method = subject.model.info.method if subject.model is not None else None
     if method is None:
         return {}
     settings = msgspec.structs.asdict(method)
     return {"method": settings.pop("name"), **settings}
+
+
+def _config(subject: Subject) -> dict[str, Any]:
+    return {} if subject.config is None else subject.config.to_json()
 
 
 def _float_bytes(subject: Subject) -> int | None:
@@ -175,7 +181,7 @@ def _float_bytes(subject: Subject) -> int | None:
 def _facts(subject: Subject) -> list[tuple[str, str]]:
     """Return what was searched, and how, as far as it is recorded."""
     info = subject.model.info if subject.model is not None else ModelInfo()
-    config, summary, settings = subject.config, subject.summary, _settings(subject)
+    config, summary, settings = _config(subject), subject.summary, _settings(subject)
     data = info.data
     act_bits = settings.get("act_bits")
     facts: dict[str, Any] = {
@@ -198,22 +204,36 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     if info.metrics is not None:
         facts["test samples"] = f"{info.metrics.samples:,}"
     if summary is not None:
-        facts["duration"] = f"{summary['seconds'] / 60:.1f} minutes"
-    elif config is not None:
+        facts["duration"] = f"{summary.seconds / 60:.1f} minutes"
+    elif config:
         facts["state"] = "the search is not finished"
     return [(key, str(value)) for key, value in facts.items() if value not in (None, "")]
 
 
-def _layers(subject: Subject) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Layer:
+    """A line of the table of layers; shape and scale are empty where there is no finalized model."""
+
+    name: str
+    mask: str
+    precision: int
+    bit_width: int
+    elements: int
+    bytes: int
+    shape: str = ""
+    scale: str = ""
+
+
+def _layers(subject: Subject) -> list[_Layer]:
     if subject.model is not None:
         return [
-            {"name": x.name, "mask": x.mask, "precision": x.precision, "bit_width": x.bit_width, "elements": x.elements,
-             "bytes": x.packed_bytes, "shape": " × ".join(map(str, x.shape)), "scale": f"{x.scale:.4g}"}
+            _Layer(x.name, x.mask, x.precision, x.bit_width, x.elements, x.packed_bytes,
+                   " × ".join(map(str, x.shape)), f"{x.scale:.4g}")
             for x in subject.model.layers
         ]  # fmt: skip
     return [
-        {**entry, "bytes": (entry["bit_width"] * entry["elements"] + 7) // 8, "shape": "", "scale": ""}
-        for entry in subject.scheme or []
+        _Layer(x.name, x.mask, x.precision, x.bit_width, x.elements, (x.bit_width * x.elements + 7) // 8)
+        for x in subject.scheme or []
     ]
 
 
@@ -221,8 +241,8 @@ def _epochs(subject: Subject) -> dict[str, Any] | None:
     """Return the pictures of a search's course."""
     if not subject.log:
         return None
-    stages = list(dict.fromkeys(entry["phase"] for entry in subject.log))
-    target = (subject.config or {}).get("target_bits")
+    stages = list(dict.fromkeys(entry.phase for entry in subject.log))
+    target = None if subject.config is None else subject.config.target_bits
     return {
         "stages": stages,
         "planes": _course(subject.log, stages, ["average_precision"], "planes a weight",
@@ -234,7 +254,7 @@ def _epochs(subject: Subject) -> dict[str, Any] | None:
 
 
 def _course(
-    log: list[dict[str, Any]],
+    log: list[LogEntry],
     stages: list[str],
     keys: Sequence[str],
     label: str,
@@ -243,9 +263,9 @@ def _course(
     """Return how a figure went over the epochs, a series a stage; None if no epoch has it."""
     points: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
     for number, entry in enumerate(log, 1):
-        value = next((entry[key] for key in keys if entry.get(key) is not None), None)
+        value = next((found for key in keys if (found := getattr(entry, key)) is not None), None)
         if value is not None:
-            points[entry["phase"]].append((number, value))
+            points[entry.phase].append((number, value))
     if not any(points.values()):
         return None
     series = [Series(stage, found) for stage, found in points.items()]
@@ -253,10 +273,10 @@ def _course(
                  whole_x=True)  # fmt: skip
 
 
-def _precision_heatmap(log: list[dict[str, Any]]) -> Markup | None:
+def _precision_heatmap(log: list[LogEntry]) -> Markup | None:
     courses: dict[str, list[float]] = {}
     for entry in log:
-        for name, planes in (entry.get("precision") or {}).items():
+        for name, planes in (entry.precision or {}).items():
             courses.setdefault(name, []).append(planes)
     if not courses:
         return None
@@ -275,11 +295,11 @@ def _accuracy(subjects: list[Subject]) -> dict[str, Any] | None:
             continue
         labels.append(name)
         method = dict(_facts(subject)).get("method", "searched")
-        kilobytes = sum(layer["bytes"] for layer in layers) / 1000
+        kilobytes = sum(layer.bytes for layer in layers) / 1000
         points.setdefault(method, []).append(((kilobytes, after), subject.label))
         rows.append((subject.label, method, kilobytes, after))
         if before is not None:
-            floats = sum(layer["elements"] for layer in layers) * 4 / 1000
+            floats = sum(layer.elements for layer in layers) * 4 / 1000
             if ((floats, before), "float32") not in points.setdefault("float32", []):
                 points["float32"].append(((floats, before), "float32"))
                 rows.append((subject.label, "float32", floats, before))
@@ -294,49 +314,55 @@ def _accuracy(subjects: list[Subject]) -> dict[str, Any] | None:
     return {"picture": picture, "kinds": list(points), "rows": rows, "label": label}
 
 
-def _verification_view(report: dict[str, Any]) -> dict[str, Any]:
-    checks = sorted(report["checks"], key=lambda check: LEVELS.index(check["level"]) if check["level"] in LEVELS else 9)
-    levels = list(dict.fromkeys(finding["optimizations"] for finding in report.get("layers", [])))
+def _verification_view(report: VerifyReport) -> dict[str, Any]:
+    """Return a report with its checks in the order of the levels and its layers as a table's rows."""
+    checks = sorted(report.checks, key=lambda check: LEVELS.index(check.level) if check.level in LEVELS else 9)
     findings: dict[str, dict[str, Any]] = {}
-    for finding in report.get("layers", []):
-        findings.setdefault(finding["name"], {})[finding["optimizations"]] = finding
-    outputs = [c for c in checks if c["level"] == "outputs" and "max_abs_diff" in c["figures"]]
-    return {**report, "checks": checks, "levels": levels, "findings": findings, "outputs": outputs,
-            "failures": [c for c in checks if not c["passed"]]}  # fmt: skip
-
-
-def _bench_view(document: dict[str, Any]) -> dict[str, Any]:
-    slowest = max((file["median_ms"] for file in document["files"]), default=1.0)
-    return {**document, "slowest": slowest}
+    for finding in report.layers:
+        findings.setdefault(finding.name, {})[finding.optimizations] = finding
+    return {
+        "file": report.file,
+        "against": report.against,
+        "passed": report.passed,
+        "samples": report.samples,
+        "checks": checks,
+        "failures": report.failures,
+        "outputs": [check for check in checks if check.level == "outputs" and "max_abs_diff" in check.figures],
+        "levels": list(dict.fromkeys(finding.optimizations for finding in report.layers)),
+        "findings": findings,
+    }
 
 
 def _pipeline_text(subject: Subject) -> str | None:
     """Return a pipeline file that repeats a search: settings that are not the recipe's own."""
-    config = subject.config
-    if config is None:
+    if subject.config is None:
         return None
+    config = subject.config.to_json()
     deciding = ("recipe", "optimizer", "method", "target_bits", "target_size", "finetune_with", "finetune_epochs")
     chosen = {key: config[key] for key in deciding if key in config}
-    defaults = SearchConfig.make(model="", data="", **chosen).to_json()
-    first = SearchConfig.make(model="", data="", target_bits=1, recipe=config["recipe"]).to_json()
+    defaults = SearchConfig.make(**chosen).to_json()
+    first = SearchConfig.make(target_bits=1, recipe=config["recipe"]).to_json()
     defaults |= {key: first[key] for key in chosen} | {"recipe": "default", "target_bits": None}
-    changed = {k: v for k, v in config.items() if k not in IN_TABLES_OF_THEIR_OWN and v not in (None, defaults[k])}
-    model = {"factory": config["model"], "args": config["model_args"] or None, "weights": config["weights"]}
-    lines = ["[model]", *_toml(model), "", "[data]", *_toml({"source": config["data"], "task": config["task"]})]
-    lines += ["", "[search]", *_toml(changed)]
+    document = {
+        "model": {"factory": config["model"], "args": config["model_args"] or None, "weights": config["weights"]},
+        "data": {"source": config["data"], "task": config["task"]},
+        "search": {k: v for k, v in config.items() if k not in IN_TABLES_OF_THEIR_OWN and v != defaults[k]},
+    }
     if subject.exports:
-        formats = sorted({export.path.suffix[1:] for export in subject.exports})
-        lines += ["", "[export]", *_toml({"formats": formats})]
-    return "\n".join(lines)
+        document["export"] = {"formats": sorted({export.path.suffix[1:] for export in subject.exports})}
+    return _escaped(tomli_w.dumps(_without_none(document)))
 
 
-def _toml(table: dict[str, Any]) -> list[str]:
-    return [f"{key} = {_toml_value(value)}" for key, value in table.items() if value is not None]
-
-
-def _toml_value(value: Any) -> str:
+def _without_none(value: Any) -> Any:
+    """Return a document without keys and items that are None: TOML has no word for it."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value if item is not None] if isinstance(value, list) else value
+
+
+def _escaped(toml: str) -> str:
+    """Return TOML in which characters that a page would show as escapes are TOML's own: they are in strings only."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" if ord(c) < 2**16 else f"\\U{ord(c):08x}"
+        for c in toml
+    )

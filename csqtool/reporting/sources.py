@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,17 @@ from typing import Any
 
 import msgspec
 
+from csqtool import documents
+from csqtool.benchmarking import BenchDocument
 from csqtool.errors import FormatError, InputError
-from csqtool.files import read_bytes, read_json
+from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
-from csqtool.report_file import is_report
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.records import LogEntry, SchemeEntry, Summary
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.verifying.findings import VerifyReport
 
 PARTS = ("integers", "scales and zero points", "biases and other tensors", "graph and metadata")
 ORIGIN = "csqtool.finalized_sha256"  # metadata key of an exported ONNX file
@@ -35,7 +39,7 @@ class ExportedFile:
 
 @dataclass
 class Subject:
-    """One search and what came of it; each part is None, or empty, where it is not at hand.
+    """One search and its results; each part is None, or empty, where it was not named.
 
     Attributes:
         label: what tells it from others.
@@ -46,20 +50,20 @@ class Subject:
     """
 
     label: str
-    config: dict[str, Any] | None = None
-    summary: dict[str, Any] | None = None
-    scheme: list[dict[str, Any]] | None = None
-    log: list[dict[str, Any]] = field(default_factory=list)
+    config: SearchConfig | None = None
+    summary: Summary | None = None
+    scheme: list[SchemeEntry] | None = None
+    log: list[LogEntry] = field(default_factory=list)
     model: QuantizedModel | None = None
     model_path: Path | None = None
     model_sha256: str | None = None
     exports: list[ExportedFile] = field(default_factory=list)
-    verifications: list[dict[str, Any]] = field(default_factory=list)
+    verifications: list[VerifyReport] = field(default_factory=list)
 
     @property
     def passed(self) -> bool | None:
         """Whether all its verifications hold; None without any."""
-        return all(report["passed"] for report in self.verifications) if self.verifications else None
+        return all(report.passed for report in self.verifications) if self.verifications else None
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Gathered:
     """All subjects, and latencies that ``bench --json`` measured."""
 
     subjects: list[Subject] = field(default_factory=list)
-    benches: list[dict[str, Any]] = field(default_factory=list)
+    benches: list[BenchDocument] = field(default_factory=list)
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
@@ -82,16 +86,11 @@ def gather(paths: Sequence[Path]) -> Gathered:
         FormatError: a file is damaged.
     """
     found = Gathered()
-    loose: list[tuple[str, Any]] = []  # what belongs to a model that may come later
+    loose: list[tuple[str, ExportedFile] | VerifyReport] = []  # what belongs to a model that may come later
     models: list[Subject] = []
     for path in paths:
         if path.suffix == ".toml":
-            from csqtool.pipeline import read_pipeline
-
-            output = read_pipeline(path).output
-            if not output.is_dir():
-                raise InputError(f"{path} has not been run yet; run it with: csqtool run {path}")
-            found.subjects.append(_pipeline_output(output, found))
+            found.subjects.append(_pipeline_file(path, found))
         elif path.is_dir():
             found.subjects.append(_folder(path, found))
         elif path.suffix == ".safetensors":
@@ -100,33 +99,59 @@ def gather(paths: Sequence[Path]) -> Gathered:
             found.subjects.append(subject)
         elif path.suffix in (".csq", ".onnx"):
             loose.append(_read_export(path))
+        elif isinstance(record := _read_json(path), VerifyReport):
+            loose.append(record)
+        elif record is not None:
+            found.benches.append(record)
         else:
-            document = read_json(path)
-            if _is_bench(document):
-                found.benches.append(document)
-            elif is_report(document):
-                loose.append((str(path), document))
-            else:
-                raise InputError(f"{path} is neither a report of csqtool verify --json nor of csqtool bench --json")
+            raise InputError(f"{path} is neither a report of csqtool verify --json nor of csqtool bench --json")
     for subject in models:
         _join_run(found, subject)
-    for origin, item in loose:
-        _attach(found, origin, item)
+    for item in loose:
+        if isinstance(item, VerifyReport):
+            _attach_report(found, item)
+        else:
+            _attach_export(found, *item)
     return found
 
 
+def _pipeline_file(path: Path, found: Gathered) -> Subject:
+    from csqtool.pipeline_file import read_pipeline
+
+    output = read_pipeline(path).output
+    if not output.is_dir():
+        raise InputError(f"{path} has not been run yet; run it with: csqtool run {path}")
+    return _pipeline_output(output, found)
+
+
+def _read_json(path: Path) -> VerifyReport | BenchDocument | None:
+    """Return the report or the latencies in a JSON file; None if it is something else.
+
+    Raises:
+        FormatError: it is not JSON, or it begins as one of them and then is not.
+    """
+    document = documents.decode(Any, read_bytes(path), where=str(path))
+    kinds: dict[str, type[VerifyReport | BenchDocument]] = {"checks": VerifyReport, "rounds": BenchDocument}
+    for key, kind in kinds.items():
+        if isinstance(document, dict) and key in document:
+            what = "neither a report of csqtool verify --json nor of csqtool bench --json"
+            return documents.convert(kind, document, where=str(path), what=what)
+    return None
+
+
 def _folder(path: Path, found: Gathered) -> Subject:
-    if (path / "config.json").is_file():
-        return _add_run(Subject(str(path)), path)
-    if (path / "run" / "config.json").is_file():
+    run = RunDirectory(path)
+    if run.is_run:
+        return _add_run(Subject(str(path)), run)
+    if RunDirectory(path / "run").is_run:
         return _pipeline_output(path, found)
-    raise InputError(f"{path} is neither a run directory (no config.json) nor the output of a pipeline")
+    raise InputError(f"{path} is neither a run directory (no {run.config.name}) nor the output of a pipeline")
 
 
 def _pipeline_output(path: Path, found: Gathered) -> Subject:
     subject = Subject(str(path))
-    if (path / "run" / "config.json").is_file():
-        _add_run(subject, path / "run")
+    if (run := RunDirectory(path / "run")).is_run:
+        _add_run(subject, run)
     if (path / "model.safetensors").is_file():
         _add_model(subject, path / "model.safetensors")
     for file in sorted([*path.glob("*.onnx"), *path.glob("*.csq")]):
@@ -134,25 +159,20 @@ def _pipeline_output(path: Path, found: Gathered) -> Subject:
         if origin == subject.model_sha256:
             subject.exports.append(export)
     for file in sorted(path.glob("*.json")):
-        document = read_json(file)
-        if is_report(document):
-            subject.verifications.append(document)
-        elif _is_bench(document):
-            found.benches.append(document)
+        record = _read_json(file)
+        if isinstance(record, VerifyReport):
+            subject.verifications.append(record)
+        elif record is not None:
+            found.benches.append(record)
     return subject
 
 
-def _add_run(subject: Subject, run: Path) -> Subject:
-    subject.config = SearchConfig.from_json(read_json(run / "config.json"), where=str(run / "config.json")).to_json()
-    if (run / "log.jsonl").is_file():
-        try:
-            subject.log = [json.loads(line) for line in read_bytes(run / "log.jsonl").decode().splitlines()]
-        except ValueError as error:
-            raise FormatError(f"{run / 'log.jsonl'} is not the log of a search: {error}") from error
-    if (run / "summary.json").is_file():
-        subject.summary, subject.scheme = read_json(run / "summary.json"), read_json(run / "scheme.json")
-        if not (_has(subject.summary, _SUMMARY) and all(_has(entry, _SCHEME) for entry in subject.scheme or [None])):
-            raise FormatError(f"{run}: summary.json or scheme.json is not what a search writes")
+def _add_run(subject: Subject, run: RunDirectory) -> Subject:
+    subject.config, subject.log = run.read_config(), run.read_log()
+    if run.is_finished:
+        subject.summary, subject.scheme = run.read_summary(), run.read_scheme()
+        if not subject.scheme:
+            raise FormatError(f"{run.scheme} has no layers")
     return subject
 
 
@@ -175,12 +195,12 @@ def _comes_from(subject: Subject, run: Subject) -> bool:
     """Return whether a finalized model has the layers, method and seed of a run and records the same float metric."""
     assert subject.model is not None
     layers = [(x.name, x.precision, x.mask, x.elements) for x in subject.model.layers]
-    scheme = [(x["name"], x["precision"], x["mask"], x["elements"]) for x in run.scheme or []]
-    method, config = subject.model.info.method, run.config or {}
+    scheme = [(x.name, x.precision, x.mask, x.elements) for x in run.scheme or []]
+    method, config = subject.model.info.method, run.config.to_json() if run.config else {}
     metrics = subject.model.info.metrics
     if sorted(layers) != sorted(scheme) or method is None:
         return False
-    if metrics is not None and metrics.float_model != (run.summary or {}).get("metric_float"):
+    if metrics is not None and metrics.float_model != (run.summary and run.summary.metric_float):
         return False
     recorded = msgspec.structs.asdict(method)
     recorded["method"] = recorded.pop("name")
@@ -224,41 +244,30 @@ def _onnx_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
     return next((p.value for p in proto.metadata_props if p.key == ORIGIN), ""), parts
 
 
-_SUMMARY = {"metric_name", "metric_float", "metric", "seconds"}
-_SCHEME = {"name", "precision", "mask", "bit_width", "elements"}
-_BENCH = {"threads", "batch", "rounds", "files"}
-_BENCHED = {"file", "size_bytes", "median_ms", "ratio", "load_ms", "load_peak_bytes", "kernels"}
+def _attach_export(found: Gathered, origin: str, export: ExportedFile) -> None:
+    """Put an exported file to the model with the SHA-256 `origin`; make a subject of its own if that is not there."""
+    subject = next((s for s in found.subjects if origin and origin == s.model_sha256), None)
+    if subject is None:
+        subject = Subject(str(export.path))
+        if export.path.suffix == ".csq":
+            _model_of_csq(subject, export.path)
+        found.subjects.append(subject)
+    subject.exports.append(export)
 
 
-def _has(document: Any, keys: set[str]) -> bool:
-    return isinstance(document, dict) and keys <= document.keys()
-
-
-def _is_bench(document: Any) -> bool:
-    return _has(document, _BENCH) and all(_has(file, _BENCHED) for file in document["files"])
-
-
-def _attach(found: Gathered, origin: str, item: Any) -> None:
-    """Put a file, or a verification, where the model is that it comes from; make a subject of its own if none is."""
+def _attach_report(found: Gathered, report: VerifyReport) -> None:
+    """Put a verification to the files that it names; make a subject of its own if they are not there."""
+    named = {_resolved(report.against), _resolved(report.file)}
     for subject in found.subjects:
-        if isinstance(item, ExportedFile):
-            if origin and origin == subject.model_sha256:
-                subject.exports.append(item)
-                return
-        else:
-            files = [subject.model_path, *(export.path for export in subject.exports)]
-            named = {Path(item["against"]).resolve(), Path(item["file"]).resolve()}
-            if named & {file.resolve() for file in files if file is not None}:
-                subject.verifications.append(item)
-                return
-    subject = Subject(str(item.path) if isinstance(item, ExportedFile) else item["file"])
-    if isinstance(item, ExportedFile):
-        subject.exports.append(item)
-        if item.path.suffix == ".csq":
-            _model_of_csq(subject, item.path)
-    else:
-        subject.verifications.append(item)
-    found.subjects.append(subject)
+        files = [subject.model_path, *(export.path for export in subject.exports)]
+        if named & {_resolved(file) for file in files if file is not None}:
+            subject.verifications.append(report)
+            return
+    found.subjects.append(Subject(report.file, verifications=[report]))
+
+
+def _resolved(path: Path | str) -> str:
+    return os.path.realpath(path) if "\0" not in str(path) else str(path)
 
 
 def _model_of_csq(subject: Subject, path: Path) -> None:

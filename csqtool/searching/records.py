@@ -8,9 +8,12 @@ from typing import Annotated
 
 import msgspec
 
+from csqtool.documents import Count
 from csqtool.quantized_model import LayerIntegers, twos_complement_bits
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+# Bounded, so that differences of two cannot overflow.
+Measured = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Amount = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | Measured
 Mask = Annotated[str, msgspec.Meta(pattern="^[01]+$", max_length=64)]  # a search has eight planes a layer at most
 
 
@@ -40,7 +43,7 @@ class SchemeEntry(msgspec.Struct, frozen=True):
     precision: Count
     mask: Mask
     bit_width: Count
-    elements: Annotated[int, msgspec.Meta(ge=1)]
+    elements: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 
 
 def scheme_of(integers: Mapping[str, LayerIntegers]) -> list[SchemeEntry]:
@@ -76,20 +79,20 @@ class Summary(msgspec.Struct, frozen=True):
     """
 
     method: str
-    target_bits: int | float | None
+    target_bits: Amount | None
     target_size: str | None
-    budget_unit: str
-    budget: int | float
-    cost: int | float
-    average_precision: float
-    average_bit_width: float
-    act_bits: int | None
+    budget_unit: Annotated[str, msgspec.Meta(pattern="^(elements|layers|bytes)$")]
+    budget: Amount
+    cost: Amount
+    average_precision: Measured
+    average_bit_width: Measured
+    act_bits: Count | None
     metric_name: str
-    metric_float: float | None
-    metric_soft: float
-    metric_hard: float
-    metric: float
-    seconds: float
+    metric_float: Measured | None
+    metric_soft: Measured
+    metric_hard: Measured
+    metric: Measured
+    seconds: Measured
 
 
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -110,23 +113,35 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     phase: str
-    epoch: int | None = None
-    loss: float | None = None
-    metric: float | None = None
-    metric_soft: float | None = None
-    metric_hard: float | None = None
-    average_precision: float | None = None
-    precision: dict[str, int] | None = None
-    beta: float | None = None
-    bits: float | None = None
+    epoch: Count | None = None
+    loss: Measured | None = None
+    metric: Measured | None = None
+    metric_soft: Measured | None = None
+    metric_hard: Measured | None = None
+    average_precision: Measured | None = None
+    precision: dict[str, Count] | None = None
+    beta: Measured | None = None
+    bits: Measured | None = None
     start: str | None = None
-    cost_found: float | None = None
-    cost: float | None = None
-    limit: float | None = None
+    cost_found: Measured | None = None
+    cost: Measured | None = None
+    limit: Measured | None = None
 
 
 class StartRecord(msgspec.Struct, frozen=True):
     """``start.json`` of a finetuning run: the run it goes on from, and that run's float metric."""
 
     run: str
-    metric_float: float | None
+    metric_float: Measured | None
+
+
+class BegunFrom(msgspec.Struct, frozen=True):
+    """``begun-from.json`` of a search that a pipeline began.
+
+    Attributes:
+        inputs: digest of the settings, the data and the weights.
+        code: path to the SHA-256 of each file of the user's code that was imported, relative to the pipeline's folder.
+    """
+
+    inputs: str
+    code: dict[str, str]

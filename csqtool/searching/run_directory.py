@@ -16,7 +16,7 @@ from csqtool import documents
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes, read_json, write_bytes, write_json
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.records import LogEntry, SchemeEntry, StartRecord, Summary
+from csqtool.searching.records import BegunFrom, LogEntry, SchemeEntry, StartRecord, Summary
 
 
 class RunDirectory:
@@ -24,6 +24,7 @@ class RunDirectory:
 
     ====================== =====================================================================================
     ``config.json``        the settings, complete; its presence says that a search was begun here
+    ``begun-from.json``    of a pipeline's search: what it was begun from
     ``log.jsonl``          a line an epoch, and one where a scheme was fixed
     ``checkpoints/``       the last state and the one before
     ``float.safetensors``  the float model, where there is one
@@ -41,8 +42,10 @@ class RunDirectory:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"
+        self.begun_from = self.path / "begun-from.json"
         self.log = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.pt"
         self.float_weights = self.path / "float.safetensors"
         self.start = self.path / "start.json"
         self.start_weights = self.path / "start.safetensors"
@@ -99,7 +102,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Remove the files of an earlier search, the summary and settings first, and make the folders."""
         leftover = self.path / "plots"  # written by versions before 0.1
-        for old in (self.summary, self.config, self.log, self.scheme, self.float_weights, self.start,
+        for old in (self.summary, self.config, self.begun_from, self.log, self.scheme, self.float_weights, self.start,
                     self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, leftover):  # fmt: skip
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         self.checkpoints.mkdir()
@@ -155,11 +158,22 @@ class RunDirectory:
         """
         return documents.read(StartRecord, self.start) if self.start.is_file() else None
 
+    def read_begun_from(self) -> BegunFrom | None:
+        """Return what a pipeline began this search from; None where that is not known: then it is begun anew."""
+        try:
+            return documents.read(BegunFrom, self.begun_from)
+        except InputError:
+            return None
+
     # --- writing -----------------------------------------------------------------------------------------
 
     def write_config(self, config: SearchConfig) -> None:
         """Write the settings: from here on the folder holds a search."""
         write_json(self.config, config.to_json())
+
+    def write_begun_from(self, begun: BegunFrom) -> None:
+        """Write what a pipeline begins this search from: before the settings, after the old run is cleared."""
+        write_json(self.begun_from, documents.plain(begun))
 
     def write_start_scheme(self, scheme: Sequence[SchemeEntry]) -> None:
         """Write the planes that were given: the run needs no other file for them then."""

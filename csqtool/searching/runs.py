@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from csqtool.progress import Progress, Silent
 from csqtool.searching.checkpoint import load_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.interruption import interruptible
-from csqtool.searching.records import StartRecord, scheme_of
+from csqtool.searching.records import BegunFrom, StartRecord, scheme_of
 from csqtool.searching.result import SearchResult
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.session import Session
@@ -32,6 +32,7 @@ def begin(
     data: DataSource | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    begun_from: Callable[[], BegunFrom] | None = None,
 ) -> SearchResult:
     """Search bit widths from the beginning.
 
@@ -42,6 +43,8 @@ def begin(
         data: training and test data; None loads what the settings name.
         overwrite: remove a run that is there.
         progress: told about every step.
+        begun_from: called when model and data are built; what it returns is kept in the run directory, so that a
+            pipeline knows later whether the search was begun from what it would begin it from.
 
     Raises:
         InputError: model, data, weights, budget or folder cannot be used, or training diverged.
@@ -54,9 +57,12 @@ def begin(
         # Everything is read before the old run is removed: the new one may start from its files.
         start = Start.of_settings(config)
         session = Session(config, directory, start, progress or Silent(), model=model, data=data)
+        begun = None if begun_from is None else begun_from()
         with _alone(directory, processes):
             if processes.first:
                 directory.clear()
+                if begun is not None:
+                    directory.write_begun_from(begun)
                 if start.scheme is not None:
                     directory.write_start_scheme(start.scheme)
                 directory.write_config(session.config)

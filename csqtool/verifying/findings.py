@@ -1,20 +1,27 @@
-"""What a verification found: checks with a verdict each, as text and as JSON."""
+"""What a verification found: checks with a verdict each, as records that are written and read back.
+
+The JSON document is described in ``docs/verify-report.schema.json``; a test compares it with the records here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
+import msgspec
+import numpy as np
+
+from csqtool.documents import Count
 from csqtool.verifying.tolerances import Tolerances
 
-SCHEMA_VERSION = 1  # docs/verify-report.schema.json
 LEVELS = ("integrity", "weights", "layers", "outputs", "task", "gates")
 # Without one of these nothing is known about values.
 NEEDED = ("integrity", "weights", "outputs", "task")
+# The numbers behind a verdict, by name; None in a file stands for one that was not finite.
+Figures = Mapping[str, float | None]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """One verdict.
 
     Attributes:
@@ -30,12 +37,11 @@ class Check:
     name: str
     passed: bool
     detail: str
-    layer: str | None = None
-    figures: dict[str, float] = field(default_factory=dict)
+    layer: str | None
+    figures: Figures
 
 
-@dataclass(frozen=True)
-class LayerFinding:
+class LayerFinding(msgspec.Struct, frozen=True):
     """How one layer's output, made from PyTorch's own input to it, compares with PyTorch's.
 
     Attributes:
@@ -50,26 +56,45 @@ class LayerFinding:
     optimizations: str
     passed: bool
     detail: str
-    figures: dict[str, float]
+    figures: Figures
 
 
-@dataclass
-class VerifyReport:
-    """All verdicts on one file."""
+class VerifyReport(msgspec.Struct, kw_only=True):
+    """All verdicts on one file. `begin` starts one, `add` adds to it, and `to_json` gives the document to write.
 
+    Attributes:
+        schema_version: of the document.
+        file: the file under verification.
+        against: the finalized model that it must equal.
+        passed: every check holds, and every level that says something about values was reached.
+        size_bytes: size of the file.
+        samples: test samples that outputs were compared on.
+        average_bit_width: two's-complement bits of a weight, averaged over weights.
+        tolerances: what was taken for rounding.
+        checks: the verdicts.
+        layers: every place that was compared, in the order of the forward pass.
+    """
+
+    schema_version: Literal[1] = 1
     file: str
     against: str
-    size_bytes: int
+    passed: bool
+    size_bytes: Count
+    samples: Count
     average_bit_width: float
-    checks: list[Check] = field(default_factory=list)
-    layers: list[LayerFinding] = field(default_factory=list)
-    samples: int = 0
-    tolerances: Tolerances = field(default_factory=Tolerances)
+    tolerances: Tolerances = msgspec.field(default_factory=Tolerances)
+    checks: list[Check]
+    layers: list[LayerFinding]
 
-    @property
-    def passed(self) -> bool:
-        """Every check holds, and every level that says something about values was reached."""
-        return all(check.passed for check in self.checks) and not self.missing()
+    @classmethod
+    def begin(
+        cls, file: str, against: str, size_bytes: int, average_bit_width: float, tolerances: Tolerances | None = None
+    ) -> VerifyReport:
+        """Return a report without verdicts; it has not passed."""
+        return cls(
+            file=file, against=against, passed=False, size_bytes=size_bytes, samples=0,
+            average_bit_width=average_bit_width, tolerances=tolerances or Tolerances(), checks=[], layers=[],
+        )  # fmt: skip
 
     def missing(self) -> list[str]:
         """Return the levels that were not reached, though a verdict needs them."""
@@ -81,29 +106,34 @@ class VerifyReport:
         """The checks that do not hold."""
         return [check for check in self.checks if not check.passed]
 
+    @property
+    def holds(self) -> bool:
+        """What `passed` must be, going by the checks; a file may say anything."""
+        return not self.failures and not self.missing()
+
     def add(self, level: str, name: str, passed: bool, detail: str, layer: str | None = None, **figures: float) -> bool:
         """Add a check and return its verdict."""
-        self.checks.append(Check(level, name, bool(passed), detail, layer, figures))
+        self.checks.append(Check(level, name, bool(passed), detail, layer, dict(figures)))
+        self.passed = self.holds
         return bool(passed)
 
-    def figure(self, level: str, key: str) -> float | None:
-        """Return the first figure called `key` at a level."""
-        return next((c.figures[key] for c in self.checks if c.level == level and key in c.figures), None)
+    def figure(self, level: str | None, key: str) -> float | None:
+        """Return the first figure called `key` at a level, or at any; None where there is none."""
+        return next((c.figures[key] for c in self.checks if level in (None, c.level) and key in c.figures), None)
+
+    def figures(self, key: str) -> list[float]:
+        """Return all figures called `key`, of all checks."""
+        found = (check.figures.get(key) for check in self.checks)
+        return [value for value in found if value is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document; figures that are not finite become null."""
-        checks, layers = ([asdict(item) for item in items] for items in (self.checks, self.layers))
-        for item in (*checks, *layers):
-            item["figures"] = {k: v if abs(v) < float("inf") else None for k, v in item["figures"].items()}
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "file": self.file,
-            "against": self.against,
-            "passed": self.passed,
-            "size_bytes": self.size_bytes,
-            "samples": self.samples,
-            "average_bit_width": self.average_bit_width,
-            "tolerances": asdict(self.tolerances),
-            "checks": checks,
-            "layers": layers,
-        }
+        document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self, enc_hook=_plain))
+        return document
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} in a report")

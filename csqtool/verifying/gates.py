@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csqtool.errors import ConfigError, nearest
+import msgspec
+
+from csqtool import documents
+from csqtool.errors import ConfigError
 from csqtool.quantized_model import QuantizedModel
-from csqtool.report_file import read_report
 from csqtool.text import parse_size
 from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.report_file import read_report
 
 
-@dataclass(frozen=True)
-class Gates:
+class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits; None sets no limit.
 
     Attributes:
@@ -71,9 +71,9 @@ class Gates:
         """
         gates = self
         if file.suffix != ".onnx":
-            gates = dataclasses.replace(gates, min_integer_share=None, max_latency_ratio=None, latency_against=None)
+            gates = msgspec.structs.replace(gates, min_integer_share=None, max_latency_ratio=None, latency_against=None)
         if gates.baseline is not None and _kind_of_baseline(gates.baseline) != file.suffix:
-            gates = dataclasses.replace(gates, baseline=None, max_regression=None)
+            gates = msgspec.structs.replace(gates, baseline=None, max_regression=None)
         return gates
 
     @classmethod
@@ -81,24 +81,10 @@ class Gates:
         """Return the gates in a configuration table.
 
         Raises:
-            ConfigError: a key is unknown or a value is no number.
+            ConfigError: a key is unknown or a value is wrong.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        values: dict[str, Any] = {}
-        for key, value in document.items():
-            if key not in known:
-                raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
-            if key == "max_size":
-                values[key] = parse_size(value)
-            elif key in ("latency_against", "baseline"):
-                if not isinstance(value, str):
-                    raise ConfigError(f"{where}: {key} must be a file's name, got {value!r}")
-                values[key] = value
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                values[key] = float(value)
-            else:
-                raise ConfigError(f"{where}: {key} must be a number, got {value!r}")
-        return cls(**values)
+        sizes = {key: parse_size(value) for key, value in document.items() if key == "max_size"}
+        return documents.convert(cls, {**document, **sizes}, where=where, error=ConfigError)
 
     def check(self, report: VerifyReport, model: QuantizedModel, content: bytes) -> None:
         """Add a check for each limit that is set; what was not measured fails.
@@ -118,8 +104,7 @@ class Gates:
             _limit(report, "max abs difference", found, found is not None and found <= self.max_abs_diff,
                    f"at most {self.max_abs_diff:g}")  # fmt: skip
         if self.min_agreement is not None:
-            shares = [c.figures["agreement"] for c in report.checks if "agreement" in c.figures]
-            found = min(shares, default=None)
+            found = min(report.figures("agreement"), default=None)
             _limit(report, "label agreement", found, found is not None and found >= self.min_agreement,
                    f"at least {self.min_agreement:g}")  # fmt: skip
         if self.min_metric is not None:
@@ -184,15 +169,15 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
     """
     before = read_report(Path(path))
     if _kind_of_baseline(path) != Path(report.file).suffix:
-        raise ConfigError(f"{path} is about {before['file']}, a file of another kind than {report.file}")
-    metric = next((c["figures"]["metric"] for c in before["checks"] if "metric" in c["figures"]), None)
+        raise ConfigError(f"{path} is about {before.file}, a file of another kind than {report.file}")
+    metric = before.figure(None, "metric")
     found = report.figure("task", "metric")
     drop = None if metric is None or found is None else metric - found
     _limit(report, "regression of the metric", drop, drop is not None and drop <= most + 1e-9,
            f"at most {most:g} below the baseline's {'–' if metric is None else f'{metric:.4f}'}")  # fmt: skip
     for name, now, then in (
-        ("regression of the size", float(report.size_bytes), float(before["size_bytes"])),
-        ("regression of the bit width", report.average_bit_width, float(before["average_bit_width"])),
+        ("regression of the size", float(report.size_bytes), float(before.size_bytes)),
+        ("regression of the bit width", report.average_bit_width, before.average_bit_width),
     ):
         growth = now / then - 1 if then else None
         _limit(report, name, growth, growth is not None and growth <= most + 1e-9,
@@ -200,7 +185,7 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
 
 
 def _kind_of_baseline(path: str) -> str:
-    return Path(read_report(Path(path))["file"]).suffix
+    return Path(read_report(Path(path)).file).suffix
 
 
 def _limit(report: VerifyReport, name: str, found: float | None, holds: bool, wanted: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from csqtool import documents
 from csqtool.errors import ConfigError, nearest
 
+Tolerance = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
-@dataclass(frozen=True)
-class Tolerances:
+
+class Tolerances(msgspec.Struct, frozen=True):
     """What is still rounding.
 
     Attributes:
@@ -26,14 +28,14 @@ class Tolerances:
         metric: difference of the task's metric.
     """
 
-    layer_steps: float = 1
-    layer_share: float = 1e-3
-    layer_rounding: float = 32
-    outputs_float: float = 1e-4
-    outputs_mean: float = 0.05
-    outputs_agreement_off: float = 0.995
-    outputs_agreement: float = 0.99
-    metric: float = 0.01
+    layer_steps: Tolerance = 1
+    layer_share: Tolerance = 1e-3
+    layer_rounding: Tolerance = 32
+    outputs_float: Tolerance = 1e-4
+    outputs_mean: Tolerance = 0.05
+    outputs_agreement_off: Tolerance = 0.995
+    outputs_agreement: Tolerance = 0.99
+    metric: Tolerance = 0.01
 
     @classmethod
     def from_mapping(cls, document: Mapping[str, Any], *, where: str) -> Tolerances:
@@ -42,14 +44,10 @@ class Tolerances:
         Raises:
             ConfigError: a key is unknown, or a value is no finite number of at least 0.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key, value in document.items():
-            if key not in known:
-                raise ConfigError(f"{where}: unknown tolerance {key!r}; {nearest(key, known)}")
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
-                raise ConfigError(f"{where}: {key} must be a number of at least 0, got {value!r}")
-        return cls(**document)
+        for key in document:  # here, and not by the record: reports may hold tolerances of later versions
+            if key not in cls.__struct_fields__:
+                raise ConfigError(f"{where}: unknown tolerance {key!r}; {nearest(key, cls.__struct_fields__)}")
+        return documents.convert(cls, document, where=where, error=ConfigError)
 
     @classmethod
     def parse(cls, settings: tuple[str, ...]) -> Tolerances:
@@ -69,4 +67,5 @@ class Tolerances:
 
     def changed(self) -> dict[str, float]:
         """Return those that are not the default."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        plain = documents.plain(Tolerances())
+        return {name: value for name, value in documents.plain(self).items() if value != plain[name]}

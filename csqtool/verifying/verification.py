@@ -63,8 +63,7 @@ def verify_file(
     else:
         reference, near, name = read_bytes(against), against, str(against)
         finalized = parse_finalized(reference, where=name)
-    report = VerifyReport(str(file), name, len(content), finalized.average_bit_width)
-    report.tolerances = tolerances or Tolerances()
+    report = VerifyReport.begin(str(file), name, len(content), finalized.average_bit_width, tolerances)
     if samples is not None and samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
     if threads < 0:

@@ -226,7 +226,7 @@ def test_inspect_explains_every_file(eight_bits: Built) -> None:
     run = eight_bits.run
     files = [eight_bits.model, eight_bits.onnx, eight_bits.csq, run, *run.iterdir(), run / "checkpoints" / "last.pt"]
     for path in files:
-        if path.name not in ("checkpoints", "plots", ".lock"):
+        if path.name not in ("checkpoints", ".lock"):
             assert path.name in ok("inspect", path).stdout
             json.loads(ok("inspect", path, "--json").stdout)
 

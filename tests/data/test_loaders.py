@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from csqtool.finalizing import finalize
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
+from csqtool import finalize
 from csqtool.data import as_source, batches_of, first_samples, training_batches
 from csqtool.data.datasets import Batch
 from csqtool.data.streams import Stream
@@ -21,8 +21,8 @@ from csqtool.data.training import TrainingBatches
 from csqtool.errors import DataError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
 from csqtool.progress import Silent
-from csqtool.searching import SearchConfig, resume_search, search
-from csqtool.searching.runs import load_finished
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.runs import begin, load_finished, resume
 from tests.support.commands import DIGITS
 
 INPUTS = torch.arange(21.0)[:, None].expand(21, 3).contiguous()
@@ -325,15 +325,16 @@ def test_a_search_on_a_shuffling_loader_resumes_within_an_epoch_to_the_same_mode
             if (phase, done) == ("search", 5):
                 os.kill(os.getpid(), signal.SIGINT)
 
-    search(config, tmp_path / "whole")
+    begin(config, tmp_path / "whole")
     with pytest.raises(SearchInterrupted):
-        search(config, tmp_path / "stopped", progress=Interrupting())
+        begin(config, tmp_path / "stopped", progress=Interrupting())
     np.random.seed(99)
     random.seed(99)
-    resume_search(tmp_path / "stopped")
+    resume(tmp_path / "stopped")
     for run in ("whole", "stopped"):
         model = finalize(tmp_path / run, tmp_path / f"{run}.safetensors")
-        assert model.info["metrics"]["samples"] == 450
+        assert model.info.metrics is not None
+        assert model.info.metrics.samples == 450
     assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "stopped.safetensors").read_bytes()
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "stopped" / "log.jsonl").read_text()
 
@@ -344,7 +345,7 @@ def test_a_list_of_the_same_batches_trains_to_the_integers_of_the_data_set(tmp_p
     for name in ("arrays", "batches"):
         config = SearchConfig.make(model=DIGITS, data=f"{tmp_path}/data.py:{name}", target_bits=3, method="lsq",
                                    epochs=1, finetune_epochs=0, batch_size=64)  # fmt: skip
-        search(config, tmp_path / name)
+        begin(config, tmp_path / name)
         method = load_finished(tmp_path / name).session.method
         assert method is not None
         found.append({layer: (q.tolist(), float(scale)) for layer, (q, scale, _) in method.integers().items()})

@@ -15,7 +15,7 @@ from csqtool import registry
 from csqtool.errors import ConfigError
 from csqtool.nn.latent import LsqWeight
 from csqtool.nn.weights import Weight
-from csqtool.pipeline import read_pipeline
+from csqtool.pipeline_file import read_pipeline
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.declarations import Setting
 from csqtool.searching.method import BaseMethod

@@ -124,7 +124,8 @@ def test_recipes_and_options_lead_to_a_model_that_finalizes(more: list[str], tmp
     ok("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
     model = read_finalized(tmp_path / "m.safetensors")
     assert model.average_precision == pytest.approx(summary["average_precision"])
-    assert model.info["metrics"]["finalized"] == pytest.approx(summary["metric"], abs=0.01)
+    assert model.info.metrics is not None
+    assert model.info.metrics.finalized == pytest.approx(summary["metric"], abs=0.01)
 
 
 def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Built, tmp_path: Path) -> None:

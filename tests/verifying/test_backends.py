@@ -11,7 +11,7 @@ import pytest
 
 from csqtool import csq
 from csqtool.errors import ConfigError
-from csqtool.pipeline import read_pipeline
+from csqtool.pipeline_file import read_pipeline
 from csqtool.verifying import backends, csq_c_reader, csq_checks
 from tests.support.commands import DIGITS, Built, invoke, ok
 

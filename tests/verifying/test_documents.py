@@ -8,13 +8,15 @@ from typing import Any
 
 import jsonschema
 import junitparser
+import numpy as np
 import onnx
 import pytest
 import yaml
 
+from csqtool.documents import convert
 from csqtool.errors import FormatError
 from csqtool.verifying import documents
-from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.findings import Check, LayerFinding, VerifyReport
 from csqtool.verifying.gates import _check_baseline
 from tests.support.commands import ROOT, Built, invoke
 
@@ -26,11 +28,12 @@ def check(**changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
-def report(*checks: dict[str, Any]) -> dict[str, Any]:
-    return {
+def report(*checks: dict[str, Any]) -> VerifyReport:
+    document = {
         "schema_version": 1, "file": "model.onnx", "against": "model.safetensors", "samples": 5, "size_bytes": 12,
         "passed": all(c["passed"] for c in checks), "average_bit_width": 3.5, "checks": list(checks), "layers": [],
     }  # fmt: skip
+    return convert(VerifyReport, document, where="report")
 
 
 @pytest.fixture
@@ -48,6 +51,27 @@ def test_reports_fit_the_published_schema_whether_checks_hold_or_not(eight_bits:
         jsonschema.validate(found, SCHEMA)
         assert found["passed"] is passed
         assert bool(found["layers"]) is (file.suffix == ".onnx")
+
+
+def test_the_published_schema_has_the_records_keys() -> None:
+    kinds = {VerifyReport: SCHEMA, Check: SCHEMA["properties"]["checks"]["items"],
+             LayerFinding: SCHEMA["properties"]["layers"]["items"]}  # fmt: skip
+    for kind, schema in kinds.items():
+        assert list(kind.__struct_fields__) == list(schema["properties"]) == schema["required"]
+
+
+def test_a_report_is_read_back_as_it_was_written() -> None:
+    found = VerifyReport.begin("m.onnx", "m.safetensors", 12, 3.5)
+    assert not found.passed
+    for level in ("integrity", "weights", "outputs", "task"):
+        found.add(level, "x", True, "fine", metric=np.float64(0.25), steps=2)
+    found.layers.append(LayerFinding("fc", "off", True, "fine", {"share": 0.5}))
+    assert found.passed
+    jsonschema.validate(found.to_json(), SCHEMA)
+    assert convert(VerifyReport, found.to_json(), where="report") == found
+    found.add("outputs", "x", False, "wrong", max_abs_diff=float("nan"))
+    assert not found.passed
+    assert found.to_json()["checks"][-1]["figures"] == {"max_abs_diff": None}
 
 
 def test_junit_is_read_back_by_another_parser(eight_bits: Built, broken: Path, tmp_path: Path) -> None:
@@ -141,9 +165,9 @@ def test_a_regression_against_an_earlier_report_fails(eight_bits: Built, tmp_pat
 @pytest.mark.parametrize("wrong", [{"checks": [{}]}, {"size_bytes": "x"}, {"average_bit_width": []}], ids=str)
 def test_a_baseline_that_is_no_report_is_bad_input(tmp_path: Path, wrong: dict[str, object]) -> None:
     baseline = tmp_path / "before.json"
-    found = VerifyReport("m.onnx", "m.safetensors", 1, 1.0)
+    found = VerifyReport.begin("m.onnx", "m.safetensors", 1, 1.0)
     baseline.write_text(json.dumps(found.to_json() | wrong))
-    with pytest.raises(FormatError, match="is no report of csqtool verify --json"):
+    with pytest.raises(FormatError, match="is not a report of csqtool verify --json"):
         _check_baseline(found, str(baseline), 0.0)
 
 

@@ -1,0 +1,130 @@
+"""Fingerprints of what a pipeline's result depends on beside its settings: imported code, data, weights.
+
+Code is known by what was imported, not by what lies beside the model: after a stage, every imported module counts
+whose file is neither part of Python, nor installed, nor csqtool's own. Installed packages are known by the version of
+the one that holds the factory. Data files are known by their content; folders of data by the names, sizes and times of
+their files, for they are too large to read each time. Files that a data factory reads are not known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from csqtool.data.sources import FILE_SOURCES, split_options
+from csqtool.errors import ConfigError
+from csqtool.files import sha256
+from csqtool.searching.config import SearchConfig
+from csqtool.version import __version__
+
+Code = dict[str, str]  # path of a module's file, relative to the pipeline's folder, to the SHA-256 of its content
+INSTALLED = {"site-packages", "dist-packages"}
+OWN = ("csqtool", "exporters")
+_first_seen: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
+
+
+def digest(document: Any) -> str:
+    """Return the SHA-256 of a JSON document."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint(config: SearchConfig) -> dict[str, Any]:
+    """Return what is known, before anything is imported, of the files and packages that settings name.
+
+    Args:
+        config: the settings, with paths relative to the working folder.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    found: dict[str, Any] = {"csqtool": __version__}
+    data = config.data or ""
+    kind, _, rest = split_options(data)[0].partition(":")
+    for spec in (config.model or "", *([] if kind in FILE_SOURCES else [data])):
+        where, colon, _ = spec.rpartition(":")
+        if colon and not where.endswith(".py") and (version := _installed_version(where.partition(".")[0])):
+            found[f"version of {where}"] = version
+    if kind in FILE_SOURCES:
+        found["data"] = _of_data(Path(rest))
+    for name, file in (("weights", config.weights), ("scheme", config.scheme)):
+        if file is not None:
+            found[name] = sha256(Path(file))
+    return found
+
+
+class ImportedCode:
+    """The user's code that this process has imported: below a folder, or since this object was made.
+
+    Args:
+        folder: the pipeline's folder, to which the paths are relative: a project can be moved as a whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._before = dict(sys.modules)
+
+    def __call__(self) -> Code:
+        """Return the files' digests.
+
+        Raises:
+            ConfigError: a file has changed since this process imported it: what ran cannot be told any more.
+        """
+        found = {}
+        for name, module, file in _own_modules():
+            if self._before.get(name) is module and self._folder not in file.parents:
+                continue  # of another project that this process works on
+            content = sha256(file)
+            if _first_seen.setdefault(module, content) != content:
+                raise ConfigError(f"{file} has changed since this process imported it; run the pipeline in a new one")
+            found[Path(os.path.relpath(file, self._folder)).as_posix()] = content
+        return dict(sorted(found.items()))
+
+
+def is_current(code: Mapping[str, str], folder: Path) -> bool:
+    """Tell whether the files of some code are still there and hold what they held."""
+    files = {folder.resolve() / name: content for name, content in code.items()}
+    return all(file.is_file() and sha256(file) == content for file, content in files.items())
+
+
+def _own_modules() -> Iterator[tuple[str, ModuleType, Path]]:
+    """Yield the imported modules that are the user's: name, module and file."""
+    standard = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if module is sys.modules.get("__main__") or name.partition(".")[0] in OWN or not isinstance(file, str):
+            continue
+        # Texts, not resolved paths: there are thousands of installed modules.
+        if not file.startswith(standard) and not INSTALLED & set(file.split(os.sep)):
+            path = Path(file).resolve()
+            if path.is_file():
+                yield name, module, path
+
+
+def _installed_version(package: str) -> str | None:
+    """Return the version of the installed distribution that has a package; None where there is none."""
+    from importlib.metadata import packages_distributions, version
+
+    names = packages_distributions().get(package)
+    return version(names[0]) if names and package not in OWN else None
+
+
+def _of_data(path: Path) -> str | None:
+    """Return the digest of a data file, or of the names, sizes and times of a folder's files."""
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        return None  # the search says so
+    listing = []
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            facts = file.stat()
+            listing.append((file.relative_to(path).as_posix(), facts.st_size, facts.st_mtime_ns))
+    return digest(listing)

@@ -1,0 +1,307 @@
+"""A whole pipeline: search → finalize → export → verify, doing only what has changed.
+
+What a stage was made from and what it made is recorded in ``.stages.json``, after the stage. A run that is killed
+leaves the new record or the old one, and the old one does not fit: other inputs, or outputs with another content. A
+search goes on where it was killed only if its own run directory says that it was begun from the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from csqtool import documents
+from csqtool.documents import Count
+from csqtool.errors import ConfigError, InputError
+from csqtool.files import sha256, write_json
+from csqtool.fingerprints import Code, ImportedCode, digest, fingerprint, is_current
+from csqtool.pipeline_file import Pipeline, read_pipeline
+from csqtool.searching.records import BegunFrom
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.report_file import read_report
+
+
+class ExportFacts(msgspec.Struct, frozen=True):
+    """``export-FORMAT.json`` of a pipeline: the size of the file, of the float32 model's, and the exporter's notes."""
+
+    size_bytes: Count
+    float32_bytes: Count
+    notes: list[str]
+
+
+class StageRecord(msgspec.Struct, frozen=True):
+    """One stage in ``.stages.json``.
+
+    Attributes:
+        inputs: digest of what it was made from.
+        outputs: name to the SHA-256 of each file that it made.
+        code: the user's code that was imported when it ended.
+    """
+
+    inputs: str
+    outputs: dict[str, str]
+    code: Code
+
+
+class StagesFile(msgspec.Struct):
+    """``.stages.json``.
+
+    Attributes:
+        place: the folder that the stages ran in; anywhere else the records say nothing.
+        stages: the record of each stage.
+    """
+
+    place: str
+    stages: dict[str, StageRecord]
+
+
+@dataclass
+class PipelineResult:
+    """What a pipeline did.
+
+    Attributes:
+        pipeline: the pipeline.
+        stages: stage to ``done`` or ``unchanged``.
+        exports: format to the file.
+        facts: format to its size and the float32 size.
+        reports: format to the verification.
+    """
+
+    pipeline: Pipeline
+    stages: dict[str, str] = field(default_factory=dict)
+    exports: dict[str, Path] = field(default_factory=dict)
+    facts: dict[str, ExportFacts] = field(default_factory=dict)
+    reports: dict[str, VerifyReport] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Every export was verified and holds."""
+        return bool(self.reports) and all(report.passed for report in self.reports.values())
+
+    @property
+    def finalized(self) -> Path:
+        """The finalized model."""
+        return self.pipeline.output / "model.safetensors"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON document."""
+        return {
+            "passed": self.passed,
+            "stages": self.stages,
+            "exports": {
+                name: {"path": str(path), **documents.plain(self.facts[name])} for name, path in self.exports.items()
+            },
+            "reports": {name: report.to_json() for name, report in self.reports.items()},
+        }
+
+
+def run_pipeline(
+    path: Path, *, progress: Any = None, tell: Callable[[str], None] = lambda text: None
+) -> PipelineResult:
+    """Run a pipeline; stages whose inputs and outputs have not changed are skipped.
+
+    Args:
+        path: the pipeline file.
+        progress: told about every training step.
+        tell: told what each stage does, a line each.
+
+    Raises:
+        InputError: the pipeline file, or something it names, cannot be used.
+        SearchInterrupted: Ctrl-C; the next run goes on.
+    """
+    return _Runner(read_pipeline(path), path, progress, tell).run()
+
+
+class _Runner:
+    """The stages of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline, path: Path, progress: Any, tell: Callable[[str], None]) -> None:
+        from csqtool.exporting import load_exporter
+
+        self._pipeline = pipeline
+        self._progress = progress
+        self._tell = tell
+        self._suffixes = {name: load_exporter(name, options).suffix for name, options in pipeline.formats.items()}
+        if folders := [name for name, suffix in self._suffixes.items() if not suffix]:
+            raise ConfigError(f"{path}: a pipeline verifies one file a format; {folders[0]} is for csqtool export")
+        self._result = PipelineResult(pipeline)
+        self._imported = ImportedCode(pipeline.folder)
+        self._stages = _Stages(pipeline, self._imported, self._result.stages, tell)
+        self._run = RunDirectory(pipeline.output / "run")
+
+    def run(self) -> PipelineResult:
+        """Run every stage that has to run."""
+        before = self._search()
+        finalized = self._finalize(before)
+        for name, options in self._pipeline.formats.items():
+            target = self._export(name, options, finalized, before)
+            self._verify(name, target, finalized, before)
+        return self._result
+
+    def _search(self) -> dict[str, Any]:
+        """Search, and return what all that follows depends on, too."""
+        from csqtool.searching import runs
+
+        pipeline, run = self._pipeline, self._run
+        inputs = digest({**pipeline.settings, "files": fingerprint(pipeline.config)})
+
+        def work() -> None:
+            begun = run.read_begun_from()
+            if run.is_run and begun is not None and begun.inputs == inputs and is_current(begun.code, pipeline.folder):
+                runs.resume(run.path, progress=self._progress)
+                return
+            runs.begin(pipeline.config, run.path, overwrite=True, progress=self._progress,
+                       begun_from=lambda: BegunFrom(inputs, self._imported()))  # fmt: skip
+
+        def begun_code() -> Code:  # a finished search is not built again, and then nothing is imported
+            begun = run.read_begun_from()
+            return {} if begun is None else begun.code
+
+        outputs = [run.summary, run.scheme, run.last_checkpoint]
+        record = self._stages.run("search", inputs, outputs, work, code=begun_code)
+        return {"inputs": inputs, "code": record.code}
+
+    def _finalize(self, before: Mapping[str, Any]) -> str:
+        """Finalize, and return the SHA-256 of the model."""
+        from csqtool.finalized_file import write_finalized
+        from csqtool.searching import runs
+
+        target = self._result.finalized
+
+        def work() -> None:
+            write_finalized(runs.load_finished(self._run.path).finalize(), target)
+
+        inputs = digest({"run": sha256(self._run.last_checkpoint), "before": before})
+        self._stages.run("finalize", inputs, [target], work)
+        return sha256(target)
+
+    def _export(self, name: str, options: Mapping[str, Any], finalized: str, before: Mapping[str, Any]) -> Path:
+        from csqtool.exporting import export
+
+        target = self._pipeline.output / f"model{self._suffixes[name]}"
+        facts = self._pipeline.output / f"export-{name}.json"
+
+        def work() -> None:
+            done = export(self._result.finalized, target, format=name, options=options)
+            for note in done.notes:
+                self._tell(f"  {note}")
+            if done.report.float_nodes:
+                nodes = [node.name for node in done.report.float_nodes]
+                more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+                self._tell(f"  run in float: {', '.join(nodes[:3])}{more} (csqtool export says why)")
+            write_json(facts, documents.plain(ExportFacts(done.size_bytes, done.float32_bytes, done.notes)))
+
+        inputs = digest({"model": finalized, "options": options, "before": before})
+        self._stages.run(f"export {name}", inputs, [target, facts], work)
+        self._result.exports[name] = target
+        self._result.facts[name] = documents.read(ExportFacts, facts)
+        return target
+
+    def _verify(self, name: str, target: Path, finalized: str, before: Mapping[str, Any]) -> None:
+        from csqtool.verifying.verification import verify_file
+
+        pipeline, model = self._pipeline, self._result.finalized
+        path = pipeline.output / f"verify-{name}.json"
+
+        def work() -> None:
+            report = verify_file(
+                target,
+                model,
+                gates=pipeline.gates.for_file(target),
+                samples=pipeline.samples,
+                backends=pipeline.backends if target.suffix == ".onnx" else ("onnxruntime",),
+                tolerances=pipeline.tolerances,
+            )
+            write_json(path, report.to_json())
+
+        checks = {
+            "file": sha256(target),
+            "model": finalized,
+            "gates": documents.plain(pipeline.gates),
+            # Files that gates compare with; a latency is measured anew each time.
+            "compared": [sha256(Path(f)) for f in (pipeline.gates.baseline, pipeline.gates.latency_against) if f],
+            "samples": pipeline.samples,
+            "backends": pipeline.backends,
+            "tolerances": documents.plain(pipeline.tolerances),
+            "before": before,
+        }
+        if pipeline.gates.latency_against or not _is_believed(path, target, model):
+            path.unlink(missing_ok=True)
+        self._stages.run(f"verify {name}", digest(checks), [path], work)
+        self._result.reports[name] = read_report(path)
+
+
+def _is_believed(path: Path, target: Path, model: Path) -> bool:
+    """Tell whether a report may be taken from the past: it passed, by its own checks, and is about these files."""
+    try:
+        report = read_report(path)
+    except InputError:
+        return False
+    about = (Path(report.file).name, Path(report.against).name, report.size_bytes)
+    return report.passed and report.holds and about == (target.name, model.name, target.stat().st_size)
+
+
+class _Stages:
+    """Remembers what each stage was made from, and what it made."""
+
+    def __init__(
+        self, pipeline: Pipeline, imported: ImportedCode, log: dict[str, str], tell: Callable[[str], None]
+    ) -> None:
+        self._imported = imported
+        self._folder = pipeline.folder
+        self._output = pipeline.output
+        self._path = pipeline.output / ".stages.json"
+        self._log = log
+        self._tell = tell
+        self._known: dict[str, StageRecord] = {}
+        try:
+            file = documents.read(StagesFile, self._path)
+        except InputError:
+            return  # an unreadable record only costs work that is done again
+        if file.place == self._place():
+            self._known = file.stages
+
+    def _place(self) -> str:
+        """Return what tells the output folder from a copy of it, and from one that was filled elsewhere."""
+        return f"{self._output.resolve()} ({self._output.stat().st_ino})"
+
+    def run(
+        self,
+        name: str,
+        inputs: str,
+        outputs: Sequence[Path],
+        work: Callable[[], object],
+        *,
+        code: Callable[[], Code] = dict,
+    ) -> StageRecord:
+        """Do `work` unless its inputs and outputs are those of last time.
+
+        Args:
+            name: the stage.
+            inputs: digest of what it is made from.
+            outputs: the files that it makes.
+            work: makes them.
+            code: called after it; returns code that the stage depends on beside what this process has imported.
+        """
+        known = self._known.get(name)
+        if known is not None and known.inputs == inputs and self._still_holds(known, outputs):
+            self._tell(f"{name}: unchanged")
+            self._log[name] = "unchanged"
+            return known
+        self._tell(f"{name} …")
+        work()
+        made = {output.name: sha256(output) for output in outputs}
+        record = StageRecord(inputs, made, {**code(), **self._imported()})
+        self._known[name] = record
+        write_json(self._path, documents.plain(StagesFile(self._place(), self._known)))
+        self._log[name] = "done"
+        return record
+
+    def _still_holds(self, record: StageRecord, outputs: Sequence[Path]) -> bool:
+        made = all(output.is_file() and record.outputs.get(output.name) == sha256(output) for output in outputs)
+        return made and is_current(record.code, self._folder)
