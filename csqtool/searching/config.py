@@ -275,7 +275,7 @@ def _fits(value: Any, annotation: str) -> bool:
         return isinstance(value, tuple(allowed)) and all(isinstance(item, str) for item in value)
     if isinstance(value, bool):
         return bool in allowed
-    if isinstance(value, int | float) and not abs(value) < 2**63:  # nor is NaN
+    if isinstance(value, int | float) and not abs(value) < 1e300:  # NaN is not, either
         return False
     if annotation == "Mapping[str, int]" and isinstance(value, dict):
         return all(_fits(item, "int") for item in value.values())
