@@ -96,15 +96,6 @@ def plain(record: Any) -> Any:
     return msgspec.to_builtins(record, str_keys=True)
 
 
-def fits(kind: type[Any], document: Any) -> bool:
-    """Tell whether a document of plain values is such a record."""
-    try:
-        msgspec.convert(document, type=kind)
-    except (msgspec.ValidationError, RecursionError):
-        return False
-    return True
-
-
 def _head(where: str, what: str | None) -> str:
     return where if what is None else f"{where} is not {what}"
 

@@ -47,4 +47,7 @@ def parse_size(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if not match or match[2].upper() not in _SIZE_UNITS:
         raise ConfigError(f"{text!r} is no size; write bytes, or a number with KB, KiB, MB, MiB, GB or GiB")
-    return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
+    size_bytes = float(match[1]) * _SIZE_UNITS[match[2].upper()]
+    if not size_bytes < 2**63:
+        raise ConfigError(f"{str(text)[:40]} is no size: no file is that large")
+    return int(size_bytes)

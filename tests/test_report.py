@@ -197,6 +197,20 @@ def test_the_pipeline_shown_can_be_read_whatever_its_texts_hold(tmp_path: Path) 
     assert settings == wanted
 
 
+def test_the_page_draws_precision_over_epochs_and_several_runs_against_their_size(
+    eight_bits: Built, other_seed: Built, tmp_path: Path
+) -> None:
+    html = report([eight_bits.run, other_seed.run], tmp_path / "r.html").read_text()
+    epochs = html.split('id="epochs"')[1].split("</section>")[0]
+    course = epochs.split('aria-label="planes a weight over the epochs"')[1].split("</svg>")[0]
+    assert 'class="level"' in course
+    assert ">target<" in course
+    assert all(f"<title>{stage}: " in course for stage in ("search", "finetune"))
+    sizes = html.split('id="accuracy"')[1].split("</svg>")[0]
+    assert all(f"<title>{built.run}: " in sizes for built in (eight_bits, other_seed))
+    assert "<title>float32: " in sizes
+
+
 def test_a_histogram_has_a_bar_for_each_value_that_occurs() -> None:
     svg = histogram("h", np.array([-4, -4, 0, 7], np.int8))
     assert re.findall(r"<title>(.*?)</title>", svg) == [
@@ -277,7 +291,7 @@ def test_points_lie_inside_their_chart(points: list[tuple[float, float]]) -> Non
     [
         ("x.json", "{}", "neither a report of csqtool verify"),
         ("x.json", '{"checks": [{}], "layers": [], "size_bytes": 1, "samples": 1, "passed": true, "file": "", '
-                   '"against": ""}', "neither a report of csqtool verify"),
+                   '"against": ""}', "is not a report of csqtool verify --json: checks[0]: level is missing"),
         ("x.json", "nothing", "not valid JSON"),
         ("x.onnx", "nothing", "not an ONNX file"),
         ("x.csq", "nothing", "not a csq file"),

@@ -1,4 +1,4 @@
-"""Charts as SVG: colours come from the page's style sheet, so that they follow its light and dark theme."""
+"""Charts as SVG. Colours come from the page's style sheet, so that they follow its light and dark theme."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def chart(
 
 
 def histogram(title: str, q: NDArray[Any]) -> Markup:
-    """Return how often each integer of `q` occurs: a bar a value, so that unused values of the grid show as gaps."""
+    """Return a histogram of the integers in `q`: one bar a value, so that unused values of the grid show as gaps."""
     values, counts = np.unique(q, return_counts=True)
     low, high = int(values[0]), int(values[-1])
     width, height, bottom = 240, 110, 18
@@ -112,7 +112,7 @@ def histogram(title: str, q: NDArray[Any]) -> Markup:
 
 
 def heatmap(title: str, rows: Sequence[tuple[str, Sequence[float]]], *, largest: float, unit: str) -> Markup:
-    """Return a row of cells for each name: the stronger, the nearer a value is to `largest`."""
+    """Return a row of cells for each name; the nearer a value is to `largest`, the more opaque its cell."""
     columns = max(len(values) for _, values in rows)
     left, cell, tall = 190, max(4.0, min(16.0, 520 / columns)), 16
     width, height = int(left + cell * columns + 4), tall * len(rows) + 4

@@ -40,7 +40,7 @@ def report(paths: Sequence[Path], output: Path, *, bench: bool = False) -> Path:
 
     Raises:
         ConfigError: `output` is no ``.html`` file.
-        InputError: a path is missing or of no kind that is reported on.
+        InputError: a path is missing, or a report cannot be made of such a file.
         FormatError: a file is damaged.
     """
     if output.suffix.lower() not in (".html", ".htm"):
@@ -131,7 +131,7 @@ def _metrics(subject: Subject) -> tuple[str, float | None, float | None]:
 
 
 def _cards(subject: Subject) -> list[tuple[str, str, str]]:
-    """Return (value, what it is, more) of the figures to see first."""
+    """Return the main figures, each as (value, name, remark)."""
     cards = []
     name, before, after = _metrics(subject)
     if after is not None:
@@ -238,7 +238,7 @@ def _layers(subject: Subject) -> list[_Layer]:
 
 
 def _epochs(subject: Subject) -> dict[str, Any] | None:
-    """Return the pictures of a search's course."""
+    """Return the charts of a search over its epochs."""
     if not subject.log:
         return None
     stages = list(dict.fromkeys(entry.phase for entry in subject.log))
@@ -260,7 +260,7 @@ def _course(
     label: str,
     level: tuple[str, float] | None = None,
 ) -> Markup | None:
-    """Return how a figure went over the epochs, a series a stage; None if no epoch has it."""
+    """Return a chart of one figure over the epochs, with a series a stage; None if no epoch has the figure."""
     points: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
     for number, entry in enumerate(log, 1):
         value = next((found for key in keys if (found := getattr(entry, key)) is not None), None)
@@ -361,7 +361,7 @@ def _without_none(value: Any) -> Any:
 
 
 def _escaped(toml: str) -> str:
-    """Return TOML in which characters that a page would show as escapes are TOML's own: they are in strings only."""
+    """Return TOML with its own escapes for characters that are not printable; such characters are in strings only."""
     return "".join(
         c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" if ord(c) < 2**16 else f"\\U{ord(c):08x}"
         for c in toml

@@ -1,4 +1,4 @@
-"""What a report is about: gathers runs, models, exports, verifications and measurements that belong together."""
+"""The sources of a report: runs, models, exports, verifications and latencies, grouped by model."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import LogEntry, SchemeEntry, Summary
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.report_file import REPORT
 
 PARTS = ("integers", "scales and zero points", "biases and other tensors", "graph and metadata")
 ORIGIN = "csqtool.finalized_sha256"  # metadata key of an exported ONNX file
@@ -29,7 +30,7 @@ ORIGIN = "csqtool.finalized_sha256"  # metadata key of an exported ONNX file
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An exported file and what its bytes are spent on, by the names in `PARTS`."""
+    """An exported file, with the bytes of each of its `PARTS`."""
 
     path: Path
     size_bytes: int
@@ -42,7 +43,7 @@ class Subject:
     """One search and its results; each part is None, or empty, where it was not named.
 
     Attributes:
-        label: what tells it from others.
+        label: its name on the page.
         config, summary, scheme, log: of the run directory; an unfinished run has no summary and scheme.
         model: the finalized model, with its path and the SHA-256 of its file.
         exports: exported files.
@@ -131,11 +132,10 @@ def _read_json(path: Path) -> VerifyReport | BenchDocument | None:
         FormatError: it is not JSON, or it begins as one of them and then is not.
     """
     document = documents.decode(Any, read_bytes(path), where=str(path))
-    kinds: dict[str, type[VerifyReport | BenchDocument]] = {"checks": VerifyReport, "rounds": BenchDocument}
-    for key, kind in kinds.items():
-        if isinstance(document, dict) and key in document:
-            what = "neither a report of csqtool verify --json nor of csqtool bench --json"
-            return documents.convert(kind, document, where=str(path), what=what)
+    if isinstance(document, dict) and "checks" in document:
+        return documents.convert(VerifyReport, document, where=str(path), what=REPORT)
+    if isinstance(document, dict) and "rounds" in document:
+        return documents.convert(BenchDocument, document, where=str(path), what="what csqtool bench --json prints")
     return None
 
 
@@ -183,7 +183,7 @@ def _add_model(subject: Subject, path: Path) -> None:
 
 
 def _join_run(found: Gathered, subject: Subject) -> None:
-    """Put a finalized model to the run it comes from, if that is there: one subject instead of two."""
+    """Join a finalized model with the run that it was made from, if that was named: one subject instead of two."""
     runs = [run for run in found.subjects if run.model is None and run.scheme and _comes_from(subject, run)]
     if len(runs) == 1:  # of twins no one knows which
         run = runs[0]
@@ -245,7 +245,7 @@ def _onnx_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
 
 
 def _attach_export(found: Gathered, origin: str, export: ExportedFile) -> None:
-    """Put an exported file to the model with the SHA-256 `origin`; make a subject of its own if that is not there."""
+    """Add an exported file to the model with the SHA-256 `origin`, or a new subject if there is none."""
     subject = next((s for s in found.subjects if origin and origin == s.model_sha256), None)
     if subject is None:
         subject = Subject(str(export.path))
@@ -256,7 +256,7 @@ def _attach_export(found: Gathered, origin: str, export: ExportedFile) -> None:
 
 
 def _attach_report(found: Gathered, report: VerifyReport) -> None:
-    """Put a verification to the files that it names; make a subject of its own if they are not there."""
+    """Add a verification to the subject whose files it names, or a new subject if there is none."""
     named = {_resolved(report.against), _resolved(report.file)}
     for subject in found.subjects:
         files = [subject.model_path, *(export.path for export in subject.exports)]

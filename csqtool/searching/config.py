@@ -208,6 +208,8 @@ class SearchConfig:
         Raises:
             ConfigError: a key is unknown, missing, or its value is wrong.
         """
+        if not isinstance(document, Mapping):
+            raise ConfigError(f"{where}: expected an object with the settings, got {type(document).__name__}")
         with _placed(where):
             known = GENERAL.keys() | document.keys()
             if not document.keys() <= GENERAL.keys():
