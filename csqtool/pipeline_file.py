@@ -146,7 +146,6 @@ def _search(tables: _File, where: str) -> SearchConfig:
     given = {"model_args": model.args, "weights": model.weights, "task": data.task}
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= {**tables.search, "model": model.factory, "data": data.source}
-    _check_keys(settings, [f.name for f in dataclasses.fields(SearchConfig)], f"{where}: [search]")
     return SearchConfig.make(**settings, where=f"{where}: [search]")
 
 

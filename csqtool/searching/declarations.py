@@ -15,7 +15,6 @@ The command line's option, the key in a pipeline file, the checks and the refere
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -34,6 +33,9 @@ WORDS = {
     "tuple": "a list of texts",
     "Mapping": "a table",
 }
+
+
+LARGEST = 1e300  # sums and products of settings stay finite
 
 
 class SettingError(ConfigError):
@@ -144,8 +146,8 @@ class Declared:
     def _check_range(self, value: float) -> None:
         setting, least, most = self.setting, self.setting.least, self.setting.most
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-        if not math.isfinite(value):
-            raise SettingError(self.name, f"must be a finite number, got {shown}")
+        if not abs(value) < LARGEST:  # nor is NaN
+            raise SettingError(self.name, f"must be a finite number, got {shown:.40}")
         if (least is not None and value < least) or (most is not None and value > most):
             if most is not None:
                 wanted = f"be {least:g} to {most:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -186,14 +187,15 @@ class RunDirectory:
         write_json(self.start, documents.plain(start))
 
     def append_log(self, entry: Mapping[str, Any]) -> None:
-        """Add a line to the log.
+        """Add a line to the log; figures that are not finite become null, as JSON has no word for them.
 
         Raises:
             InputError: the file cannot be written.
         """
+        written = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
         try:
             with open(self.log, "a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+                log.write(json.dumps(written, allow_nan=False) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {self.log}: {error.strerror or error}") from error
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data import DataSource, as_source, batches_of, check_fit
-from csqtool.errors import DataError, ModelError, SearchInterrupted
+from csqtool.errors import DataError, FormatError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import ModelInfo
@@ -170,7 +170,12 @@ class Session:
         if stage not in self.stages:
             self.stages.append(stage)  # shrinking, which few searches need
         self._enter(stage, restoring=True)
-        self._phase.load_state(state)
+        try:
+            self._phase.load_state(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            wanted = f"{self.directory.config.name} and the model"
+            raise FormatError(f"{self.directory}: the last checkpoint does not fit {wanted}: {first}") from error
 
     def _enter(self, stage: Stage, *, restoring: bool = False) -> None:
         """Begin a stage; `restoring` leaves to a checkpoint what it brings."""

@@ -344,7 +344,7 @@ def test_a_list_of_the_same_batches_trains_to_the_integers_of_the_data_set(tmp_p
     found = []
     for name in ("arrays", "batches"):
         config = SearchConfig.make(model=DIGITS, data=f"{tmp_path}/data.py:{name}", target_bits=3, method="lsq",
-                                   epochs=1, finetune_epochs=0, batch_size=64)  # fmt: skip
+                                   epochs=1, batch_size=64)  # fmt: skip
         begin(config, tmp_path / name)
         method = load_finished(tmp_path / name).session.method
         assert method is not None

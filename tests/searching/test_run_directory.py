@@ -103,6 +103,13 @@ def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(copied: Path) -> 
     assert read_log(log) == whole[:-1]
 
 
+def test_a_metric_that_is_not_finite_leaves_a_log_that_is_read(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.append_log({"phase": "search", "epoch": 1, "loss": 0.5, "metric_soft": float("nan")})
+    (entry,) = directory.read_log()
+    assert (entry.loss, entry.metric_soft) == (0.5, None)
+
+
 def test_a_damaged_line_of_a_log_is_named(copied: Path) -> None:
     log = copied / "log.jsonl"
     lines = log.read_text().splitlines()
