@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from csqtool.nn.modes import evaluating
@@ -44,6 +44,9 @@ def fold_parametrizations(model: nn.Module) -> list[str]:
             for hook in _old_style(module):
                 remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
                 remove(module, hook.name)
+                for key, loading in list(module._load_state_dict_pre_hooks.items()):
+                    if isinstance(getattr(loading, "hook", loading), SpectralNormLoadStateDictPreHook):
+                        del module._load_state_dict_pre_hooks[key]  # torch itself does not find its own any more
                 names.append(hook.name)
             folded += [f"{path}.{name}".lstrip(".") for name in names]
     return folded

@@ -220,8 +220,8 @@ class SiteMode(TorchFunctionMode):
     def current(self, tree: Any) -> Any:
         """Return arguments or outputs with what takes the place of tensors that were changed in place."""
         if isinstance(tree, Tensor):
-            while (later := self._replaced.get(tree)) is not None:
-                tree = later
+            while tree in self._replaced:
+                tree = self._replaced[tree]
             return tree
         if isinstance(tree, tuple) and hasattr(tree, "_fields"):
             return type(tree)(*map(self.current, tree))
