@@ -39,8 +39,12 @@ def fold_parametrizations(model: nn.Module) -> list[str]:
     with evaluating(model):  # spectral norm moves in training mode
         for path, module in list(model.named_modules()):
             names = list(getattr(module, "parametrizations", {})) if parametrize.is_parametrized(module) else []
+            shared = type(module)  # by all copies of the module, and torch takes the properties away from it
+            properties = {name: shared.__dict__[name] for name in names}
             for name in names:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            for name, computing in properties.items():
+                setattr(shared, name, computing)
             for hook in _old_style(module):
                 remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
                 remove(module, hook.name)

@@ -71,6 +71,8 @@ _register(OTHER_OPS, "mul", torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, 
 _register(OTHER_OPS, "sub", torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__)
 _register(OTHER_OPS, "matmul", torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
 _register(OTHER_OPS, "embedding", F.embedding)
+_PRODUCTS = {torch.matmul: 1, Tensor.matmul: 1, Tensor.__matmul__: 1, torch.mm: 1, Tensor.mm: 1,
+             torch.addmm: 2, Tensor.addmm: 2}  # to the position of the second factor  # fmt: skip
 
 # Where the functions that multiply data by a weight, or look rows of it up, expect the weight.
 _PROJECTIONS = ("in_proj_weight", "out_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -204,6 +206,9 @@ class SiteMode(TorchFunctionMode):
             self.on_unknown((args, kwargs), output)
             return output
         kind, operation = known or (OTHER_OPS, func.__name__.strip("_"))
+        position = _PRODUCTS.get(func)
+        if position is not None and len(args) > position and self.is_weight(args[position]):
+            kind = WEIGHT_OPS  # a linear layer in other words
         path = self._stack[-1]
         name = path if path and path in self._operations else f"{path}.{operation}".lstrip(".")
         if isinstance(output, Tensor) and not output.is_floating_point():
@@ -228,6 +233,10 @@ class SiteMode(TorchFunctionMode):
         if type(tree) in (list, tuple):
             return type(tree)(self.current(item) for item in tree)
         return {key: self.current(item) for key, item in tree.items()} if type(tree) is dict else tree
+
+    def is_weight(self, tensor: Any) -> bool:
+        """Tell whether a factor of a product is a parameter; only where that matters."""
+        return False
 
     def on_any(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Look at a call of any torch function, before it is handled as one of a known operation or not."""
@@ -268,6 +277,9 @@ class _Recorder(SiteMode):
         for x in inputs:
             self._memory_of(x).append(x)
         self._weight_names = weight_names
+
+    def is_weight(self, tensor: Any) -> bool:
+        return id(tensor) in self._weight_names
 
     def on_any(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         positions, names = _WEIGHT_ARGUMENTS.get(func, ((), ()))

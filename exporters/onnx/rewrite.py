@@ -223,8 +223,9 @@ class _Activations:
             self._editor.graph.remove(clip, safe=True)
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
-        if _has_float_weight(source.producer()):
-            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits.
+        if _has_float_weight(source.producer()) or _shares_its_bias(source.producer()):
+            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits, and round
+            # such a bias to the grid of one of its uses, where it is on none.
             source = self._editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
         scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
         zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
@@ -259,6 +260,14 @@ def _has_float_weight(node: ir.Node | None) -> bool:
     if node is None or node.op_type not in WEIGHTED_OPS or node.domain:
         return False
     return constant_of(node.inputs[1]) is not None
+
+
+def _shares_its_bias(node: ir.Node | None) -> bool:
+    """Tell whether a node adds a bias, and another one uses its weight: the layer runs several times."""
+    if node is None or node.op_type not in BIASED_OPS or node.domain or len(node.inputs) <= BIASED_OPS[node.op_type]:
+        return False
+    weight, bias = node.inputs[1], node.inputs[BIASED_OPS[node.op_type]]
+    return weight is not None and bias is not None and len(tuple(weight.uses())) > 1
 
 
 def _clip_bounds(source: ir.Value) -> tuple[float, float] | None:
