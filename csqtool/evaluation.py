@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.data_source import Part
+from csqtool.errors import ModelError
 from csqtool.nn.modes import evaluating, keeping_modes
 from csqtool.processes import Processes
-from csqtool.task import Task
+from csqtool.task import TASKS, Task
 
 LOSS_BATCH = 256
 BN_SAMPLES = 8192
+REFRESH_SAMPLES = 2048  # training samples that tell whether fresh statistics of BatchNorm are better
+# The share by which they must lower the loss on these: a smaller one is the choice of samples.
+REFRESH_GAIN = 0.05
+
+
+MAIN_OUTPUTS = ("logits", "out", "output")
+
+
+def main_output(outputs: Any, task: Task) -> Any:
+    """Return what a task of csqtool's own judges: of a model with auxiliary outputs in training, the main one.
+
+    That is the one called ``logits``, ``out`` or ``output``, of a tuple without names the first. A task of the user's
+    own gets what the model returns.
+
+    Raises:
+        ModelError: there is no such output.
+    """
+    if isinstance(outputs, Tensor) or type(task) not in TASKS.values():
+        return outputs
+    named = outputs._asdict() if hasattr(outputs, "_asdict") else outputs
+    if isinstance(named, Mapping):
+        main = next((named[name] for name in MAIN_OUTPUTS if name in named), None)
+    else:
+        main = named[0] if isinstance(named, tuple | list) and named else None
+    if not isinstance(main, Tensor):
+        raise ModelError(
+            f"in training the model returns {type(outputs).__name__}, of which {task.name} can judge nothing: return a "
+            "tensor, a tuple that begins with it, or a dict with logits, out or output; or give a task of your own"
+        )
+    return main
 
 
 def as_float(outputs: Any) -> Any:
@@ -58,14 +90,26 @@ def evaluate(
 
 @torch.no_grad()
 def training_loss(
-    net: nn.Module, data: DataSource, device: torch.device, *, samples: int, channels_last: bool
+    net: nn.Module,
+    data: DataSource,
+    device: torch.device,
+    *,
+    samples: int,
+    channels_last: bool,
+    running_statistics: bool = False,
 ) -> float:
-    """Return the loss on the first training samples, BatchNorm normalising by the statistics of each batch.
+    """Return the loss on the first training samples.
 
-    The running statistics are those of other weights, so they are neither used nor changed. Every module keeps its
-    mode.
+    Args:
+        net: every module keeps its mode.
+        data: training data and task.
+        device: where the net is.
+        samples: how many.
+        channels_last: the memory layout of images.
+        running_statistics: BatchNorm normalises by its running statistics, as it does once it is deployed. Otherwise
+            it takes those of each batch, where the running ones are those of other weights; they are not changed.
     """
-    norms = _batch_norms(net)
+    norms = [] if running_statistics else _batch_norms(net)
     tracking = [norm.track_running_stats for norm in norms]
     total = count = 0.0
     with evaluating(net):
@@ -76,7 +120,8 @@ def training_loss(
             for x, y in batches_of(data.train, most=samples, size=LOSS_BATCH):
                 if len(x) > 1 or not norms:  # one sample has no variance
                     inputs = laid_out(x.to(device), channels_last=channels_last)
-                    total += float(data.task.loss(net(inputs), y.to(device))) * len(x)
+                    outputs = main_output(as_float(net(inputs)), data.task)
+                    total += float(data.task.loss(outputs, y.to(device))) * len(x)
                     count += len(x)
         finally:
             for norm, tracked in zip(norms, tracking, strict=True):
@@ -94,16 +139,93 @@ def reestimate_batch_norm(
     """
     training = training_batches(data, batch_size=batch_size, seed=seed)
     samples = training.in_order(BN_SAMPLES, size=max(batch_size, 128))
-    kept = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in _batch_norms(net)]
+    norms = _batch_norms(net)
+    if not norms:
+        return
+    kept = batch_norm_statistics(net)
+    momenta = [norm.momentum for norm in norms]
     with keeping_modes(net):
         try:
-            update_bn((x for x, _ in samples if len(x) > 1), net, device=device)
+            net.train()
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+            for x, _ in samples:
+                if len(x) > 1:
+                    net(x.to(device))
         except BaseException:
-            for norm, momentum, state in kept:  # torch restores neither after an exception
-                norm.momentum = momentum
-                norm.load_state_dict(state)
+            kept.restore()
             raise
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def refresh_batch_norm(
+    net: nn.Module,
+    data: DataSource,
+    device: torch.device,
+    *,
+    batch_size: int,
+    seed: int,
+    channels_last: bool,
+    agreed: Callable[[bool], bool] = lambda helps: helps,
+) -> bool:
+    """Re-estimate BatchNorm's statistics where that lowers the loss on training samples; tell whether it did.
+
+    Running statistics lag behind the weights: after a short stage they are still those of the network before it.
+
+    Args:
+        net: the network, its weights as they will stay.
+        data: training data and task.
+        device: where the net is.
+        batch_size: of the training batches.
+        seed: of their augmentation.
+        channels_last: the memory layout of images.
+        agreed: returns what the first of several processes decides.
+    """
+    kept = batch_norm_statistics(net)
+    if not kept.kept:
+        return False
+
+    def loss() -> float:
+        return training_loss(
+            net, data, device, samples=REFRESH_SAMPLES, channels_last=channels_last, running_statistics=True
+        )
+
+    before = loss()
+    reestimate_batch_norm(net, data, device, batch_size=batch_size, seed=seed)
+    after = loss()
+    helps = agreed(not math.isfinite(before) or after < before * (1 - REFRESH_GAIN))
+    if not helps:
+        kept.restore()
+    return helps
+
+
+@dataclass(frozen=True)
+class BatchNormStatistics:
+    """Copies of the running statistics of BatchNorms, to be put back."""
+
+    kept: list[tuple[_BatchNorm, dict[str, Tensor]]]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        for norm, buffers in self.kept:
+            for name, value in buffers.items():
+                norm.get_buffer(name).copy_(value)
+
+
+def batch_norm_statistics(net: nn.Module) -> BatchNormStatistics:
+    """Return a copy of the running statistics of all BatchNorms that train."""
+    return BatchNormStatistics([(n, {k: b.clone() for k, b in n.named_buffers()}) for n in _batch_norms(net)])
 
 
 def _batch_norms(net: nn.Module) -> list[_BatchNorm]:
-    return [module for module in net.modules() if isinstance(module, _BatchNorm)]
+    """Return the BatchNorms with running statistics that train when `net` does: others are frozen by their owner."""
+    with keeping_modes(net):
+        net.train()
+        return [
+            module for module in net.modules()
+            if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
+        ]  # fmt: skip

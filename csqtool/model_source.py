@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +62,10 @@ class ModelSource:
                 raise ModelError("no model is given")
             built: nn.Module = build_model(self.factory, dict(self.arguments), near=near)
             return built
+        from csqtool.nn.reparametrized import copied
+
         try:
-            return copy.deepcopy(self.module)
+            return copied(self.module)
         except Exception as error:  # a module may hold anything: locks, files, tensors of a graph
             raise ModelError(
                 f"the module {type(self.module).__name__} cannot be copied ({type(error).__name__}: {error}); "

@@ -30,7 +30,9 @@ def test_resnets_have_the_papers_size_and_yield_class_scores(name: str, paramete
     model = build(f"{RESNETS}:{name}").eval()
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert len(quantizable_weights(model)) == int(name.removeprefix("resnet"))
+    assert len(quantizable_weights(model, record(model, [torch.zeros(2, 3, 32, 32)]).weights)) == int(
+        name.removeprefix("resnet")
+    )
 
 
 def test_activation_quantizers_find_their_places_around_slicing_and_padding() -> None:
@@ -39,7 +41,7 @@ def test_activation_quantizers_find_their_places_around_slicing_and_padding() ->
     placement = place_quantizers(record(model, [images]), 4)
     net = QuantizedNet(model, make_quantizers(placement, ActivationFakeQuantizer))
     net.calibrate(iter([images]))
-    assert set(placement.layer_inputs) == {weight.name for weight in quantizable_weights(build(f"{RESNETS}:resnet20"))}
+    assert set(placement.layer_inputs) == record(build(f"{RESNETS}:resnet20"), [images]).weights
     assert torch.isfinite(net.eval()(images)).all()
 
 
@@ -69,8 +71,9 @@ def test_well_known_networks_have_their_parameter_counts_and_layers(spec: str) -
     with torch.device("meta"):
         model = build(f"{ROOT}/sample_models/{spec}").eval()
         assert model(torch.empty(2, *shape)).shape[0] == 2
+        weights = record(model, [torch.empty(2, *shape)]).weights
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert len(quantizable_weights(model)) == layers
+    assert len(quantizable_weights(model, weights)) == layers
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,15 @@ def _flat(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _unflat(flat: Tensor, like: Tensor) -> Tensor:
-    """Undo `_flat`."""
-    if not _is_channels_last(like):
-        return flat.view(like.shape)
-    batch, channels, height, width = like.shape
-    return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    """Undo `_flat`: a tensor of its own in the memory of `flat`, not a view of it.
+
+    A view that leaves an autograd function cannot be changed in place, which residual additions and activations do.
+    """
+    strides = torch.empty(like.shape, device="meta").stride()
+    if _is_channels_last(like):
+        _, channels, height, width = like.shape
+        strides = (height * width * channels, 1, width * channels, channels)
+    return flat.new_empty(0).set_(flat.untyped_storage(), flat.storage_offset(), like.shape, strides)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -105,15 +109,25 @@ def check_finite(name: str, values: Tensor) -> None:
         )
 
 
+# A step changes a scale by this share at most, as it does those of weights (`csqtool.nn.latent.LARGEST_CHANGE`): a step
+# size is small compared with the noise of its gradient.
+LARGEST_CHANGE = 0.02
+# Training may make a scale this many times larger or smaller than calibration did. The integers of eight bits then all
+# lie in one calibrated step, or all calibrated values in one step of theirs: the activation says nothing any more.
+WIDEST = 256.0
+
+
 class ActivationFakeQuantizer(nn.Module):
     """Fake quantization of one activation, with a scale that is calibrated once and then learned.
 
     Attributes:
         scale: step size, float32, a trained scalar.
+        calibrated: the scale as calibration chose it.
         zero_point: the integer that represents 0.0; 0 where calibration saw no negative value, fixed afterwards.
     """
 
     description = "learned step size and fixed zero point (LSQ)"
+    calibrated: Tensor
     zero_point_: Tensor
     bounds: Tensor
 
@@ -122,10 +136,12 @@ class ActivationFakeQuantizer(nn.Module):
         self.name = name
         self.bits = bits
         self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("calibrated", torch.ones(()))
         self.register_buffer("zero_point_", torch.zeros((), dtype=torch.int64))
         # The range around 0.0, in steps: −zero_point and 2^bits − 1 − zero_point.
         self.register_buffer("bounds", torch.tensor([0.0, float(self.largest)]), persistent=False)
         self.zero_point = 0
+        self._before_step = self.scale.detach().clone()
 
     @property
     def largest(self) -> int:
@@ -134,6 +150,7 @@ class ActivationFakeQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x rounded to the quantizer's grid, float32."""
+        self.hold_scale()
         return fake_quantize(x, self.scale, *self.bounds)
 
     @torch.no_grad()
@@ -162,8 +179,18 @@ class ActivationFakeQuantizer(nn.Module):
             error = float((rounded - sample).square().sum())
             if error < best_error:
                 best, best_error = scale, error
-        self.scale.copy_(best)
+        self._set_scale(best)
         self.set_zero_point(zero_point)
+
+    @torch.no_grad()
+    def _set_scale(self, scale: Tensor | float) -> None:
+        self.scale.copy_(torch.as_tensor(scale))
+        self.calibrated.copy_(self.scale)
+        self.hold_scale()
+
+    def hold_scale(self) -> None:
+        """Keep the scale as it is now: the change of the next training step is measured from it."""
+        self._before_step = self.scale.detach().clone()
 
     def _scale_of(self, extent: float, share: float) -> Tensor:
         """Return the step size with which the integers cover `share` of a range, above zero also in float32."""
@@ -177,8 +204,16 @@ class ActivationFakeQuantizer(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Keep the scale above zero."""
-        self.scale.clamp_(min=1e-8)
+        """Limit the last change of the scale to `LARGEST_CHANGE`, and all changes together to `WIDEST`."""
+        before = self._before_step
+        self.scale.clamp_(before * (1 - LARGEST_CHANGE), before * (1 + LARGEST_CHANGE))
+        self.scale.clamp_(self.calibrated / WIDEST, self.calibrated * WIDEST)
+        self.scale.clamp_(min=torch.finfo(torch.float32).tiny)
+
+    def is_dead(self) -> bool:
+        """Tell whether the scale is as far from the calibrated one as it may get."""
+        change = float(self.scale.detach() / self.calibrated)
+        return not 1.001 / WIDEST < change < WIDEST / 1.001
 
     def regularization(self) -> Tensor | None:
         """Return what is added to the task's loss, if anything."""

@@ -42,6 +42,7 @@ class PactQuantizer(ActivationFakeQuantizer):
         """Return x clipped to [0, α] and rounded, float32."""
         if self.zero_point:
             return super().forward(x)
+        self.hold_scale()
         with torch.autocast(x.device.type, enabled=False):
             result: Tensor = _Ramp.apply(x.float(), self.scale * self.largest, self.largest)  # type: ignore[no-untyped-call]
             return result
@@ -67,7 +68,7 @@ class DorefaQuantizer(ActivationFakeQuantizer):
         """
         super().calibrate(sample)
         if not self.zero_point:
-            self.scale.data.fill_(1 / self.largest)
+            self._set_scale(1 / self.largest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x clipped to [0, 1] and rounded, float32; the range is not trained."""

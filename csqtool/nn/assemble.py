@@ -42,6 +42,7 @@ def quantized_model(
     }
     activations = tuple(q.finalized() for q in net.quantizers.values())
     scales = {a.name: a for a in activations}
+    shared = _other_names(module)
     layers = []
     for name, (q, scale, mask) in integers.items():
         layer = QuantizedLayer(name, q, scale, mask, placement.layer_inputs.get(name))
@@ -51,6 +52,8 @@ def quantized_model(
         if not snap_bias(layer, tensors, scales.get(layer.input_quantizer or "")):
             layer = dataclasses.replace(layer, batch_norm=None, batch_norm_epsilon=None)
         layers.append(layer)
+        for changed in (f"{name.removesuffix('weight')}bias", f"{batch_norm}.bias"):
+            tensors.update((alias, tensors[changed]) for alias in shared.get(changed, ()) if changed in tensors)
     # The key has its place in the document also where nothing folds.
     epsilons = {layer.batch_norm: layer.batch_norm_epsilon for layer in layers if layer.batch_norm is not None}
     info = ModelInfo({**info.document, EPSILON_KEY: epsilons})
@@ -106,11 +109,19 @@ def snap_bias(
     return True
 
 
+def _other_names(module: nn.Module) -> dict[str, list[str]]:
+    """Return the other names of each parameter that has several: of tied ones, and of modules under two names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: same for same in names.values() if len(same) > 1 for name in same}
+
+
 def _ties(net: QuantizedNet, integers: Any) -> dict[str, str]:
     """Return the other names of tied quantized parameters."""
     first: dict[int, str] = {}
     ties = {}
-    for module_name, module in net.model.named_modules():
+    for module_name, module in net.model.named_modules(remove_duplicate=False):
         for attribute, chain in getattr(module, "parametrizations", {}).items():
             name = f"{module_name}.{attribute}" if module_name else attribute
             source = first.setdefault(id(chain[0]), name)

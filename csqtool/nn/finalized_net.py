@@ -10,8 +10,9 @@ from csqtool.errors import ModelError
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.markers import marker, markers_on
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.nn.state_dict import check_keys
-from csqtool.nn.weights import WeightSource, attach, quantizable_weights
+from csqtool.nn.reparametrized import fold_parametrizations
+from csqtool.nn.state_dict import check_keys, with_versions
+from csqtool.nn.weights import WeightSource, attach, weights_called
 from csqtool.quantized_model import QuantizedModel
 
 
@@ -56,6 +57,7 @@ def finalized_net(model: nn.Module, quantized: QuantizedModel) -> QuantizedNet:
     Raises:
         ModelError: the module's parameters and the finalized tensors do not match.
     """
+    fold_parametrizations(model)
     state = model.state_dict()
     wanted = {layer.name: layer.shape for layer in quantized.layers}
     wanted |= {alias: quantized.layer(name).shape for alias, name in quantized.tied.items()}
@@ -63,11 +65,12 @@ def finalized_net(model: nn.Module, quantized: QuantizedModel) -> QuantizedNet:
     check_keys(
         {name: tuple(t.shape) for name, t in state.items()}, wanted, "the finalized model", "the factory's model"
     )
-    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in quantized.tensors.items()}, strict=False)
-    weights = {w.name: w for w in quantizable_weights(model)}
+    tensors = {k: torch.from_numpy(np.array(v)) for k, v in quantized.tensors.items()}
+    model.load_state_dict(with_versions(tensors, model), strict=False)
+    weights = {w.name: w for w in weights_called(model, (layer.name for layer in quantized.layers))}
     for layer in quantized.layers:
         if layer.name not in weights:
-            raise ModelError(f"{layer.name} is no quantizable weight of the factory's model")
+            raise ModelError(f"{layer.name} is no parameter of the factory's model, or the second name of one")
         source = DequantizedWeight(layer.name, torch.from_numpy(np.array(layer.q)), torch.tensor(layer.scale))
         attach(weights[layer.name], source)
     quantizers: list[ActivationFakeQuantizer] = []

@@ -15,6 +15,7 @@ from csqtool.nn.sites import (
     UNKNOWN,
     WEIGHT_OPS,
     Site,
+    Sites,
 )
 
 FOLDING_OPS = ("conv1d", "conv2d", "conv3d", "linear")  # output channels on axis 0: BatchNorm folds into a scale
@@ -46,7 +47,7 @@ class Placement:
     batch_norms: dict[str, str]
 
 
-def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
+def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:
     """Decide where activations are quantized, so that each convolution, linear, addition and pooling can be integer.
 
     What feeds a weight gets `act_bits`. What feeds only an addition or a pooling, and the model's input, get eight
@@ -54,7 +55,7 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
     function is not quantized: these run as one kernel.
 
     Args:
-        sites: the model's sites, from `record`.
+        recorded: the model's sites, from `record`.
         act_bits: bits of the activations that feed weights, 2 to 8; None quantizes no activation.
 
     Example:
@@ -66,7 +67,7 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
         >>> from csqtool.nn.sites import record
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3))
         >>> sites = record(net, [torch.zeros(4, 3, 8, 8)])
-        >>> [(site.name, site.operation) for site in sites]
+        >>> [(site.name, site.operation) for site in sites.sites]
         [('0', 'conv2d'), ('1', 'batch_norm'), ('2', 'relu'), ('3', 'conv2d')]
         >>> placement = place_quantizers(sites, act_bits=4)
         >>> placement.input, placement.outputs
@@ -80,6 +81,7 @@ def place_quantizers(sites: list[Site], act_bits: int | None) -> Placement:
     model_input: str | None = None
     layer_inputs: dict[str, str] = {}
     batch_norms: dict[str, str] = {}
+    sites = recorded.sites
     uses = Counter(site.weight for site in sites if site.weight)
     for site in sites:
         once = site.weight if site.weight and uses[site.weight] == 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,6 +15,7 @@ from csqtool.nn.finalized_net import DequantizedWeight
 from csqtool.nn.latent import LsqWeight
 from csqtool.nn.placement import place_quantizers
 from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
+from csqtool.nn.reparametrized import copied, fold_parametrizations
 from csqtool.nn.signature import inputs_of
 from csqtool.nn.sites import record
 from csqtool.nn.weights import attach, quantizable_weights
@@ -47,13 +47,15 @@ def post_training_model(
     samples = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not samples:
         raise ModelError("calibration needs at least one batch")
-    module = copy.deepcopy(module)
-    placement = place_quantizers(record(module, samples[0]), act_bits)
+    module = copied(module)
+    fold_parametrizations(module)
+    recorded = record(module, samples[0])
+    placement = place_quantizers(recorded, act_bits)
     net = QuantizedNet(module, make_quantizers(placement, ActivationFakeQuantizer))
     if net.quantizers:
         net.calibrate(samples)
     integers = {}
-    for weight in quantizable_weights(module, exclude):
+    for weight in quantizable_weights(module, recorded.weights, exclude):
         count = planes if isinstance(planes, int) else planes(weight.name)
         found = LsqWeight(weight.parameter, range(count), planes=count).integers()
         integers[weight.name] = found

@@ -13,6 +13,7 @@ from csqtool.nn.activation import ActivationFakeQuantizer, check_finite
 from csqtool.nn.modes import evaluating
 from csqtool.nn.placement import Placement
 from csqtool.nn.sites import Call, SiteMode
+from csqtool.nn.state_dict import with_versions
 
 Observer = Callable[[str, Tensor], Tensor]
 CALIBRATION_VALUES = 65536  # about as many values of each activation and batch are looked at, evenly spaced
@@ -42,12 +43,21 @@ class QuantizedNet(nn.Module):
     def __init__(self, model: nn.Module, quantizers: list[ActivationFakeQuantizer]) -> None:
         super().__init__()
         self.model = model
+        # What is in evaluation mode in a model that trains was put there by its owner, such as a frozen BatchNorm.
+        self._frozen = [module for module in model.modules() if model.training and not module.training]
         self._quantizer_list = nn.ModuleList(quantizers)  # names with dots cannot be keys of a ModuleDict
 
     @property
     def quantizers(self) -> dict[str, ActivationFakeQuantizer]:
         """The activation quantizers, by name."""
         return {q.name: q for q in self._quantizer_list}  # type: ignore[misc]
+
+    def train(self, mode: bool = True) -> QuantizedNet:
+        """Set the mode, but leave what the model's owner froze in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.training = False
+        return self
 
     def forward(self, x: Tensor, *more: Tensor) -> Any:
         """Run the model with its activations quantized.
@@ -75,13 +85,22 @@ class QuantizedNet(nn.Module):
                 x = observer(name, x)
         mode = _ObservingMode(self.model, names, observer)
         with mode.active():
-            return self.model(x, *more)
+            output = self.model(x, *more)
+        return mode.current(output)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, including the quantizers' zero points."""
-        self.load_state_dict(state)
+        # Runs of before quantizers had one lack the calibrated scale: its range is then that around the scale.
+        state = {f"{n}.calibrated": state[f"{n}.scale"] for n in self._quantizer_names() if f"{n}.scale" in state} | {
+            **state
+        }
+        self.load_state_dict(with_versions(state, self))
         for quantizer in self.quantizers.values():
             quantizer.set_zero_point(int(quantizer.zero_point_))
+            quantizer.hold_scale()
+
+    def _quantizer_names(self) -> list[str]:
+        return [f"_quantizer_list.{i}" for i in range(len(self._quantizer_list))]
 
     @torch.no_grad()
     def quantized_values(self, x: Tensor) -> int:

@@ -4,10 +4,14 @@ A `TorchFunctionMode` sees every torch call of ordinary Python code: residual ad
 activations as well as modules. So no model has to be rewritten or traced into another form. A *site* is one
 such call. Its name consists of the module that made the call, the operation and, from the second call on, a
 number. Names are the same in every run, so what is decided on the recorded sites is applied by name at run time.
+
+A module that serves several others has the first of its paths, and a call that works in place counts as one that
+returns its result: whoever holds the changed tensor goes on with what the call was made to return.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from csqtool.nn.batch_norm import whole_batch_norm
 from csqtool.nn.modes import evaluating
@@ -66,9 +71,28 @@ _register(OTHER_OPS, "mul", torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, 
 _register(OTHER_OPS, "sub", torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__)
 _register(OTHER_OPS, "matmul", torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
 _register(OTHER_OPS, "embedding", F.embedding)
+_PRODUCTS = {torch.matmul: 1, Tensor.matmul: 1, Tensor.__matmul__: 1, torch.mm: 1, Tensor.mm: 1,
+             torch.addmm: 2, Tensor.addmm: 2}  # to the position of the second factor  # fmt: skip
+
+# Where the functions that multiply data by a weight, or look rows of it up, expect the weight.
+_PROJECTIONS = ("in_proj_weight", "out_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
+_WEIGHT_ARGUMENTS: dict[Any, tuple[tuple[int, ...], tuple[str, ...]]] = {
+    F.multi_head_attention_forward: (tuple(_ATTENTION.index(name) for name in _PROJECTIONS), _PROJECTIONS),
+    F.bilinear: ((2,), ("weight",)),
+}
+for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear,
+           F.embedding, F.embedding_bag):  # fmt: skip
+    _WEIGHT_ARGUMENTS[_f] = ((1,), ("weight",))
+for _f in (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.bmm,
+           Tensor.bmm):  # fmt: skip
+    _WEIGHT_ARGUMENTS[_f] = ((0, 1), ("input", "other", "mat2"))
+for _f in (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm):
+    _WEIGHT_ARGUMENTS[_f] = ((1, 2), ("mat1", "mat2", "batch1", "batch2"))
+_WEIGHT_ARGUMENTS[torch.einsum] = (tuple(range(1, 9)), ())
 
 
-def _is_operation(module: nn.Module) -> bool:
+def is_operation(module: nn.Module) -> bool:
     """Tell whether a module is one of torch's own: its path alone then identifies the operation."""
     kind = type(module)
     if parametrize.is_parametrized(module):
@@ -102,6 +126,20 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Sites:
+    """What a forward pass was seen to do.
+
+    Attributes:
+        sites: its calls, in order.
+        weights: names of the parameters that data are multiplied by, or rows are looked up in: as they are, or in a
+            form that the model computes of them, such as standardized ones.
+    """
+
+    sites: list[Site]
+    weights: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Call:
     """A call of a known operation: its site's name, kind and operation."""
 
@@ -117,14 +155,16 @@ class SiteMode(TorchFunctionMode):
         super().__init__()
         self._stack = [""]
         self._counts: Counter[str] = Counter()
-        self._model = model
-        self._operations = {path for path, module in model.named_modules() if _is_operation(module)}
+        self._modules = _own_modules(model)
+        self._operations = {path for path, module in self._modules if is_operation(module)}
+        # What in-place calls were made to return, for as long as a tensor that they changed is there.
+        self._replaced: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Watch one forward pass of the model."""
         handles = []
-        for path, module in self._model.named_modules():
+        for path, module in self._modules:
             before, after = self._pusher(path), self._pop
             if isinstance(module, parametrize.ParametrizationList):
                 # What computes a weight is not part of the model, and its compiled kernels must run without a mode.
@@ -156,12 +196,19 @@ class SiteMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if len(self._replaced):
+            args, kwargs = self.current(args), self.current(kwargs)
+        output = func(*args, **kwargs)
+        self.on_any(func, args, kwargs, output)
         known = _KINDS.get(func)
         if known is None and not (isinstance(output, Tensor) and output.is_floating_point()):
-            self.on_unknown(args, output)
+            self.on_unknown((args, kwargs), output)
             return output
         kind, operation = known or (OTHER_OPS, func.__name__.strip("_"))
+        position = _PRODUCTS.get(func)
+        if position is not None and len(args) > position and self.is_weight(args[position]):
+            kind = WEIGHT_OPS  # a linear layer in other words
         path = self._stack[-1]
         name = path if path and path in self._operations else f"{path}.{operation}".lstrip(".")
         if isinstance(output, Tensor) and not output.is_floating_point():
@@ -170,26 +217,85 @@ class SiteMode(TorchFunctionMode):
         self._counts[name] += 1
         if self._counts[name] > 1:
             name = f"{name}@{self._counts[name]}"
-        return self.on_call(Call(name, kind, operation), args, kwargs or {}, output)
+        result = self.on_call(Call(name, kind, operation), args, kwargs, output)
+        if result is not output and any(x is output for x in _tensors((args, kwargs))):
+            self._replaced[output] = result
+        return result
+
+    def current(self, tree: Any) -> Any:
+        """Return arguments or outputs with what takes the place of tensors that were changed in place."""
+        if isinstance(tree, Tensor):
+            while tree in self._replaced:
+                tree = self._replaced[tree]
+            return tree
+        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+            return type(tree)(*map(self.current, tree))
+        if type(tree) in (list, tuple):
+            return type(tree)(self.current(item) for item in tree)
+        return {key: self.current(item) for key, item in tree.items()} if type(tree) is dict else tree
+
+    def is_weight(self, tensor: Any) -> bool:
+        """Tell whether a factor of a product is a parameter; only where that matters."""
+        return False
+
+    def on_any(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Look at a call of any torch function, before it is handled as one of a known operation or not."""
 
     def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Handle a call of a known operation and return what the caller gets."""
         raise NotImplementedError  # abstract
 
-    def on_unknown(self, args: tuple[Any, ...], output: Any) -> None:
+    def on_unknown(self, arguments: Any, output: Any) -> None:
         """Handle a call of an unknown torch function that does not return one float tensor."""
+
+
+def _own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return each module once, with its first path, also while torch captures a graph.
+
+    It then hands out another stand-in for a module wherever that is found; all stand-ins share the module's contents.
+    """
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for path, module in model.named_modules():
+        found.setdefault(id(module.__dict__), (path, module))
+    return list(found.values())
 
 
 class _Recorder(SiteMode):
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor], weight_names: dict[int, str]) -> None:
         super().__init__(model)
         self.sites: list[Site] = []
+        self.weights: set[str] = set()
+        self._by_memory: dict[int, list[Tensor]] = {}
+        # The parameters that a tensor is computed from, of tensors that depend on no data.
+        self._origins = {key: frozenset([name]) for key, name in weight_names.items()}
+        self._sizes = {name: p.numel() for name, p in model.named_parameters()}
         self._producer: dict[int, Site | None] = {
             id(x): None if i == 0 and x.is_floating_point() else Site(f"input_{i}", INPUT_OPS, "input", "", [])
             for i, x in enumerate(inputs)
         }
         self._alive: list[Any] = list(inputs)  # ids are unique only while their tensors live
+        for x in inputs:
+            self._memory_of(x).append(x)
         self._weight_names = weight_names
+
+    def is_weight(self, tensor: Any) -> bool:
+        return id(tensor) in self._weight_names
+
+    def on_any(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        positions, names = _WEIGHT_ARGUMENTS.get(func, ((), ()))
+        given = [args[i] for i in positions if i < len(args)] + [kwargs[name] for name in names if name in kwargs]
+        for tensor in _tensors(given):
+            # A gain for each channel, or a factor of low rank, has fewer values than the weight that is made of it.
+            self.weights |= {n for n in self._origins.get(id(tensor), ()) if self._sizes[n] >= tensor.numel()}
+        if func is Tensor.__setitem__:
+            self._forget(self._memory_of(args[0]))
+        found = list(_tensors((args, kwargs)))
+        if any(id(x) in self._producer for x in found):
+            return
+        origins = frozenset().union(*(self._origins.get(id(x), frozenset()) for x in found))
+        for tensor in _tensors(output) if origins else ():
+            self._origins[id(tensor)] = origins
+            self._alive.append(tensor)
 
     def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         sources = [x for x in _tensors((args, kwargs)) if id(x) in self._producer]
@@ -204,8 +310,8 @@ class _Recorder(SiteMode):
         self._add(site, output)
         return output
 
-    def on_unknown(self, args: tuple[Any, ...], output: Any) -> None:
-        sources = [x for x in _tensors(args) if id(x) in self._producer]
+    def on_unknown(self, arguments: Any, output: Any) -> None:
+        sources = [x for x in _tensors(arguments) if id(x) in self._producer]
         outputs = list(_tensors(output))
         if sources and outputs:
             self._add(
@@ -217,9 +323,23 @@ class _Recorder(SiteMode):
             if source is not None:
                 source.consumers.append(site)
         for tensor in _tensors(output):
+            memory = self._memory_of(tensor)
+            if any(tensor is other for other in memory):  # changed in place
+                self._forget(memory)
+            else:
+                memory.append(tensor)
             self._producer[id(tensor)] = site
             self._alive.append(tensor)
         self.sites.append(site)
+
+    def _memory_of(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors that share their memory with `tensor`, itself among them once it is known."""
+        return self._by_memory.setdefault(tensor.untyped_storage()._cdata, [])
+
+    def _forget(self, changed: list[Tensor]) -> None:
+        """Do not quantize what was changed through another view of it."""
+        unknown = Site(UNKNOWN, OTHER_OPS, UNKNOWN, "", [])
+        self._producer.update((id(tensor), unknown) for tensor in changed)
 
     def mark_outputs(self, output: Any) -> None:
         for tensor in _tensors(output):
@@ -239,8 +359,8 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Sequence[Tensor]) -> list[Site]:
-    """Run `model` once in evaluation mode and return its sites, in order.
+def record(model: nn.Module, inputs: Sequence[Tensor]) -> Sites:
+    """Run `model` once in evaluation mode and return its sites.
 
     Call it before gates or quantizers are attached: weights are recognised as the module's parameters.
 
@@ -252,4 +372,4 @@ def record(model: nn.Module, inputs: Sequence[Tensor]) -> list[Site]:
     recorder = _Recorder(model, inputs, names)
     with evaluating(model), recorder.active():
         recorder.mark_outputs(model(*inputs))
-    return recorder.sites
+    return Sites(recorder.sites, frozenset(recorder.weights))

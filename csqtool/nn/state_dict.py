@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[nest]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path} holds no state dict of tensors")
-    return dict(state)
+    return _with_metadata(state, getattr(state, "_metadata", None))
+
+
+def with_versions(state: Mapping[str, Tensor], model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return a state dict with the versions of its modules' layouts, which some modules look at when they load it.
+
+    Args:
+        state: the values; versions that it has are kept.
+        model: of this one are they otherwise.
+    """
+    return _with_metadata(state, getattr(state, "_metadata", None) or getattr(model.state_dict(), "_metadata", None))
+
+
+def _with_metadata(state: Mapping[str, Tensor], metadata: Any) -> OrderedDict[str, Tensor]:
+    found: Any = OrderedDict(state)
+    if metadata is not None:
+        found._metadata = metadata
+    kept: OrderedDict[str, Tensor] = found
+    return kept
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -102,16 +121,18 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         ModelError: keys are missing, unexpected, or shapes differ.
     """
     own = model.state_dict()
+    versions = getattr(state, "_metadata", None)
     if set(own).isdisjoint(state) and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
+        versions = versions and {key.removeprefix("module").removeprefix("."): v for key, v in versions.items() if key}
     # Checkpoints older than BatchNorm's batch counter lack it; inference does not use it.
     state = {**{k: v for k, v in own.items() if k.endswith("num_batches_tracked")}, **state}
     check_keys(
         {k: tuple(v.shape) for k, v in own.items()}, {k: tuple(v.shape) for k, v in state.items()}, source, "the model"
     )
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        model.load_state_dict(with_versions(_with_metadata(state, versions), model))
+    except (RuntimeError, ValueError) as error:
         raise ModelError(f"{source} does not match the model: {error}") from error
 
 

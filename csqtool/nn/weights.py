@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -44,29 +45,54 @@ class WeightSource(nn.Module):
         return weight.new_empty(0)
 
 
-def quantizable_weights(model: nn.Module, exclude: tuple[str, ...] = ()) -> list[Weight]:
-    """Return the weights of convolutions, linear layers, embeddings and attention projections.
-
-    These are the parameters of two or more dimensions that are called ``weight`` or ``…_proj_weight``, without those
-    of recurrent layers. A tied weight is returned once.
+def weights_called(model: nn.Module, names: Iterable[str]) -> list[Weight]:
+    """Return parameters by name, in the model's order; one that is tied, or in a module of two names, is returned once.
 
     Args:
         model: the model.
-        exclude: patterns of names (as in a shell) that are left out.
+        names: names of parameters; those that the model does not have are left out.
     """
-    found: dict[int, tuple[str, nn.Parameter, list[tuple[nn.Module, str]], list[str]]] = {}
-    for module_name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            continue
+    wanted = set(names)
+    found: dict[int, tuple[str, nn.Parameter, dict[tuple[int, str], tuple[nn.Module, str]], list[str]]] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
         for attribute, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{attribute}" if module_name else attribute
-            is_weight = attribute == "weight" or attribute.endswith("_proj_weight")
-            if not is_weight or parameter.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in exclude):
-                continue
-            _, _, places, names = found.setdefault(id(parameter), (name, parameter, [], []))
-            places.append((module, attribute))
-            names.append(name)
-    return [Weight(name, p, tuple(places), tuple(names[1:]), p.shape) for name, p, places, names in found.values()]
+            _, _, places, its_names = found.setdefault(id(parameter), (name, parameter, {}, []))
+            places[id(module), attribute] = (module, attribute)
+            its_names.append(name)
+    return [
+        Weight(name, p, tuple(places.values()), tuple(its_names[1:]), p.shape)
+        for name, p, places, its_names in found.values()
+        if wanted.intersection(its_names)
+    ]
+
+
+def quantizable_weights(model: nn.Module, used: Iterable[str], exclude: tuple[str, ...] = ()) -> list[Weight]:
+    """Return the weights of convolutions, linear layers, embeddings, attention projections and matrix products.
+
+    What an operation does with a parameter counts, not what it is called: a factor of a normalisation is none,
+    whatever its shape. Recurrent layers compute in float.
+
+    Args:
+        model: the model.
+        used: names of the parameters that the forward pass uses as weights, `csqtool.nn.sites.Sites.weights`.
+        exclude: patterns of names (as in a shell) that are left out.
+    """
+    return [
+        weight for weight in weights_called(model, used)
+        if len(weight.shape) >= 2 and weight.parameter.is_floating_point()
+        and not any(fnmatchcase(weight.name, pattern) for pattern in exclude)
+    ]  # fmt: skip
+
+
+def unused_weights(model: nn.Module, used: Iterable[str]) -> list[str]:
+    """Return the weights of layers that the forward pass does not compute, by name: they stay in float."""
+    known = {id(weight.parameter) for weight in weights_called(model, used)}
+    return [
+        f"{path}.weight" for path, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Embedding)
+        and isinstance(module.weight, nn.Parameter) and id(module.weight) not in known
+    ]  # fmt: skip
 
 
 def check_excluded(exclude: tuple[str, ...], weights: list[Weight]) -> None:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.datasets import Batch
 from csqtool.errors import TrainingError
-from csqtool.evaluation import as_float, laid_out
+from csqtool.evaluation import as_float, laid_out, main_output
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.processes import Processes
@@ -186,7 +186,7 @@ class Phase:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
         with autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
             compute_small_weights(self.net)
-            outputs = as_float(self.net(inputs))
+            outputs = as_float(main_output(self.net(inputs), self.data.task))
             taught = None
             if self._teacher is not None:
                 with torch.no_grad():

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from csqtool.errors import ModelError
+from csqtool.errors import ModelError, TrainingError
 from csqtool.model_info import ModelInfo
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
 from csqtool.nn.placement import place_quantizers
 from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
+from csqtool.nn.reparametrized import fold_parametrizations
 from csqtool.nn.signature import inputs_of
-from csqtool.nn.sites import Site, record
+from csqtool.nn.sites import Sites, record
 from csqtool.nn.state_dict import safetensors_bytes
-from csqtool.nn.weights import check_excluded, detach, quantizable_weights
+from csqtool.nn.weights import check_excluded, detach, quantizable_weights, unused_weights
 from csqtool.quantized_model import LayerIntegers, QuantizedModel
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
@@ -37,6 +38,8 @@ class Network:
         net: the module with its activation quantizers.
         weights: the parameters that are quantized.
         placement: where the quantizers are.
+        folded: names of tensors that another parametrization computed, such as weight norm, and that are plain now.
+        unused: weights of layers that the forward pass does not compute, which stay in float.
         inputs: names, shapes and types of the model's inputs.
         method: what trains the weights, once it is in place; None before.
 
@@ -48,11 +51,15 @@ class Network:
     def __init__(self, model: nn.Module, config: SearchConfig, sample: Tensor) -> None:
         self.model = model
         self._exclude = config.exclude
-        check_excluded(config.exclude, quantizable_weights(model))
-        self.weights = quantizable_weights(model, config.exclude)
+        self.folded = fold_parametrizations(model)
+        sites = _sites(model, sample)
+        self._used = sites.weights
+        check_excluded(config.exclude, quantizable_weights(model, self._used))
+        self.weights = quantizable_weights(model, self._used, config.exclude)
+        self.unused = unused_weights(model, self._used)
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
-        self.placement = place_quantizers(_sites(model, sample), config.act_bits)
+        self.placement = place_quantizers(sites, config.act_bits)
         self.inputs = inputs_of((sample,))
         self.net = QuantizedNet(model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
         self.method: Method | None = None
@@ -79,7 +86,7 @@ class Network:
         values = self.weight_values()
         for weight in self.weights:
             detach(weight, values[weight.name])
-        self.weights = quantizable_weights(self.model, self._exclude)
+        self.weights = quantizable_weights(self.model, self._used, self._exclude)
 
     def harden(self) -> None:
         """Let the weights be the quantized ones, for evaluation."""
@@ -98,6 +105,20 @@ class Network:
         device = next(self.model.parameters()).device
         return self.net.to(device).calibrate(x.to(device) for x in batches())
 
+    def check_scales(self) -> None:
+        """Check that every activation quantizer still says something.
+
+        Raises:
+            TrainingError: the scale of one went as far as it may.
+        """
+        for quantizer in self.net.quantizers.values():
+            if quantizer.is_dead():
+                raise TrainingError(
+                    f"the scale of the activation {quantizer.name} went from {float(quantizer.calibrated):.3g} to "
+                    f"{float(quantizer.scale):.3g}, which leaves nothing of it: lower the learning rate or raise "
+                    "--act-bits; what was saved before is kept"
+                )
+
     def quantized(self, integers: Integers, info: ModelInfo) -> QuantizedModel:
         """Return the network with these integers as a finalized model."""
         return quantized_model(self.net, self.placement, integers, info)
@@ -110,7 +131,7 @@ class Network:
         return safetensors_bytes(values)
 
 
-def _sites(model: nn.Module, sample: Tensor) -> list[Site]:
+def _sites(model: nn.Module, sample: Tensor) -> Sites:
     try:
         return record(model, [sample])
     except Exception as error:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from csqtool.data import DataSource, as_source, batches_of, check_fit
 from csqtool.errors import DataError, FormatError, ModelError, SearchInterrupted
-from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
+from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.nn.state_dict import load_weights, read_state, safetensors_bytes
+from csqtool.nn.reparametrized import load_and_fold
+from csqtool.nn.state_dict import read_state, safetensors_bytes
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.automatic import resolve
@@ -132,6 +133,11 @@ class Session:
             TrainingError: the loss is no number any more.
         """
         self._stop = stop
+        if self.network.folded:
+            self.progress.line(f"folded into plain weights: {', '.join(self.network.folded)}")
+        if unused := self.network.unused:
+            words = "layers that the forward pass does not compute stay in float"
+            self.progress.line(f"{len(unused)} {words}: {', '.join(unused)}")
         if self.phase is None:
             if self._start.weights is not None and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
                 self._know_float_metric()
@@ -239,7 +245,7 @@ class Session:
         """Return the float model that teaches: as it was trained here, or as it was given."""
         teacher = self.model_source.build(near=self.directory.config)
         if self.directory.float_weights.is_file():
-            load_weights(teacher, self.directory.float_weights)
+            load_and_fold(teacher, read_state(self.directory.float_weights), str(self.directory.float_weights))
         elif self._start.weights is not None:
             self._start.load_into(teacher)
         else:
@@ -313,6 +319,7 @@ class Session:
     def _after_epoch(self, epoch: int, loss: float) -> None:
         phase, method = self._phase, self.network.method
         entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
+        self.network.check_scales()
         metric = self._evaluate(phase.net)
         if phase.method is None or method is None:
             entry["metric"] = metric
@@ -356,11 +363,15 @@ class Session:
         soft = self._evaluate(phase.net)
         method.set_hard(True)
         hard = final = soft
-        # Otherwise BatchNorm's statistics are those of the hard weights already.
+        # Otherwise BatchNorm's statistics are those of hard weights already, if perhaps of earlier ones.
         if method.softens or phase.name == Stage.SHRINK:
             hard = self._evaluate(phase.net)
             reestimate_batch_norm(phase.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
             final = self._evaluate(phase.net)
+        elif refresh_batch_norm(phase.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed,
+                                channels_last=bool(config.channels_last), agreed=self.processes.agreed):  # fmt: skip
+            final = self._evaluate(phase.net)
+            self.progress.line(f"BatchNorm's statistics re-estimated: {hard:.4f} → {final:.4f}")
         integers = method.integers()
         scheme = scheme_of(integers)
         summary = Summary(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from csqtool.errors import ModelError
 from csqtool.integers import planes_of
-from csqtool.nn.state_dict import load_state, read_state
+from csqtool.nn.reparametrized import load_and_fold
+from csqtool.nn.state_dict import read_state
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import SchemeEntry
 from csqtool.searching.run_directory import RunDirectory, read_scheme
@@ -74,13 +75,13 @@ class Start:
         )
 
     def load_into(self, model: nn.Module) -> None:
-        """Load the weights, if there are any.
+        """Load the weights, if there are any, and fold parametrizations of the user's own.
 
         Raises:
             ModelError: names or shapes do not match the model's.
         """
         if self.weights is not None:
-            load_state(model, self.weights, self.weights_source)
+            load_and_fold(model, self.weights, self.weights_source)
 
     def planes(self, elements: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
         """Return the planes that were given for each layer; None where none were.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from csqtool.nn.activation import to_integers
 from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.nn.sites import is_operation
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.tolerances import Tolerances
 
@@ -67,7 +68,10 @@ def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tup
     fan_ins: dict[str, int] = {}
     handles = []
     for layer in model.layers:
-        name = layer.batch_norm or layer.name.rpartition(".")[0]
+        name, _, attribute = layer.name.rpartition(".")
+        if layer.batch_norm is None and (attribute != "weight" or not is_operation(net.model.get_submodule(name))):
+            continue  # its module returns something else than the product; its effect shows in the next layer
+        name = layer.batch_norm or name
         fan_ins[name] = int(np.prod(layer.shape[1:]))
         values[name] = []
         handles.append(net.model.get_submodule(name).register_forward_hook(_collector(values[name])))
@@ -84,9 +88,10 @@ def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tup
     return output, cuts
 
 
-def _collector(values: list[Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def collect(_module: nn.Module, _arguments: Any, output: Tensor) -> None:
-        values.append(output.detach().clone())  # an in-place activation may follow
+def _collector(values: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def collect(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        if isinstance(output, Tensor):  # attention returns several; its effect shows in the next layer
+            values.append(output.detach().clone())  # an in-place activation may follow
 
     return collect
 
@@ -117,16 +122,17 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
             for position, name in enumerate(node.input):
                 if name == place.value:
                     node.input[position] = place.value + FORCED
-        shape = ["batch", *place.reference.shape[1:]]
+        # Not the inputs' batch: Swin's windows and GPT-2's tokens, for instance, are folded into this axis.
+        shape = [f"batch of {place.value}", *place.reference.shape[1:]]
         graph.input.append(onnx.helper.make_tensor_value_info(place.value + FORCED, element, shape))
         graph.output.append(onnx.helper.make_tensor_value_info(place.value, element, shape))
     return cut, found
 
 
 def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
-    """Return the output of a linear layer on more than two axes: of a MatMul, or of the Add of its bias behind it."""
+    """Return the output of an embedding, or of a linear layer on more than two axes: its MatMul's or its Add's."""
     weights = {f"{layer}.weight", f"{layer}.weight_dq"}
-    products = [node for node in graph.node if node.op_type == "MatMul" and weights & set(node.input)]
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gather") and weights & set(node.input)]
     if len(products) != 1:
         return None
     product: str = products[0].output[0]

@@ -145,7 +145,7 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
     for optimization in runtime.OPTIMIZATIONS:
         name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
         try:
-            outputs = runtime.run_batches(session(content, optimization, threads=subject.threads), feeds)
+            outputs = runtime.run_once(session(content, optimization, threads=subject.threads), feeds)
         except RuntimeError as error:
             report.add("layers", name, False, str(error))
             continue

@@ -20,11 +20,20 @@ def run_batches(loaded: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
     """
     names = [output.name for output in loaded.get_outputs()]
     count = len(next(iter(feeds.values())))
-    parts: list[list[NDArray[Any]]] = []
+    parts: list[dict[str, NDArray[Any]]] = []
     for start in range(0, count, BATCH):
-        batch = {name: array[start : start + BATCH] for name, array in feeds.items()}
-        try:
-            parts.append(loaded.run(names, batch))
-        except Exception as error:  # as above
-            raise RuntimeError(str(error).strip().splitlines()[0]) from error
-    return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+        parts.append(run_once(loaded, {name: array[start : start + BATCH] for name, array in feeds.items()}))
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def run_once(loaded: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a session once, and return its outputs by name; the first axes of `feeds` may differ in length.
+
+    Raises:
+        RuntimeError: onnxruntime failed; the message is its own.
+    """
+    names = [output.name for output in loaded.get_outputs()]
+    try:
+        return dict(zip(names, loaded.run(names, dict(feeds)), strict=True))
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise RuntimeError(str(error).strip().splitlines()[0]) from error

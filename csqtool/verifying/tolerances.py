@@ -21,8 +21,9 @@ class Tolerances(msgspec.Struct, frozen=True):
         layer_steps: steps that an integer layer's values may be off.
         layer_share: share of its values that may be off at all.
         layer_rounding: a float layer's largest error, in units of ε·√K of its largest value, for K products a sum.
-        outputs_float: largest difference of an output where activations are float; labels must then be equal.
-        outputs_mean: mean difference over the outputs' standard deviation, where activations are quantized.
+        outputs_float: largest difference over the outputs' spread where activations are float; labels must then be
+            equal, unless both score as much as that.
+        outputs_mean: mean difference over the outputs' spread, where activations are quantized.
         outputs_agreement_off: least share of equal labels, optimizations off, where activations are quantized.
         outputs_agreement: the same at every other level and in other backends.
         metric: difference of the task's metric.

@@ -59,8 +59,18 @@ class GraphEditor:
         """Use `value` in place of the only output of `node`, and remove the node."""
         if value.shape is None:
             value.shape, value.type = node.outputs[0].shape, node.outputs[0].type
-        convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+        replace_value(node.outputs[0], value)
         self.graph.remove(node, safe=True)
+
+
+def replace_value(old: ir.Value, value: ir.Value) -> None:
+    """Use `value` in place of another; an output of the graph keeps its name."""
+    name = old.name
+    is_output = old.is_graph_output()
+    convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    if is_output and name is not None:
+        old.name = f"{name}_captured"
+        name_value(value, name)
 
 
 def only_user(value: ir.Value) -> ir.Node | None:

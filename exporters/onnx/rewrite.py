@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir import convenience
 
 from csqtool.errors import ExportError
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
@@ -15,13 +14,14 @@ from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from exporters.onnx.compact import compact
 from exporters.onnx.functions import FUNCTION_DOMAIN
-from exporters.onnx.graph import GraphEditor, constant_of, name_value, only_user
+from exporters.onnx.graph import GraphEditor, constant_of, name_value, only_user, replace_value
 from exporters.onnx.options import OnnxOptions
 from exporters.onnx.storage import WeightStore
 
 # onnxruntime itself turns a float bias into round(bias / (s_x·s_w)). Below this limit float32 determines that integer.
 EXACT_IN_FLOAT = 1 << 22
 BIASED_OPS = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}  # operator to the position of its bias
+NAMED_OPS = (*BIASED_OPS, "Gather")  # whose results get the layer's name
 WEIGHTED_OPS = (*BIASED_OPS, "MatMul")
 # The lowest version of ONNX's file format (IR version) for each opset; functions need 8.
 IR_VERSIONS = {18: 8, 19: 9, 21: 10, 25: 13}
@@ -47,6 +47,7 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
             activations.place(node)
         elif node.op_type == "ReduceMean" and not node.domain:
             activations.global_average_pool(node)
+    activations.check_all_placed()
     graph_model.opset_imports.pop(MARKER_DOMAIN, None)
     # The operators that torch writes for the capture opset have the same meaning in later ones.
     opset = max(graph_model.opset_imports[""], weights.store.opset)
@@ -95,8 +96,10 @@ class _Weights:
             value = self._dequantize(marker, layer, layer.q, np.asarray(layer.scale))
             if user is not None:
                 self._snap_bias(user, layer, np.asarray(layer.scale))
-        if user is not None and user.op_type in BIASED_OPS and not user.outputs[0].is_graph_output():
-            name_value(user.outputs[0], layer.batch_norm or layer.name.rpartition(".")[0])
+        if user is not None and user.op_type in NAMED_OPS and not user.outputs[0].is_graph_output():
+            path, _, attribute = layer.name.rpartition(".")
+            is_its_modules = path and attribute == "weight"
+            name_value(user.outputs[0], layer.batch_norm or (path if is_its_modules else f"{layer.name}.product"))
         self.done[layer.name] = value
         self._editor.replace(marker, value)
 
@@ -149,7 +152,7 @@ class _Weights:
         value = self._dequantize(marker, layer, q.astype(layer.q.dtype), folded.scale)
         own_bias = self._model.tensors.get(_bias_name(layer))
         self._set_bias(user, layer, norm.effective_bias(own_bias), folded.scale)
-        convenience.replace_all_uses_with(norm_node.outputs[0], user.outputs[0], replace_graph_outputs=True)
+        replace_value(norm_node.outputs[0], user.outputs[0])
         self._editor.graph.remove(norm_node, safe=True)
         return value
 
@@ -186,10 +189,24 @@ class _Activations:
     def __init__(self, graph: ir.Graph, model: QuantizedModel) -> None:
         self._editor = GraphEditor(graph)
         self._activations = {a.name: a for a in model.activations}
+        self._placed: set[str] = set()
+
+    def check_all_placed(self) -> None:
+        """Check that every activation quantizer of the model was found in the graph.
+
+        Raises:
+            ExportError: some were not; the file would compute something else.
+        """
+        if lost := [name for name in self._activations if name not in self._placed]:
+            raise ExportError(
+                f"{len(lost)} of {len(self._activations)} activation quantizers are not in the captured graph: "
+                f"{', '.join(lost)}; torch.onnx.export takes another way through the model than its forward pass does"
+            )
 
     def place(self, marker: ir.Node) -> None:
         """Replace a marker by QuantizeLinear, a Clip if the integers do not use all of uint8, and DequantizeLinear."""
         quantizer = self._activations[marker.attributes["name"].as_string()]
+        self._placed.add(quantizer.name)
         source = marker.inputs[0]
         assert source is not None
         low, high = 0, quantizer.largest
@@ -206,8 +223,9 @@ class _Activations:
             self._editor.graph.remove(clip, safe=True)
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
-        if _has_float_weight(source.producer()):
-            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits.
+        if _has_float_weight(source.producer()) or _shares_its_bias(source.producer()):
+            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits, and round
+            # such a bias to the grid of one of its uses, where it is on none.
             source = self._editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
         scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
         zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
@@ -242,6 +260,14 @@ def _has_float_weight(node: ir.Node | None) -> bool:
     if node is None or node.op_type not in WEIGHTED_OPS or node.domain:
         return False
     return constant_of(node.inputs[1]) is not None
+
+
+def _shares_its_bias(node: ir.Node | None) -> bool:
+    """Tell whether a node adds a bias, and another one uses its weight: the layer runs several times."""
+    if node is None or node.op_type not in BIASED_OPS or node.domain or len(node.inputs) <= BIASED_OPS[node.op_type]:
+        return False
+    weight, bias = node.inputs[1], node.inputs[BIASED_OPS[node.op_type]]
+    return weight is not None and bias is not None and len(tuple(weight.uses())) > 1
 
 
 def _clip_bounds(source: ir.Value) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.gates import BitGates
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.nn.weights import attach, quantizable_weights
+from csqtool.nn.weights import attach, weights_called
 from csqtool.searching.bsq import BitWeight
 
 
@@ -135,7 +135,7 @@ def test_kernels_are_compiled_a_few_times_for_any_layers_and_quantizers(monkeypa
     convolutions: list[nn.Module] = [nn.Conv1d(4, 4, 3, padding=1) for _ in range(4)]
     convolutions += [nn.Conv1d(4 + 2 * i, 6 + 2 * i, 1 + 2 * i, padding=i) for i in range(7)]
     model = nn.Sequential(*convolutions, nn.Linear(9, 5))
-    for i, weight in enumerate(quantizable_weights(model)):
+    for i, weight in enumerate(weights_called(model, [f"{i}.weight" for i in range(12)])):
         attach(weight, BitGates(weight.parameter, range(1 + i % 8), mask_init=0.05, weight_steps=i % 2 == 0))
     quantizers = [ActivationFakeQuantizer(f"{i}.output", 2 + i % 7) for i in range(12)]
     for i, quantizer in enumerate(quantizers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from csqtool.nn.sites import record
 from csqtool.nn.weights import quantizable_weights
 from csqtool.searching.budget import make_budget, uniform, uniform_scheme
 from csqtool.searching.config import SearchConfig
@@ -20,7 +21,7 @@ def small_net() -> nn.Sequential:
 def made(name: str, target: float, model: nn.Module, **settings: object) -> Method:
     """Return a method that has taken the place of the weights of `model`."""
     config = SearchConfig.make(model="m", data="d", target_bits=target, method=name, **settings)
-    weights = quantizable_weights(model)
+    weights = quantizable_weights(model, record(model, [torch.zeros(2, 20)]).weights)
     kind = load_method(name)
     budget = make_budget(config, {w.name: w.elements for w in weights})
     scheme = {w.name: uniform(8) for w in weights} if kind.searches else uniform_scheme(budget, method=name)
