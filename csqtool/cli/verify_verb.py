@@ -65,7 +65,8 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME",
     help="Let this part of an ONNX graph pass, though PyTorch's graph does not explain it. Repeatable.",
 )
-@click.option("--save-inputs", type=FILE, metavar="DIR", help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
+@click.option("--save-inputs", type=FILE, metavar="DIR",
+              help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip

@@ -22,6 +22,11 @@ FOLDED = frozenset({
     "Transpose", "Unsqueeze",
 })  # fmt: skip
 NARROW = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT4, onnx.TensorProto.INT2})
+# Operators whose result has as many axes as their operands: known also where inference stops at sizes that do not fit.
+AXES_KEPT = frozenset({
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear", "HardSwish",
+    "MaxPool", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub",
+})  # fmt: skip
 CHANGED_MEANING = ("GroupNormalization",)  # of the same name and inputs, at another opset
 
 
@@ -127,6 +132,10 @@ class GraphValues:
         term = Term(operator, attributes, tuple(inputs))
         if len(node.output) == 1:
             self._set(node.output[0], simplified(self._terms, term))
+            if operator in AXES_KEPT and (ranks := [self._terms.ranks.get(number) for number in inputs[:2]]):
+                known = [rank for rank in ranks if rank is not None]
+                if len(known) == len(ranks):
+                    self._terms.ranks.setdefault(self.numbers[node.output[0]], max(known))
             return
         whole = simplified(self._terms, term)
         for position, output in enumerate(node.output):

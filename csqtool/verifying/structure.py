@@ -18,6 +18,7 @@ from csqtool.verifying.expected_graph import ExpectedGraph, NotCapturedError, ex
 from csqtool.verifying.graph_values import GraphValues
 from csqtool.verifying.rounded_constants import rounded_constants
 from csqtool.verifying.subject import Subject
+from csqtool.verifying.term_rules import COMMUTATIVE
 from csqtool.verifying.terms import Number, Terms
 from csqtool.verifying.weights import Problem
 
@@ -72,9 +73,11 @@ def _dataflow_problems(flat: onnx.ModelProto, subject: Subject) -> Iterator[Prob
     names = {number: name for name, number in reversed(found.numbers.items())}
     for output in flat.graph.output:
         if output.name in {value.name for value in wanted.graph.output}:
-            yield from _differences(
-                reference.number(output.name), found.number(output.name), output.name, terms, names
-            )  # fmt: skip
+            one, other = reference.number(output.name), found.number(output.name)
+            places = list(_differences(one, other, output.name, terms, names))
+            yield from places
+            if one != other and not places:
+                yield output.name, "another expression than in PyTorch's graph"
 
 
 def _exact(expected: ExpectedGraph, subject: Subject) -> set[bytes]:
@@ -121,11 +124,16 @@ def _differences(
             yield here, f"{_words(other, terms)}, where PyTorch's graph has {_words(one, terms)}"
         elif a.attributes != b.attributes:
             yield here, _attribute_words(other, one, terms)
+        elif sorted(a.inputs) == sorted(b.inputs):
+            yield here, f"{b.operator}: operands in another order than in PyTorch's graph"
         else:
-            pairs = list(zip(a.inputs, b.inputs, strict=True))
-            if len(pairs) == 2 and sum(x == y for x, y in pairs) == 0 and set(a.inputs) & set(b.inputs):
-                pairs = [(x, y) for x in a.inputs for y in b.inputs if x not in b.inputs and y not in a.inputs]
-            queue += [(x, y, here) for x, y in pairs]
+            left, right = list(a.inputs), list(b.inputs)
+            if a.operator in COMMUTATIVE:  # numbers sort them, and a number says nothing about what was meant
+                shared = next((number for number in left if number in right), None)
+                if shared is not None:
+                    left.remove(shared)
+                    right.remove(shared)
+            queue += [(x, y, here) for x, y in zip(left, right, strict=True)]
 
 
 def _words(number: Number, terms: Terms) -> str:
