@@ -24,8 +24,8 @@ FOLDED = frozenset({
 NARROW = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT4, onnx.TensorProto.INT2})
 # Operators whose result has as many axes as their operands: known also where inference stops at sizes that do not fit.
 AXES_KEPT = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear", "HardSwish",
-    "MaxPool", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub",
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "ConvTranspose", "DequantizeLinear",
+    "HardSwish", "MaxPool", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub",
 })  # fmt: skip
 CHANGED_MEANING = ("GroupNormalization",)  # of the same name and inputs, at another opset
 

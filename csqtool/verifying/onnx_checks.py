@@ -15,6 +15,7 @@ from csqtool.onnx_session import session
 from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
+from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
@@ -67,6 +68,7 @@ def verify_onnx(subject: Subject) -> None:
     subject.tell(f"layers on {min(LAYER_SAMPLES, len(inputs))} samples …")
     _compare_layers(flat, subject, inputs[:LAYER_SAMPLES])
     wanted = reference_outputs(subject.net, inputs)
+    compare_beyond(proto, subject, inputs, wanted)
     for backend in subject.backends:
         _compare_backend(backend, subject, inputs, targets, wanted)
 
@@ -77,6 +79,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
     most = backend.most_samples
     inputs, targets, wanted = inputs[:most], targets[:most], wanted[:most]
     results = {}
+    labels = LabelJudge(subject, inputs, wanted)
     for level in backend.levels:
         name = f"{backend.name}, optimizations {level}" if len(backend.levels) > 1 else backend.name
         subject.tell(f"outputs on {len(inputs)} samples, {name} …")
@@ -87,6 +90,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
             continue
         results[level] = outputs["output"]
         compare_outputs(outputs["output"], wanted, task, not subject.model.activations, name, level, report)
+        labels.judge(outputs["output"], name)
     compare_levels(results, task, report)
     if most is None and backend.levels[-1] in results:  # a metric of few samples says nothing
         compare_task(results[backend.levels[-1]], wanted, targets, task, report)

@@ -93,7 +93,12 @@ class Sample:
 
 
 def sample(
-    module: nn.Module, shape: tuple[int, ...], *, act_bits: int | None = 8, exclude: tuple[str, ...] = (), **options: Any
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    act_bits: int | None = 8,
+    exclude: tuple[str, ...] = (),
+    **options: Any,
 ) -> Sample:
     """Round a module without training and export it."""
     torch.manual_seed(0)

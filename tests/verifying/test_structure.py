@@ -242,8 +242,8 @@ def second_user_without_bias(proto: Proto) -> None:
     """A second reader of a weight hides that the first one's bias is gone."""
     del node(proto, "left.1").input[2:]
     at_the_end(
-        proto, make("ReduceSum", ["left.0.weight_dq"], ["total"], keepdims=0), make("Sub", ["total", "total"], ["none"]),
-        make("Add", ["honest", "none"], ["output"]),
+        proto, make("ReduceSum", ["left.0.weight_dq"], ["total"], keepdims=0),
+        make("Sub", ["total", "total"], ["none"]), make("Add", ["honest", "none"], ["output"]),
     )  # fmt: skip
 
 
