@@ -59,6 +59,7 @@ class _Verify(msgspec.Struct):
     samples: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] | None = None
     backends: Names = msgspec.field(default_factory=lambda: ["onnxruntime"])
     tolerances: dict[str, Any] = {}
+    allow_unaccounted: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Pipeline:
         samples: test samples to verify on, None all.
         backends: what verifies ONNX files.
         tolerances: what `verify` takes for rounding.
+        allow_unaccounted: parts of an ONNX graph that `verify` lets pass unexplained.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Pipeline:
     samples: int | None = None
     backends: tuple[str, ...] = ("onnxruntime",)
     tolerances: Tolerances = field(default_factory=Tolerances)
+    allow_unaccounted: tuple[str, ...] = ()
 
 
 def read_pipeline(path: Path) -> Pipeline:
@@ -115,7 +118,7 @@ def make_pipeline(document: Mapping[str, Any], path: Path) -> Pipeline:
     beside: dict[str, Any] = {
         key: _beside(value, folder) for key in PATHS if isinstance(value := getattr(config, key), str)
     }
-    samples, backends, tolerances, gates = _verify(tables.verify, where)
+    plain, tolerances, gates = _verify(tables.verify, where)
     compared = {
         key: _beside(value, folder)
         for key in ("latency_against", "baseline") if (value := getattr(gates, key)) is not None
@@ -127,9 +130,10 @@ def make_pipeline(document: Mapping[str, Any], path: Path) -> Pipeline:
         settings=config.to_json(),
         formats=_formats(tables.export, where),
         gates=msgspec.structs.replace(gates, **compared),
-        samples=samples,
-        backends=tuple(backends),
+        samples=plain.samples,
+        backends=tuple(plain.backends),
         tolerances=tolerances,
+        allow_unaccounted=tuple(plain.allow_unaccounted),
     )
 
 
@@ -159,13 +163,13 @@ def _formats(table: Mapping[str, Any], where: str) -> dict[str, Mapping[str, Any
     return {name: options.get(name, {}) for name in formats}
 
 
-def _verify(table: Mapping[str, Any], where: str) -> tuple[int | None, list[str], Tolerances, Gates]:
+def _verify(table: Mapping[str, Any], where: str) -> tuple[_Verify, Tolerances, Gates]:
     where = f"{where}: [verify]"
     _check_keys(table, [*_Verify.__struct_fields__, *Gates.__struct_fields__], where)
     plain = convert(_Verify, table, where=where, error=ConfigError)
     tolerances = Tolerances.from_mapping(plain.tolerances, where=f"{where[:-1]}.tolerances]")
     gates = {key: value for key, value in table.items() if key in Gates.__struct_fields__}
-    return plain.samples, plain.backends, tolerances, Gates.from_mapping(gates, where=where)
+    return plain, tolerances, Gates.from_mapping(gates, where=where)
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -216,6 +216,7 @@ class _Runner:
                 samples=pipeline.samples,
                 backends=pipeline.backends if target.suffix == ".onnx" else ("onnxruntime",),
                 tolerances=pipeline.tolerances,
+                allow_unaccounted=pipeline.allow_unaccounted,
             )
             write_json(path, report.to_json())
 
@@ -228,6 +229,7 @@ class _Runner:
             "samples": pipeline.samples,
             "backends": pipeline.backends,
             "tolerances": documents.plain(pipeline.tolerances),
+            "allow_unaccounted": pipeline.allow_unaccounted,
             "before": before,
         }
         if pipeline.gates.latency_against or not _is_believed(path, target, model):

@@ -32,6 +32,8 @@ def verify(
     backends: Sequence[str] = ("onnxruntime",),
     tolerances: Tolerances | Mapping[str, float] | None = None,
     threads: int = 0,
+    allow_unaccounted: Sequence[str] = (),
+    save_inputs: PathLike | None = None,
     progress: bool | Progress = False,
     **limits: Any,
 ) -> VerifyReport:
@@ -48,6 +50,9 @@ def verify(
         backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``.
         tolerances: what is still rounding.
         threads: threads of one operator in the backends, 0 their own choice.
+        allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph; the report
+            names them.
+        save_inputs: folder that inputs are written to on which the two sides disagree.
         progress: as in `search`.
         limits: gates by name, such as ``max_metric_drop=0.01`` or ``max_size="60KB"``.
 
@@ -77,6 +82,8 @@ def verify(
             backends=backends,
             tolerances=tolerances,
             threads=threads,
+            allow_unaccounted=allow_unaccounted,
+            save_inputs=None if save_inputs is None else Path(save_inputs),
             tell=told.line,
         )
 

@@ -59,6 +59,14 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--layers", is_flag=True, help="Also print every layer's difference.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="NAME=VALUE",
               help="Allow more or less rounding, such as layer_share=0.01 (docs/verify.md). Repeatable.")  # fmt: skip
+@click.option(
+    "--allow-unaccounted",
+    multiple=True,
+    metavar="NAME",
+    help="Let this part of an ONNX graph pass, though PyTorch's graph does not explain it. Repeatable.",
+)
+@click.option("--save-inputs", type=FILE, metavar="DIR",
+              help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
@@ -74,6 +82,8 @@ def verify(
     threads: int,
     layers: bool,
     tolerances: tuple[str, ...],
+    allow_unaccounted: tuple[str, ...],
+    save_inputs: Path | None,
     json_path: Path | None,
     junit: Path | None,
     markdown: Path | None,
@@ -99,6 +109,8 @@ def verify(
         backends=backends,
         tolerances=csqtool.Tolerances.parse(tolerances),
         threads=threads,
+        allow_unaccounted=allow_unaccounted,
+        save_inputs=save_inputs,
         progress=Told(tell),
     )
     if junit is not None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.resources
 import zlib
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError, ModelError
 from csqtool.finalized_file import from_tensors, serialize
+from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verifying.backends import load_backends
 from csqtool.verifying.csq_c_reader import c_checksums
 from csqtool.verifying.csq_decoder import decode
 from csqtool.verifying.csq_graph import graph_verdict
 from csqtool.verifying.csq_half import half_origin, half_problems
+from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.onnx_checks import verify_onnx
 from csqtool.verifying.outputs import agreement, compare_task, reference_outputs
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import csq_problems
@@ -38,7 +45,7 @@ def verify_csq(subject: Subject) -> None:
         _compare_with_c(tensors, subject)
     graph = None if damaged else graph_verdict(subject.content, tensors, recorded, where=report.file)
     if graph is not None:
-        report.add("integrity", "ONNX graph", *graph)
+        report.add("integrity", "ONNX graph", *graph[:2])
     rounded = half_origin(metadata)
     if rounded is not None:
         whole = hashlib.sha256(serialize(tensors, metadata)).hexdigest() == recorded
@@ -55,7 +62,8 @@ def verify_csq(subject: Subject) -> None:
     inputs, targets = test
     subject.tell(f"outputs on {len(inputs)} samples …")
     try:
-        unpacked = subject.build_net(from_tensors(tensors, metadata, where=report.file))
+        decoded = from_tensors(tensors, metadata, where=report.file)
+        unpacked = subject.build_net(decoded)
     except (FormatError, ModelError) as error:
         report.add("outputs", "unpacked model", False, str(error))
         return
@@ -68,6 +76,31 @@ def verify_csq(subject: Subject) -> None:
     report.add("outputs", "unpacked model in PyTorch", holds, detail, None, max_abs_diff=difference,
                max_rel_diff=relative, agreement=agreement(found, wanted))  # fmt: skip
     compare_task(found, wanted, targets, subject.source.task, report)
+    if graph is None:
+        report.add("structure", "graph", True, "the package holds none: its tensors run in the module's own code")
+    elif graph[0]:
+        _verify_graph(graph[2], decoded, unpacked, recorded, subject)
+
+
+def _verify_graph(
+    content: bytes, model: QuantizedModel, net: QuantizedNet, finalized_sha256: str, subject: Subject
+) -> None:
+    """Put the ONNX file in a package through all levels, against the finalized model that the package unpacks to."""
+    report = subject.report
+    inner = VerifyReport.begin(f"{report.file}: graph", report.against, len(content), report.average_bit_width,
+                               report.tolerances)  # fmt: skip
+    try:
+        verify_onnx(dataclasses.replace(
+            subject, content=content, model=model, net=net, finalized_sha256=finalized_sha256, report=inner,
+            backends=load_backends(("onnxruntime",), subject.threads),
+        ))  # fmt: skip
+    except FormatError as error:
+        inner.add("integrity", "ONNX file", False, str(error))
+    for level in inner.missing():
+        inner.add(level, "reached", False, "nothing was compared at this level")
+    for check in inner.checks:
+        report.add_check(msgspec.structs.replace(check, name=f"graph: {check.name}"))
+    report.layers.extend(inner.layers)
 
 
 def _c_header() -> bytes:

@@ -25,8 +25,8 @@ PIECES_A_TENSOR = 16
 
 def graph_verdict(
     content: bytes, tensors: dict[str, NDArray[Any]], finalized_sha256: str, *, where: str
-) -> tuple[bool, str] | None:
-    """Return whether the ONNX file in a package is rebuilt and names this finalized model, and words for it.
+) -> tuple[bool, str, bytes] | None:
+    """Return whether the ONNX file in a package is rebuilt and is this model's, words for it, and the file.
 
     Args:
         content: the package, its structure checked.
@@ -45,11 +45,11 @@ def graph_verdict(
     try:
         rebuilt = rebuild(recipe, list(tensors.values()), GROWTH_LIMIT * len(content))
     except FormatError as error:
-        return False, f"{where}: graph at byte {start}: {error}"
+        return False, f"{where}: graph at byte {start}: {error}", b""
     properties = {p.key: p.value for p in onnx.ModelProto.FromString(rebuilt).metadata_props}
     if properties.get("csqtool.finalized_sha256") != finalized_sha256:
-        return False, "it is the graph of another finalized model"
-    return True, f"rebuilt bit for bit, {len(rebuilt)} bytes"
+        return False, "it is the graph of another finalized model", b""
+    return True, f"rebuilt bit for bit, {len(rebuilt)} bytes", rebuilt
 
 
 def rebuild(recipe: bytes, tensors: list[NDArray[Any]], most_bytes: int) -> bytes:

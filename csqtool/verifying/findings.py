@@ -14,9 +14,9 @@ import numpy as np
 from csqtool.documents import Count
 from csqtool.verifying.tolerances import Tolerances
 
-LEVELS = ("integrity", "weights", "layers", "outputs", "task", "gates")
+LEVELS = ("integrity", "structure", "weights", "layers", "outputs", "task", "gates")
 # Without one of these nothing is known about values.
-NEEDED = ("integrity", "weights", "outputs", "task")
+NEEDED = ("integrity", "structure", "weights", "outputs", "task")
 # The numbers behind a verdict, by name; None in a file stands for one that was not finite.
 Figures = Mapping[str, float | None]
 
@@ -113,9 +113,13 @@ class VerifyReport(msgspec.Struct, kw_only=True):
 
     def add(self, level: str, name: str, passed: bool, detail: str, layer: str | None = None, **figures: float) -> bool:
         """Add a check and return its verdict."""
-        self.checks.append(Check(level, name, bool(passed), detail, layer, dict(figures)))
+        return self.add_check(Check(level, name, bool(passed), detail, layer, dict(figures)))
+
+    def add_check(self, check: Check) -> bool:
+        """Add a check that was made elsewhere and return its verdict."""
+        self.checks.append(check)
         self.passed = self.holds
-        return bool(passed)
+        return check.passed
 
     def figure(self, level: str | None, key: str) -> float | None:
         """Return the first figure called `key` at a level, or at any; None where there is none."""

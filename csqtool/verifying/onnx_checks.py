@@ -13,9 +13,13 @@ from csqtool.errors import FormatError
 from csqtool.onnx_file import flattened, foreign_operators, parse_onnx, stored_tensors
 from csqtool.onnx_session import session
 from csqtool.verifying import layers, runtime
+from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
+from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
 from csqtool.verifying.findings import LayerFinding, VerifyReport
+from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
+from csqtool.verifying.structure import check_structure
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import (
     named_tensors,
@@ -44,14 +48,16 @@ def verify_onnx(subject: Subject) -> None:
     subject.tell(f"{report.file}: integrity and weights …")
     flat = flattened(proto, where=report.file)
     _check_integrity(proto, subject)
-    runnable = _check_numbers(proto, flat, report)
+    runnable = _check_numbers(proto, flat, report) and is_bounded(proto)
+    subject.tell(f"{report.file}: structure …")
+    check_structure(proto, flat, subject)
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
     if model.activations:
         problems = onnx_activation_problems(flat, model)
         subject.add_problems("weights", "activation quantizers", problems, len(model.activations))
     float_tensors = named_tensors(flat, model)
     if float_tensors:
-        problems = onnx_tensor_problems(float_tensors, model)
+        problems = onnx_tensor_problems(float_tensors, model, batch_norm_epsilons(subject.net.model))
         subject.add_problems("weights", "tensors in float", problems, len(float_tensors))
     if not runnable:
         return
@@ -62,6 +68,7 @@ def verify_onnx(subject: Subject) -> None:
     subject.tell(f"layers on {min(LAYER_SAMPLES, len(inputs))} samples …")
     _compare_layers(flat, subject, inputs[:LAYER_SAMPLES])
     wanted = reference_outputs(subject.net, inputs)
+    compare_beyond(proto, subject, inputs, wanted)
     for backend in subject.backends:
         _compare_backend(backend, subject, inputs, targets, wanted)
 
@@ -72,6 +79,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
     most = backend.most_samples
     inputs, targets, wanted = inputs[:most], targets[:most], wanted[:most]
     results = {}
+    labels = LabelJudge(subject, inputs, wanted)
     for level in backend.levels:
         name = f"{backend.name}, optimizations {level}" if len(backend.levels) > 1 else backend.name
         subject.tell(f"outputs on {len(inputs)} samples, {name} …")
@@ -82,6 +90,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
             continue
         results[level] = outputs["output"]
         compare_outputs(outputs["output"], wanted, task, not subject.model.activations, name, level, report)
+        labels.judge(outputs["output"], name)
     compare_levels(results, task, report)
     if most is None and backend.levels[-1] in results:  # a metric of few samples says nothing
         compare_task(results[backend.levels[-1]], wanted, targets, task, report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,15 @@ OPTIMIZATIONS = ("off", "basic", "extended", "on")  # on: the default, everythin
 BATCH = 250
 
 
-def run_batches(loaded: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def run_batches(
+    loaded: Any, feeds: Mapping[str, NDArray[Any]], sizes: Sequence[int] | None = None
+) -> dict[str, NDArray[Any]]:
     """Run a session over the first axis of `feeds`, in batches, and return its outputs by name.
+
+    Args:
+        loaded: the session.
+        feeds: inputs by name, [N, …].
+        sizes: samples of each batch, N in all; None takes batches of `BATCH`.
 
     Raises:
         RuntimeError: onnxruntime failed; the message is its own.
@@ -21,8 +28,10 @@ def run_batches(loaded: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
     names = [output.name for output in loaded.get_outputs()]
     count = len(next(iter(feeds.values())))
     parts: list[dict[str, NDArray[Any]]] = []
-    for start in range(0, count, BATCH):
-        parts.append(run_once(loaded, {name: array[start : start + BATCH] for name, array in feeds.items()}))
+    start = 0
+    for size in sizes or [BATCH] * -(-count // BATCH):
+        parts.append(run_once(loaded, {name: array[start : start + size] for name, array in feeds.items()}))
+        start += size
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Subject:
         tell: told what is being checked, a line each.
         backends: what runs ONNX files.
         threads: threads that onnxruntime compares layers with, 0 its own choice.
+        allow_unaccounted: parts of a graph that the structure level may leave unexplained, by name.
+        save_inputs: folder for inputs on which the two sides disagree, None keeps none.
     """
 
     content: bytes
@@ -45,6 +48,8 @@ class Subject:
     tell: Callable[[str], None]
     backends: Sequence[Backend]
     threads: int
+    allow_unaccounted: frozenset[str] = frozenset()
+    save_inputs: Path | None = None
 
     def check_origin(self, recorded: str | None) -> None:
         """Check that the file says it was made from this finalized model."""

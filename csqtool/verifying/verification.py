@@ -34,6 +34,8 @@ def verify_file(
     backends: Sequence[str] = ("onnxruntime",),
     tolerances: Tolerances | None = None,
     threads: int = 0,
+    allow_unaccounted: Sequence[str] = (),
+    save_inputs: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -49,6 +51,8 @@ def verify_file(
             another package's.
         tolerances: what is still rounding.
         threads: threads of one operator in the backends, 0 their own choice.
+        allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph.
+        save_inputs: folder that inputs are written to on which the two sides disagree.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -80,6 +84,8 @@ def verify_file(
         tell=tell,
         backends=load_backends(backends, threads),
         threads=threads,
+        allow_unaccounted=frozenset(allow_unaccounted),
+        save_inputs=save_inputs,
     )
     packed = file.suffix == ".csq"
     if packed and tuple(backends) != ("onnxruntime",):

@@ -5,7 +5,7 @@ What a file must hold is worked out here from the finalized model alone; nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from csqtool.finalized_file import to_tensors
 from csqtool.folding import epsilon_to_fold
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
+from csqtool.verifying.float_folding import is_folded
 from csqtool.verifying.stored_weights import StoredWeights, WeightUse
 
 Problem = tuple[str, str]  # layer, what is wrong with it
@@ -182,10 +183,20 @@ def named_tensors(proto: onnx.ModelProto, model: QuantizedModel) -> dict[str, ND
     }  # fmt: skip
 
 
-def onnx_tensor_problems(found: dict[str, NDArray[Any]], model: QuantizedModel) -> Iterator[Problem]:
-    """Yield what differs between such tensors, from `named_tensors`, and the finalized model's."""
+def onnx_tensor_problems(
+    found: dict[str, NDArray[Any]], model: QuantizedModel, epsilons: Mapping[str, float] | None = None
+) -> Iterator[Problem]:
+    """Yield what differs between such tensors, from `named_tensors`, and the finalized model's.
+
+    Args:
+        found: the tensors.
+        model: the finalized model.
+        epsilons: ε of every BatchNorm: torch folds one into a layer in front of it that is not quantized.
+    """
     for name, array in found.items():
-        yield from ((name, text) for text in array_differences(array, model.tensors[name], "values"))
+        problems = array_differences(array, model.tensors[name], "values")
+        if problems and not is_folded(name, array, model.tensors, epsilons or {}):
+            yield from ((name, text) for text in problems)
 
 
 def csq_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: QuantizedModel) -> Iterator[Problem]:
