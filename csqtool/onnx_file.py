@@ -65,11 +65,12 @@ def flattened(proto: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
     """
     import numpy as np
     import onnx
-    import onnx.inliner
     from onnx import numpy_helper
 
+    from csqtool.onnx_isolated import inlined
+
     try:
-        flat = onnx.inliner.inline_local_functions(proto)
+        flat = inlined(proto)
         nodes = []
         for node in flat.graph.node:
             if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from csqtool.api.given import PathLike, data_to_test_on, model_or_path, shown
 from csqtool.errors import ConfigError
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,7 @@ def verify(
     backends: Sequence[str] = ("onnxruntime",),
     tolerances: Tolerances | Mapping[str, float] | None = None,
     threads: int = 0,
+    trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **limits: Any,
 ) -> VerifyReport:
@@ -48,6 +50,7 @@ def verify(
         backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``.
         tolerances: what is still rounding.
         threads: threads of one operator in the backends, 0 their own choice.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         limits: gates by name, such as ``max_metric_drop=0.01`` or ``max_size="60KB"``.
 
@@ -66,7 +69,7 @@ def verify(
         gates = Gates.from_mapping(limits, where="verify")
     if tolerances is not None and not isinstance(tolerances, Tolerances):
         tolerances = Tolerances.from_mapping(tolerances, where="verify: tolerances")
-    with shown(progress) as told:
+    with shown(progress) as told, trusting(trust_factory):
         return verify_file(
             Path(file),
             model_or_path(against),

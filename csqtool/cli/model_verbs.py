@@ -10,6 +10,7 @@ import click
 
 from csqtool.cli.format_options import FormatCommand, given
 from csqtool.cli.output import print_json, tell
+from csqtool.cli.trust_option import trust_option
 from csqtool.text import size, table
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ data_option = click.option("--data", help="Measure --float16 on this data's test
 @click.argument("run", type=FILE)
 @click.option("--model", "factory", metavar="FACTORY", help="Builds the module of a search that was given an object.")
 @click.option("--data", help="The data of a search that was given objects.")
+@trust_option
 @output_option
 @json_option
 def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_json: bool) -> None:
@@ -47,6 +49,7 @@ def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_
 @click.argument("model", type=FILE)
 @data_option
 @factory_option
+@trust_option
 @output_option
 @json_option
 def pack(model: Path, data: str | None, factory: str | None, output: Path, as_json: bool, **options: Any) -> None:
@@ -61,6 +64,7 @@ def pack(model: Path, data: str | None, factory: str | None, output: Path, as_js
 @click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
 @data_option
 @factory_option
+@trust_option
 @output_option
 @json_option
 def export(
