@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import onnx
 
 Arrays = Mapping[str, NDArray[Any]]
+GROWTH = 64  # from one bit to a float64
+SMALL_BYTES = 2**20  # what any graph may grow to
 _WORKER = "csqtool.onnx_worker"
 
 
@@ -113,9 +115,14 @@ def checker_problem(content: bytes) -> str | None:
 
 
 def evaluated(proto: onnx.ModelProto, feeds: Arrays | None = None) -> list[NDArray[Any]]:
-    """Return what onnx's reference evaluator makes of a graph, in the order of its outputs."""
+    """Return what onnx's reference evaluator makes of a graph, in the order of its outputs.
+
+    Without inputs, it is what is stored in the graph: more than `GROWTH` times its size is refused.
+    """
+    content = proto.SerializeToString()
+    most = GROWTH * len(content) + SMALL_BYTES if feeds is None else sandbox.shared().limits.memory_bytes
     found: list[NDArray[Any]] = sandbox.call(
-        f"{_WORKER}:evaluated", content=proto.SerializeToString(), feeds=dict(feeds or {})
+        f"{_WORKER}:evaluated", content=content, feeds=dict(feeds or {}), most_bytes=most
     )
     return [np.asarray(array) for array in found]
 

@@ -164,8 +164,8 @@ def inlined(content: bytes) -> bytes:
     return bytes(onnx.inliner.inline_local_functions(onnx.load_from_string(content)).SerializeToString())
 
 
-def evaluated(content: bytes, feeds: Arrays | None = None) -> list[NDArray[Any]]:
-    """Return what onnx's reference evaluator makes of a graph.
+def evaluated(content: bytes, feeds: Arrays, most_bytes: int) -> list[NDArray[Any]]:
+    """Return what onnx's reference evaluator makes of a graph, if it has at most so many bytes.
 
     Raises:
         RuntimeError: it cannot, or an output is no tensor of numbers.
@@ -175,13 +175,16 @@ def evaluated(content: bytes, feeds: Arrays | None = None) -> list[NDArray[Any]]
 
     try:
         with np.errstate(all="ignore"):
-            outputs = ReferenceEvaluator(onnx.load_from_string(content)).run(None, feeds or {})
+            outputs = ReferenceEvaluator(onnx.load_from_string(content)).run(None, feeds)
     except MemoryError:
         raise
     except Exception as error:  # whatever an operator's implementation stumbles over
         lines = str(error).strip().splitlines() or ["no message"]
         raise RuntimeError(f"{type(error).__name__}: {lines[0]}") from error
-    return _numeric([np.asarray(output) if np.isscalar(output) else output for output in outputs])
+    arrays = _numeric([np.asarray(output) if np.isscalar(output) else output for output in outputs])
+    if sum(array.nbytes for array in arrays) > most_bytes:
+        raise RuntimeError(f"it has {sum(array.nbytes for array in arrays)} bytes, at most {most_bytes} are expected")
+    return arrays
 
 
 def openvino(content: bytes, level: str, threads: int, batch: int, feeds: Arrays) -> Arrays:
