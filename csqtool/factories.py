@@ -55,9 +55,9 @@ def load_factory(spec: str, *, near: Path | None = None, recorded: bool = False)
         InputError: the file or module is missing, fails to import or does not define the name, or is not trusted.
     """
     where, name = split_spec(spec)
-    recorded = recorded and not trust.is_named(spec)
     if not recorded:
         trust.remember(spec)
+    recorded = recorded and not trust.is_named(spec)
     if where.endswith(".py"):
         if recorded and Path(where).is_absolute():
             trust.check_source(spec, Path(where), near=near)  # before anything looks at the path

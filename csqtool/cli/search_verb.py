@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool import documents
-from csqtool.cli.output import print_json, process_index, tell
+from csqtool.cli.output import print_json, process_index, show, tell
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.cli.trust_option import trust_option
 from csqtool.errors import ConfigError
@@ -81,8 +81,8 @@ def _print_summary(found: SearchResult, as_json: bool) -> None:
         return
     before = "" if summary.metric_float is None else f"float {summary.metric_float:.4f} → "
     unit = {"bytes": "bytes packed", "layers": "planes a layer", "elements": "planes a weight"}[summary.budget_unit]
-    click.echo(f"{summary.metric_name}  {before}{summary.metric:.4f}")
-    click.echo(f"budget     {summary.cost:,.6g} {unit} of {summary.budget:,.6g}")
-    click.echo(f"precision  {summary.average_precision:.3f} planes a weight")
-    click.echo(f"bit width  {summary.average_bit_width:.3f} bits a weight in two's complement")
+    show(f"{summary.metric_name}  {before}{summary.metric:.4f}")
+    show(f"budget     {summary.cost:,.6g} {unit} of {summary.budget:,.6g}")
+    show(f"precision  {summary.average_precision:.3f} planes a weight")
+    show(f"bit width  {summary.average_bit_width:.3f} bits a weight in two's complement")
     tell(f"next: csqtool finalize {found.run} -o model.safetensors")
