@@ -6,11 +6,7 @@ medians, not the times themselves. Loading is measured in separate processes.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,33 +16,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool import sandbox
 from csqtool.documents import Count
 from csqtool.errors import ConfigError, FormatError
 from csqtool.files import read_bytes
 from csqtool.onnx_file import parse_onnx
-from csqtool.onnx_session import optimized_operators, session
-
-_LOAD = """
-import json, resource, sys, time
-from pathlib import Path
-import numpy, onnxruntime
-from csqtool.onnx_session import session
-
-def peak():
-    # VmHWM, not ru_maxrss: that one is inherited from the parent at fork.
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-before = peak()
-start = time.perf_counter()
-session(Path(sys.argv[1]), threads=int(sys.argv[2]))
-seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "peak_bytes": peak() - before}))
-"""
-
+from csqtool.onnx_isolated import IsolatedSession
+from csqtool.onnx_session import optimized_operators
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
 
@@ -118,38 +94,34 @@ def bench(
     for name, value in [*numbers.items(), *((f"the size of axis {axis}", size) for axis, size in sizes.items())]:
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    sessions, feeds, kernels = [], [], []
+    sessions, contents, kernels = [], [], []
     for file in files:
-        content = read_bytes(file)
-        parse_onnx(content, where=str(file))
+        contents.append(read_bytes(file))
+        parse_onnx(contents[-1], where=str(file))
         try:
-            sessions.append(session(file, threads=threads))
-            kernels.append(dict(sorted(Counter(optimized_operators(file)).items())))
-            feeds.append(random_inputs(sessions[-1], batch, sizes))
-            sessions[-1].run(None, feeds[-1])
+            sessions.append(IsolatedSession(contents[-1], threads=threads))
+            kernels.append(dict(sorted(Counter(optimized_operators(contents[-1])).items())))
+            shapes = input_shapes(sessions[-1], batch, sizes)
+            sandbox.call("csqtool.onnx_worker:random_run", number=sessions[-1].number, shapes=shapes)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
-        except Exception as error:
-            raise FormatError(f"{file}: onnxruntime does not run it: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            raise FormatError(f"{file}: onnxruntime does not run it: {error}") from error
     dynamic = {key for loaded in sessions for key in _dynamic_axes(loaded)}
     if unused := sorted(sizes.keys() - dynamic):
         known = f"those are {', '.join(sorted(dynamic))}" if dynamic else "there is none"
         raise ConfigError(f"size of axis {unused[0]}: no file has such a dynamic axis; {known}")
-    times: list[list[float]] = [[] for _ in files]
-    for index in range(rounds + 2):
-        for position, (loaded, feed) in enumerate(zip(sessions, feeds, strict=True)):
-            start = time.perf_counter()
-            loaded.run(None, feed)
-            if index >= 2:  # the first runs allocate
-                times[position].append(time.perf_counter() - start)
+    loaded_as = [loaded.number for loaded in sessions]
+    longest = sandbox.shared().limits.seconds * rounds  # the limit is that of one run, which each file has held
+    times = sandbox.call("csqtool.onnx_worker:times", longest, numbers=loaded_as, rounds=rounds)
     medians = [statistics.median(t) * 1000 for t in times]
     measured: list[list[dict[str, float]]] = [[] for _ in files]
     for _ in range(loads):
-        for position, file in enumerate(files):
-            measured[position].append(_load_once(file, threads))
+        for position, content in enumerate(contents):
+            measured[position].append(_load_once(content, threads, where=files[position]))
     return [
         BenchResult(
-            str(file), file.stat().st_size, medians[i], medians[i] / medians[0],
+            str(file), len(contents[i]), medians[i], medians[i] / medians[0],
             statistics.median(m["seconds"] for m in measured[i]) * 1000,
             int(statistics.median(m["peak_bytes"] for m in measured[i])), kernels[i],
         )
@@ -157,22 +129,31 @@ def bench(
     ]  # fmt: skip
 
 
-def random_inputs(loaded: Any, batch: int, sizes: Mapping[str, int] | None = None) -> dict[str, NDArray[Any]]:
-    """Return inputs that fit a session: normal float values, zeros for integers.
+def input_shapes(loaded: Any, batch: int, sizes: Mapping[str, int] | None = None) -> dict[str, list[int]]:
+    """Return the shapes of inputs that fit a session.
 
     Raises:
         ConfigError: a dynamic axis after the batch has no size.
     """
-    rng = np.random.default_rng(0)
-    feeds: dict[str, NDArray[Any]] = {}
-    for value in loaded.get_inputs():
-        shape = [_size(value.name, i, axis, batch, sizes or {}) for i, axis in enumerate(value.shape)]
-        if value.type == "tensor(float)":
-            feeds[value.name] = rng.standard_normal(shape).astype(np.float32)
-        else:
-            kind = value.type.removeprefix("tensor(").removesuffix(")")
-            feeds[value.name] = np.zeros(shape, {"double": "float64", "float16": "float16"}.get(kind, kind))
-    return feeds
+    return {
+        value.name: [_size(value.name, i, axis, batch, sizes or {}) for i, axis in enumerate(value.shape)]
+        for value in loaded.get_inputs()
+    }
+
+
+def random_values(kind: str, shape: Sequence[int]) -> NDArray[Any]:
+    """Return an input of a type that onnxruntime names, such as ``tensor(float)``: normal values, zeros for integers.
+
+    Raises:
+        RuntimeError: it is no tensor of numbers.
+    """
+    if kind == "tensor(float)":
+        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.zeros(shape, {"double": "float64"}.get(name, name))
+    except TypeError as error:
+        raise RuntimeError(f"an input is {kind}, for which there are no random values") from error
 
 
 def _dynamic_axes(loaded: Any) -> set[str]:
@@ -195,10 +176,13 @@ def _size(name: str, position: int, axis: int | str | None, batch: int, sizes: M
     raise ConfigError(f"the axis {called} is dynamic: give its size, such as --size {axis or position}=224")
 
 
-def _load_once(file: Path, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-c", _LOAD, str(file), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise FormatError(f"{file}: loading it in a separate process failed: {done.stderr.strip()[-200:]}")
-    found: dict[str, float] = json.loads(done.stdout)
+def _load_once(content: bytes, threads: int, *, where: Path) -> dict[str, float]:
+    """Return what loading takes in a process of its own."""
+    fresh = sandbox.Sandbox()
+    try:
+        found: dict[str, float] = fresh.call("csqtool.onnx_worker:load_cost", content=content, threads=threads)
+    except RuntimeError as error:
+        raise FormatError(f"{where}: loading it in a separate process failed: {error}") from error
+    finally:
+        fresh.close()
     return found

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from csqtool import trust
 from csqtool.errors import ConfigError, InputError, ModelError, nearest
 
 
@@ -29,29 +30,44 @@ def find_source(where: str, *, near: Path | None = None) -> Path:
 
     Args:
         where: a path ending in ``.py``.
-        near: a file; when the working folder does not hold `where`, the folders above this file are tried, so
-            that a finalized model finds its code from any place inside the same checkout.
+        near: a file; when the working folder does not hold `where`, the folders above this file are tried, up to that
+            of its project, so that a finalized model finds its code from any place inside the same checkout.
 
     Raises:
         InputError: no such file.
     """
-    folders = [Path()] + (list(near.resolve().parents) if near else [])
+    folders = [Path(), *trust.project_folders(near)]
     for folder in folders:
         if (folder / where).is_file():
             return folder / where
     raise InputError(f"no such file: {where}")
 
 
-def load_factory(spec: str, *, near: Path | None = None) -> Any:
+def load_factory(spec: str, *, near: Path | None = None, recorded: bool = False) -> Any:
     """Return the object that `spec` names, importing its file or module.
 
+    Args:
+        spec: ``path/to/file.py:name`` or ``package.module:name``.
+        near: a file whose folders are searched for the source, see `find_source`.
+        recorded: whether a file names it, not the user: then it must be the user's own code, see `csqtool.trust`.
+
     Raises:
-        InputError: the file or module is missing, fails to import or does not define the name.
+        InputError: the file or module is missing, fails to import or does not define the name, or is not trusted.
     """
     where, name = split_spec(spec)
+    if not recorded:
+        trust.remember(spec)
+    recorded = recorded and not trust.is_named(spec)
     if where.endswith(".py"):
-        module = _import_file(find_source(where, near=near))
+        if recorded and Path(where).is_absolute():
+            trust.check_source(spec, Path(where), near=near)  # before anything looks at the path
+        source = find_source(where, near=near)
+        if recorded:
+            trust.check_source(spec, source, near=near)
+        module = _import_file(source)
     else:
+        if recorded:
+            trust.check_module(spec, where, near=near)
         try:
             module = importlib.import_module(where)
         except ModuleNotFoundError as error:
@@ -59,10 +75,13 @@ def load_factory(spec: str, *, near: Path | None = None) -> Any:
         except Exception as error:
             raise InputError(f"importing {where} raised {type(error).__name__}: {error}") from error
     try:
-        return getattr(module, name)
+        found = getattr(module, name)
     except AttributeError as error:
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise ConfigError(f"{where} defines no {name!r}; {nearest(name, known)}") from error
+    if recorded:
+        trust.check_object(spec, found, near=near)
+    return found
 
 
 def _import_file(path: Path) -> Any:
@@ -83,13 +102,13 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def call_factory(spec: str, arguments: dict[str, Any], *, near: Path | None = None) -> Any:
+def call_factory(spec: str, arguments: dict[str, Any], *, near: Path | None = None, recorded: bool = False) -> Any:
     """Call the factory `spec` with keyword `arguments`.
 
     Raises:
         ModelError: the factory is not callable or raised.
     """
-    factory = load_factory(spec, near=near)
+    factory = load_factory(spec, near=near, recorded=recorded)
     if not callable(factory):
         raise ModelError(f"{spec} is not callable")
     try:
@@ -98,7 +117,9 @@ def call_factory(spec: str, arguments: dict[str, Any], *, near: Path | None = No
         raise ModelError(f"the factory {spec} raised {type(error).__name__}: {error}") from error
 
 
-def build_model(spec: str, arguments: dict[str, Any] | None = None, *, near: Path | None = None) -> Any:
+def build_model(
+    spec: str, arguments: dict[str, Any] | None = None, *, near: Path | None = None, recorded: bool = False
+) -> Any:
     """Return the `torch.nn.Module` that the factory `spec` builds.
 
     Raises:
@@ -106,7 +127,7 @@ def build_model(spec: str, arguments: dict[str, Any] | None = None, *, near: Pat
     """
     from torch import nn
 
-    model = call_factory(spec, arguments or {}, near=near)
+    model = call_factory(spec, arguments or {}, near=near, recorded=recorded)
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec} returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -22,11 +22,13 @@ class ModelSource:
         factory: ``file.py:name`` or ``package.module:name``; None where a module was given.
         arguments: keyword arguments of the factory.
         module: the module that was given; it is copied and never changed.
+        recorded: whether a file names the factory, not the user; see `csqtool.trust`.
     """
 
     factory: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
+    recorded: bool = False
 
     @classmethod
     def of(cls, model: nn.Module | str, arguments: Mapping[str, Any] | None = None) -> ModelSource:
@@ -60,7 +62,7 @@ class ModelSource:
         if self.module is None:
             if self.factory is None:
                 raise ModelError("no model is given")
-            built: nn.Module = build_model(self.factory, dict(self.arguments), near=near)
+            built: nn.Module = build_model(self.factory, dict(self.arguments), near=near, recorded=self.recorded)
             return built
         from csqtool.nn.reparametrized import copied
 

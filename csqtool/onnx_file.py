@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from csqtool.errors import FormatError
+from csqtool.onnx_limits import check_limits
 
 if TYPE_CHECKING:
     import onnx
@@ -15,7 +16,8 @@ def parse_onnx(content: bytes, *, where: str) -> onnx.ModelProto:
     """Return the model in an ONNX file.
 
     Raises:
-        FormatError: it is no ONNX file, or one that keeps tensors in files beside it.
+        FormatError: it is no ONNX file, or one that `csqtool.onnx_limits` refuses, such as one that keeps tensors in
+            files beside it.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -27,12 +29,7 @@ def parse_onnx(content: bytes, *, where: str) -> onnx.ModelProto:
         raise FormatError(f"{where} is not an ONNX file: {error}") from error
     if not proto.graph.node or not proto.opset_import:
         raise FormatError(f"{where} is not an ONNX file: it holds no graph")
-    outside = [t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    if outside:
-        raise FormatError(
-            f"{where} keeps {len(outside)} tensors, {outside[0]!r} first, in files beside it; save it as one file "
-            "(onnx.save without external data): what is checked must be what is shipped"
-        )
+    check_limits(proto, where=where)
     return proto
 
 
@@ -65,11 +62,12 @@ def flattened(proto: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
     """
     import numpy as np
     import onnx
-    import onnx.inliner
     from onnx import numpy_helper
 
+    from csqtool.onnx_isolated import inlined
+
     try:
-        flat = onnx.inliner.inline_local_functions(proto)
+        flat = inlined(proto)
         nodes = []
         for node in flat.graph.node:
             if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +63,11 @@ def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
     """
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        session(content, "on", optimized_path=str(path))
-        return onnx.load(path).graph
+    from csqtool import sandbox
+    from csqtool.files import read_bytes
+
+    content = read_bytes(content) if isinstance(content, Path) else content
+    return onnx.ModelProto.FromString(sandbox.call("csqtool.onnx_worker:optimized", content=content)).graph
 
 
 def optimized_operators(content: bytes | Path) -> list[str]:

@@ -22,6 +22,7 @@ from csqtool.fingerprints import Code, ImportedCode, digest, fingerprint, is_cur
 from csqtool.pipeline_file import Pipeline, read_pipeline
 from csqtool.searching.records import BegunFrom
 from csqtool.searching.run_directory import RunDirectory
+from csqtool.trust import trusting
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.report_file import read_report
 
@@ -136,11 +137,13 @@ class _Runner:
 
     def run(self) -> PipelineResult:
         """Run every stage that has to run."""
-        before = self._search()
-        finalized = self._finalize(before)
-        for name, options in self._pipeline.formats.items():
-            target = self._export(name, options, finalized, before)
-            self._verify(name, target, finalized, before)
+        config = self._pipeline.config
+        with trusting(name for name in (config.model, config.data) if name is not None):  # the user wrote the pipeline
+            before = self._search()
+            finalized = self._finalize(before)
+            for name, options in self._pipeline.formats.items():
+                target = self._export(name, options, finalized, before)
+                self._verify(name, target, finalized, before)
         return self._result
 
     def _search(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def rebuilt_module(
     if isinstance(factory, nn.Module):
         return ModelSource.of(factory).build().cpu()
     name = factory or (recorded.factory if recorded else None)
-    return ModelSource(name, recorded.args if recorded else {}).build(near=near)
+    return ModelSource(name, recorded.args if recorded else {}, recorded=not factory).build(near=near)
 
 
 def rebuilt_data(
@@ -71,12 +71,12 @@ def rebuilt_data(
     if isinstance(data, DataSource):
         return data
     recorded = model.info.data
-    data = data or (recorded.source if recorded else None)
-    if data is None:
+    name = data or (recorded.source if recorded else None)
+    if name is None:
         raise DataError(f"{_named(near)} records no data; give --data DATA, or data= in Python")
     # A task of the user's own comes with the factory of the data.
     task = recorded.task if recorded and recorded.task in TASKS else None
-    return load_data(data, task=task, near=near)
+    return load_data(name, task=task, near=near, recorded=not data)
 
 
 def _named(near: Path | None) -> str:

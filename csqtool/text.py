@@ -7,10 +7,20 @@ from collections.abc import Sequence
 
 from csqtool.errors import ConfigError
 
+_COMMAND = re.compile(r"^(\s*)(?:(:)(?=:)|(#)(?=#\[))")
+
 
 def printable(text: object) -> str:
-    """Return `text` with control characters written as escapes: names come from files."""
-    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text))
+    """Return `text` with control characters written as escapes, and so the first of a CI system's command.
+
+    Names come from files. GitHub and Azure take a line that begins with ``::`` or ``##[`` for a command.
+    """
+    shown = "".join(c if c.isprintable() or c == " " else _escaped(c) for c in str(text))
+    return _COMMAND.sub(lambda found: found[1] + ("\\x3a" if found[2] else "\\x23"), shown)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -72,6 +72,7 @@ def test_a_file_is_found_from_the_working_folder_first_and_above_another_file_th
     deep = folder / "runs" / "a" / "model.safetensors"
     deep.parent.mkdir(parents=True)
     (folder / "runs" / "model.py").write_text("")
+    (folder / "runs" / "pipeline.toml").write_text("")
     monkeypatch.chdir(deep.parent)
     with pytest.raises(InputError, match=r"no such file: model\.py"):
         find_source("model.py")

@@ -57,9 +57,12 @@ def test_a_module_that_cannot_be_copied_is_refused(module: nn.Module, model: Qua
         rebuilt_module(model, factory=module)
 
 
-def test_the_recorded_factory_is_called_with_its_arguments(model: QuantizedModel, tmp_path: Path) -> None:
+def test_the_recorded_factory_is_called_with_its_arguments(
+    model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "net.py").write_text(NET)
-    recorded = recording(model, ModelInfo.of(model=ModelFactory(f"{tmp_path}/net.py:net", {"width": 5})))
+    monkeypatch.chdir(tmp_path)
+    recorded = recording(model, ModelInfo.of(model=ModelFactory("net.py:net", {"width": 5})))
     built = rebuilt_module(recorded)
     assert isinstance(built, nn.Linear)
     assert built.out_features == 5

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csqtool.api.given import PathLike, model_source, named_or_module, named_or_source, shown
 from csqtool.errors import ConfigError
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +30,7 @@ def search(
     run: PathLike | None = None,
     resume: PathLike | None = None,
     overwrite: bool = False,
+    trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **settings: Any,
 ) -> SearchResult:
@@ -45,6 +48,7 @@ def search(
         resume: a run directory: go on with the search in it. A model and data that were given as objects are given
             again; settings may be left out.
         overwrite: replace a run that is in the run directory.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: True shows a bar in terminals and plain lines elsewhere; or an object that is told of every step.
         settings: ``target_bits`` or ``target_size``, ``act_bits``, ``method``, ``epochs`` and so on, with the names
             of the command's options; see `csqtool.SearchConfig`.
@@ -63,7 +67,7 @@ def search(
     given = {**settings, **named}
     source, named_data = named_or_source(data, train, test, task, settings.get("batch_size"))
     given |= named_data
-    with shown(progress) as told:
+    with shown(progress) as told, trusting(trust_factory):
         if resume is not None:
             if run is not None or overwrite:
                 raise ConfigError("resume goes on in its own run directory; leave out run and overwrite")
@@ -85,6 +89,7 @@ def finetune(
     test: Any = None,
     task: str | Task | None = None,
     overwrite: bool = False,
+    trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **settings: Any,
 ) -> SearchResult:
@@ -99,6 +104,7 @@ def finetune(
         test: as in `search`.
         task: as in `search`.
         overwrite: replace a run that is in the run directory.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         settings: those that differ from the search's: ``epochs``, ``finetune_with``, ``learning_rate`` and so on.
 
@@ -109,7 +115,7 @@ def finetune(
     from csqtool.searching import runs
 
     source, named_data = named_or_source(data, train, test, task)
-    with shown(progress) as told:
+    with shown(progress) as told, trusting(trust_factory):
         return runs.train_on(
             run if not isinstance(run, str | Path) else Path(run),
             None if output is None else Path(output),
@@ -131,6 +137,7 @@ def finalize(
     train: Any = None,
     test: Any = None,
     task: str | Task | None = None,
+    trust_factory: str | Sequence[str] = (),
 ) -> QuantizedModel:
     """Turn a finished search into signed integers, scales and bit widths.
 
@@ -142,6 +149,7 @@ def finalize(
         train: as in `search`.
         test: as in `search`.
         task: as in `search`.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
 
     Raises:
         InputError: `run` holds no finished search, or `output` cannot be written.
@@ -154,7 +162,8 @@ def finalize(
         source, named = named_or_source(data, train, test, task)
         if "data" in named:
             source = as_source(**named)
-        run = load_finished(Path(run), model=model_source(model), data=source)
+        with trusting(trust_factory):
+            run = load_finished(Path(run), model=model_source(model), data=source)
     quantized = run.finalize()
     if output is not None:
         write_finalized(quantized, Path(output))

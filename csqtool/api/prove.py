@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from csqtool.api.given import PathLike, data_to_test_on, model_or_path, shown
 from csqtool.errors import ConfigError
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,7 @@ def verify(
     threads: int = 0,
     allow_unaccounted: Sequence[str] = (),
     save_inputs: PathLike | None = None,
+    trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **limits: Any,
 ) -> VerifyReport:
@@ -53,6 +55,7 @@ def verify(
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph; the report
             names them.
         save_inputs: folder that inputs are written to on which the two sides disagree.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         limits: gates by name, such as ``max_metric_drop=0.01`` or ``max_size="60KB"``.
 
@@ -71,7 +74,7 @@ def verify(
         gates = Gates.from_mapping(limits, where="verify")
     if tolerances is not None and not isinstance(tolerances, Tolerances):
         tolerances = Tolerances.from_mapping(tolerances, where="verify: tolerances")
-    with shown(progress) as told:
+    with shown(progress) as told, trusting(trust_factory):
         return verify_file(
             Path(file),
             model_or_path(against),

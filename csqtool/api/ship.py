@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csqtool.api.given import PathLike, data_to_test_on, model_or_path
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +44,12 @@ def load(path: PathLike) -> QuantizedModel:
     return read_finalized(path)
 
 
-def to_torch(quantized: QuantizedModel | PathLike, model: nn.Module | str | None = None) -> nn.Module:
+def to_torch(
+    quantized: QuantizedModel | PathLike,
+    model: nn.Module | str | None = None,
+    *,
+    trust_factory: str | Sequence[str] = (),
+) -> nn.Module:
     """Return the finalized network in PyTorch, in evaluation mode: the reference of every comparison.
 
     Its weights are exactly ``float32(q) * scale``, and its activations are rounded where the model says so.
@@ -50,6 +57,7 @@ def to_torch(quantized: QuantizedModel | PathLike, model: nn.Module | str | None
     Args:
         quantized: a finalized model, or its file.
         model: a module, which is copied, or a name; None builds the factory that the model records.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
 
     Raises:
         InputError: the module does not match, or none is given and none is recorded.
@@ -58,7 +66,8 @@ def to_torch(quantized: QuantizedModel | PathLike, model: nn.Module | str | None
 
     near = Path(quantized) if isinstance(quantized, str | Path) else None
     finalized = load(quantized) if isinstance(quantized, str | Path) else quantized
-    net: nn.Module = rebuilt_net(finalized, factory=model, near=near)
+    with trusting(trust_factory):
+        net: nn.Module = rebuilt_net(finalized, factory=model, near=near)
     return net
 
 
@@ -69,6 +78,7 @@ def export(
     format: str | None = None,  # noqa: A002 - the verb's word
     model: nn.Module | str | None = None,
     data: Any = None,
+    trust_factory: str | Sequence[str] = (),
     **options: Any,
 ) -> Exported:
     """Write a finalized model in a deployable format.
@@ -81,6 +91,7 @@ def export(
             carry a graph need it.
         data: test data that the export measures on, where an option makes it measure; None takes those that the model
             records.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         options: options of the format, such as ``weights="int8"`` for ``onnx``.
 
     Raises:
@@ -91,14 +102,15 @@ def export(
     from csqtool.exporting import format_of
 
     output = Path(output)
-    return write(
-        model_or_path(quantized),
-        output,
-        format=format or format_of(output),
-        model=model,
-        data=data_to_test_on(data),
-        options=options,
-    )
+    with trusting(trust_factory):
+        return write(
+            model_or_path(quantized),
+            output,
+            format=format or format_of(output),
+            model=model,
+            data=data_to_test_on(data),
+            options=options,
+        )
 
 
 def pack(
@@ -107,6 +119,7 @@ def pack(
     *,
     model: nn.Module | str | None = None,
     data: Any = None,
+    trust_factory: str | Sequence[str] = (),
     **options: Any,
 ) -> Exported:
     """Write a finalized model as one bit-packed ``.csq`` file.
@@ -116,6 +129,7 @@ def pack(
         output: the file to write.
         model: as in `export`; needed for ``with_graph`` and ``float16``.
         data: test data that decide about ``float16``; None takes those that the model records.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         options: ``encoding``, ``with_graph``, ``float16``, ``max_metric_change``; see `csqtool.packing.pack`.
 
     Raises:
@@ -123,7 +137,8 @@ def pack(
     """
     from csqtool.packing import pack as write
 
-    return write(model_or_path(quantized), Path(output), model=model, data=data_to_test_on(data), **options)
+    with trusting(trust_factory):
+        return write(model_or_path(quantized), Path(output), model=model, data=data_to_test_on(data), **options)
 
 
 def unpack(file: PathLike, output: PathLike | None = None) -> QuantizedModel:

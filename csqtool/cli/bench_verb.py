@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from csqtool.cli.output import print_json
+from csqtool.cli.output import print_json, show
 from csqtool.errors import ConfigError
 from csqtool.text import size, table
 
@@ -44,10 +44,10 @@ def bench(
          f"{r.load_peak_bytes / 1e6:.1f}")
         for r in results
     ]  # fmt: skip
-    click.echo(f"onnxruntime, {threads} threads, batch {batch}, medians of {rounds} interleaved runs\n")
-    click.echo(table(("file", "bytes", "ms a run", "ratio", "load ms", "load peak MB"), rows))
+    show(f"onnxruntime, {threads} threads, batch {batch}, medians of {rounds} interleaved runs\n")
+    show(table(("file", "bytes", "ms a run", "ratio", "load ms", "load peak MB"), rows))
     for r in results:
-        click.echo(f"\n{r.file}: " + ", ".join(f"{count} {name}" for name, count in r.kernels.items()))
+        show(f"\n{r.file}: " + ", ".join(f"{count} {name}" for name, count in r.kernels.items()))
 
 
 def _sizes(sizes: tuple[str, ...]) -> dict[str, int]:

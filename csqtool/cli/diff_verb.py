@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from csqtool.cli.output import print_json
+from csqtool.cli.output import print_json, show
 from csqtool.text import table
 
 FILE = click.Path(path_type=Path)
@@ -27,10 +27,10 @@ def diff(a: Path, b: Path, fail_on_change: bool, as_json: bool) -> None:
         print_json({"a": str(a), "b": str(b), "changes": [change.to_json() for change in changes]})
     elif changes:
         rows = [(c.where, c.what, _shown(c.before), _shown(c.after)) for c in changes]
-        click.echo(table(("where", "what", "before", "after"), rows))
-        click.echo(f"\n{len(changes)} changes")
+        show(table(("where", "what", "before", "after"), rows))
+        show(f"\n{len(changes)} changes")
     else:
-        click.echo("no changes")
+        show("no changes")
     click.get_current_context().exit(1 if changes and fail_on_change else 0)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool.cli.format_options import FormatCommand, given
-from csqtool.cli.output import print_json, tell
+from csqtool.cli.output import print_json, show, tell
+from csqtool.cli.trust_option import trust_option
 from csqtool.text import size, table
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ data_option = click.option("--data", help="Measure --float16 on this data's test
 @click.argument("run", type=FILE)
 @click.option("--model", "factory", metavar="FACTORY", help="Builds the module of a search that was given an object.")
 @click.option("--data", help="The data of a search that was given objects.")
+@trust_option
 @output_option
 @json_option
 def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_json: bool) -> None:
@@ -39,7 +41,7 @@ def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_
     if as_json:
         print_json(csqtool.inspect(output))
     else:
-        click.echo(model_text(model))
+        show(model_text(model))
         tell(f"next: csqtool export {output} --format onnx -o model.onnx")
 
 
@@ -47,6 +49,7 @@ def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_
 @click.argument("model", type=FILE)
 @data_option
 @factory_option
+@trust_option
 @output_option
 @json_option
 def pack(model: Path, data: str | None, factory: str | None, output: Path, as_json: bool, **options: Any) -> None:
@@ -61,6 +64,7 @@ def pack(model: Path, data: str | None, factory: str | None, output: Path, as_js
 @click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
 @data_option
 @factory_option
+@trust_option
 @output_option
 @json_option
 def export(
@@ -95,14 +99,14 @@ def _print_exported(done: Exported, as_json: bool) -> None:
         return
     ratio = done.float32_bytes / done.size_bytes
     float32 = f"the float32 model the same way {size(done.float32_bytes)} ({ratio:.1f} ×)"
-    click.echo(f"{done.path}  {size(done.size_bytes)}; {float32}")
+    show(f"{done.path}  {size(done.size_bytes)}; {float32}")
     if report.kernels:
-        click.echo("kernels: " + ", ".join(f"{count} {name}" for name, count in report.kernels.items()))
+        show("kernels: " + ", ".join(f"{count} {name}" for name, count in report.kernels.items()))
     if report.float_nodes:
         rows = [(node.name, node.operator, node.reason) for node in report.float_nodes]
-        click.echo("\n" + table(("runs in float", "operator", "because"), rows))
+        show("\n" + table(("runs in float", "operator", "because"), rows))
     for note in done.notes:
-        click.echo(f"note: {note}")
+        show(f"note: {note}")
 
 
 @click.command()
@@ -118,7 +122,7 @@ def unpack(file: Path, output: Path, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        click.echo(f"{output}  {size(facts['size_bytes'])}, {facts['layers']} quantized layers")  # type: ignore[arg-type]
+        show(f"{output}  {size(facts['size_bytes'])}, {facts['layers']} quantized layers")  # type: ignore[arg-type]
 
 
 @click.command()
@@ -132,7 +136,7 @@ def inspect(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        click.echo(text)
+        show(text)
 
 
 @click.command()
@@ -149,7 +153,7 @@ def methods(as_json: bool) -> None:
     for name, method in found.items():
         if method["options"]:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in method["options"])
-            click.echo(f"\noptions of {name}: {flags}")
+            show(f"\noptions of {name}: {flags}")
 
 
 @click.command()
@@ -165,4 +169,4 @@ def _print_listing(what: str, entries: dict[str, str], as_json: bool) -> None:
     if as_json:
         print_json(entries)
     else:
-        click.echo(table((what, "description"), list(entries.items())))
+        show(table((what, "description"), list(entries.items())))

@@ -22,6 +22,11 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2, allow_nan=False, default=str))
 
 
+def show(text: str) -> None:
+    """Print lines to stdout; control characters in them are shown as escapes, for names come from files."""
+    click.echo("\n".join(map(printable, text.split("\n"))))
+
+
 def tell(text: str, *, coloured: bool = False) -> None:
     """Say something to the person, on stderr.
 

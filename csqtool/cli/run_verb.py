@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from csqtool.cli.output import print_json, report_text, tell, verdict
-from csqtool.text import size, table
+from csqtool.text import printable, size, table
 
 if TYPE_CHECKING:
     from csqtool.pipeline_runner import PipelineResult
@@ -52,15 +52,16 @@ def _summary(result: PipelineResult, page: Path) -> str:
                      "–" if metric is None else f"{metric:.4f}", "–" if agreement is None else f"{agreement:.2%}",
                      "PASS" if report.passed else "FAIL"))  # fmt: skip
     heads = ("file", "bytes", "as float32", "smaller", metric_name, "agreement", "verify")
-    return "\n".join([
-        model_text(model),
+    lines = [
+        *model_text(model).split("\n"),
         f"precision  {model.average_precision:.3f} planes a weight ({target}), "
         f"bit width {model.average_bit_width:.3f}, activations {'float' if act_bits is None else f'{act_bits} bits'}",
         "",
         table(heads, rows),
         "",
         f"report     {page}",
-        "",
-        f"{verdict(result.passed)}  "
-        + ("the exported files compute what the finalized model computes" if result.passed else "see the checks above"),
-    ])  # fmt: skip
+    ]
+    body = "\n".join(printable(line) for text in lines for line in text.split("\n"))
+    return f"{body}\n\n{verdict(result.passed)}  " + (
+        "the exported files compute what the finalized model computes" if result.passed else "see the checks above"
+    )

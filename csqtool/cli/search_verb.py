@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool import documents
-from csqtool.cli.output import print_json, process_index, tell
+from csqtool.cli.output import print_json, process_index, show, tell
 from csqtool.cli.settings import flags_named, given, settings_command
+from csqtool.cli.trust_option import trust_option
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import finetune_reference, reference
 
@@ -23,6 +24,7 @@ FOLDER = click.Path(path_type=Path)
 @click.argument("model", required=False)
 @click.option("-o", "--output", type=FOLDER, help="The run directory to write.")
 @click.option("--resume", type=FOLDER, metavar="RUN", help="Go on with an interrupted search.")
+@trust_option
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the run directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def search(
@@ -55,6 +57,7 @@ def search(
 @click.command(cls=settings_command(finetune_reference))
 @click.argument("run", type=FOLDER)
 @click.option("-o", "--output", type=FOLDER, required=True, help="The run directory to write.")
+@trust_option
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the run directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def finetune(run: Path, output: Path, overwrite: bool, as_json: bool, **values: Any) -> None:
@@ -78,8 +81,8 @@ def _print_summary(found: SearchResult, as_json: bool) -> None:
         return
     before = "" if summary.metric_float is None else f"float {summary.metric_float:.4f} → "
     unit = {"bytes": "bytes packed", "layers": "planes a layer", "elements": "planes a weight"}[summary.budget_unit]
-    click.echo(f"{summary.metric_name}  {before}{summary.metric:.4f}")
-    click.echo(f"budget     {summary.cost:,.6g} {unit} of {summary.budget:,.6g}")
-    click.echo(f"precision  {summary.average_precision:.3f} planes a weight")
-    click.echo(f"bit width  {summary.average_bit_width:.3f} bits a weight in two's complement")
+    show(f"{summary.metric_name}  {before}{summary.metric:.4f}")
+    show(f"budget     {summary.cost:,.6g} {unit} of {summary.budget:,.6g}")
+    show(f"precision  {summary.average_precision:.3f} planes a weight")
+    show(f"bit width  {summary.average_bit_width:.3f} bits a weight in two's complement")
     tell(f"next: csqtool finalize {found.run} -o model.safetensors")

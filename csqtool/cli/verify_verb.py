@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool.cli.output import layers_text, print_json, report_text, tell
+from csqtool.cli.trust_option import trust_option
 from csqtool.progress import Told
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--against", type=FILE, required=True, help="The finalized model.")
 @click.option("--data", help="Compare on this data's test set, not on the recorded one's.")
 @click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
+@trust_option
 @click.option("--samples", type=int, help="Compare this many test samples. [default: all]")
 @click.option(
     "--backend",

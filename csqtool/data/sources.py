@@ -23,7 +23,9 @@ from csqtool.factories import call_factory, find_source, split_spec
 from csqtool.task import Task, as_task
 
 
-def load_data(spec: str, *, task: str | Task | None = None, near: Path | None = None) -> DataSource:
+def load_data(
+    spec: str, *, task: str | Task | None = None, near: Path | None = None, recorded: bool = False
+) -> DataSource:
     """Return the data that `spec` names.
 
     Args:
@@ -33,6 +35,7 @@ def load_data(spec: str, *, task: str | Task | None = None, near: Path | None = 
         task: ``classification`` or ``regression``, for ``npz`` files and factories that name none, or an object of
             the `Task` protocol, which takes the place of the data's own.
         near: a file in whose folders relative paths are looked up when the working folder lacks them.
+        recorded: whether a file names a factory, not the user; see `csqtool.trust`.
 
     Raises:
         ConfigError: there is no such source or option, or the source has another task.
@@ -42,9 +45,13 @@ def load_data(spec: str, *, task: str | Task | None = None, near: Path | None = 
     if spec == "digits":
         source = _digits()
     elif kind in FILE_SOURCES and rest:
+        if recorded and rest.startswith(("\\\\", "//")):
+            raise DataError(
+                f"{near or 'the model'} names data on another machine, {spec!r}; give --data DATA, or data="
+            )
         source = _from_file(FILE_SOURCES[kind], spec, task, near)
     elif ":" in spec and (spec.rpartition(":")[0].endswith(".py") or kind not in FILE_SOURCES):
-        source = _from_factory(spec, task, near)
+        source = _from_factory(spec, task, near, recorded)
     else:
         known = ["digits", *(f"{name}:PATH" for name in FILE_SOURCES), "file.py:factory"]
         raise ConfigError(f"unknown data {spec!r}; {nearest(spec, known)}")
@@ -139,12 +146,12 @@ FILE_SOURCES = {
 }
 
 
-def _from_factory(spec: str, task: str | Task | None, near: Path | None) -> DataSource:
+def _from_factory(spec: str, task: str | Task | None, near: Path | None, recorded: bool) -> DataSource:
     where, _ = split_spec(spec)
-    if where.endswith(".py"):
+    if where.endswith(".py") and not recorded:
         find_source(where, near=near)
     try:
-        result = call_factory(spec, {}, near=near)
+        result = call_factory(spec, {}, near=near, recorded=recorded)
     except InputError as error:
         raise DataError(str(error)) from error
     if isinstance(result, DataSource):

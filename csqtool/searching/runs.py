@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from csqtool import trust
 from csqtool.data import DataSource, load_data
 from csqtool.errors import ConfigError, FormatError, InputError
 from csqtool.files import write_bytes
@@ -99,6 +100,9 @@ def resume(
     if config.data is None and "data" in named:
         data = load_data(named.pop("data"), task=named.pop("task", config.task), near=directory.config)
     _check_given(directory, config, named)
+    for name in ("model", "data"):
+        if isinstance(spec := named.get(name), str) and ":" in spec:
+            trust.remember(spec)
     if directory.is_finished:
         return load_finished(run, model=model, data=data)
     processes = start_processes(config.device)
@@ -201,7 +205,7 @@ def _session(
 ) -> Session:
     """Return a session that goes on in a run directory, from what is in it."""
     start = Start.of_run(directory, config)
-    return Session(config, directory, start, progress or Silent(), model=model, data=data)
+    return Session(config, directory, start, progress or Silent(), model=model, data=data, recorded=True)
 
 
 def _to_end(session: Session, *, kept: bool) -> SearchResult:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from csqtool.data import DataSource, as_source, batches_of, check_fit
+from csqtool.data import DataSource, as_source, batches_of, check_fit, load_data
 from csqtool.errors import DataError, FormatError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
@@ -52,6 +52,7 @@ class Session:
         progress: told about every step.
         model: where the module comes from; None builds what the settings name.
         data: training and test data; None loads what the settings name.
+        recorded: whether the settings are those of a file, not the user's; see `csqtool.trust`.
 
     Raises:
         InputError: model, data, weights, patterns or budget cannot be used.
@@ -66,6 +67,7 @@ class Session:
         *,
         model: ModelSource | None = None,
         data: DataSource | None = None,
+        recorded: bool = False,
     ) -> None:
         self.directory = directory
         self.processes = start_processes(config.device)
@@ -81,10 +83,13 @@ class Session:
         torch.manual_seed(config.seed)
         if model is None and config.model is None:
             raise ModelError(f"{directory} records no factory of its module; give --model FACTORY, or model= in Python")
-        self.model_source = model or ModelSource(config.model, config.model_args)
+        self.model_source = model or ModelSource(config.model, config.model_args, recorded=recorded)
         if data is None and config.data is None:
             raise DataError(f"{directory} records no data; give --data DATA, or data= in Python")
-        self.data = data or as_source(config.data, task=config.task, near=directory.config)
+        if data is None:
+            assert config.data is not None
+            data = load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
+        self.data = as_source(data)
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import ConfigError, nearest
-from csqtool.onnx_session import CPU, session
+from csqtool.onnx_isolated import IsolatedSession, evaluated, openvino_outputs, providers, providers_used
+from csqtool.onnx_session import CPU
 from csqtool.registry import Registry
 from csqtool.verifying import runtime
 
@@ -63,9 +57,7 @@ class OnnxRuntime:
     most_samples = None
 
     def __init__(self, provider: str = "cpu") -> None:
-        import onnxruntime
-
-        known = {name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()}
+        known = {name.removesuffix("ExecutionProvider").lower(): name for name in providers()}
         wanted = provider.removesuffix("ExecutionProvider").lower()
         if wanted not in known:
             raise ConfigError(f"this onnxruntime has no provider {provider!r}; {nearest(wanted, known)}")
@@ -83,15 +75,13 @@ class OnnxRuntime:
         """
         if self.provider != CPU:
             self._check_provider(content, level, feeds)
-        return runtime.run_batches(session(content, level, provider=self.provider, threads=self.threads), feeds)
+        loaded = IsolatedSession(content, level, provider=self.provider, threads=self.threads)
+        return runtime.run_batches(loaded, feeds)
 
     def _check_provider(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            loaded = session(content, level, provider=self.provider, profile=Path(folder) / "profile")
-            runtime.run_batches(loaded, {name: array[:1] for name, array in feeds.items()})
-            events = json.loads(Path(loaded.end_profiling()).read_text())
-        used = Counter(event["args"]["provider"] for event in events if event.get("args", {}).get("provider"))
-        if not used[self.provider]:
+        first = {name: array[:1] for name, array in feeds.items()}
+        used = providers_used(content, level, self.provider, first)
+        if not used.get(self.provider):
             raise RuntimeError(f"{self.provider} ran none of its nodes: onnxruntime fell back to {', '.join(used)}")
 
 
@@ -106,15 +96,10 @@ class Reference:
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return a file's outputs by name."""
         import onnx
-        from onnx.reference import ReferenceEvaluator
 
-        proto = onnx.load_from_string(content)
-        try:
-            outputs = ReferenceEvaluator(proto).run(None, dict(feeds))
-        except Exception as error:  # whatever an operator's implementation stumbles over
-            raise RuntimeError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        proto = onnx.ModelProto.FromString(content)
         names = [output.name for output in proto.graph.output]
-        return dict(zip(names, (np.asarray(output) for output in outputs), strict=True))
+        return dict(zip(names, evaluated(proto, feeds), strict=True))
 
 
 class OpenVino:
@@ -137,38 +122,7 @@ class OpenVino:
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return a file's outputs by name; computed in a process of its own, which OpenVINO ends on some files."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "model.onnx").write_bytes(content)
-            np.savez(folder / "feeds.npz", **dict(feeds))  # type: ignore[arg-type]
-            settings = [str(runtime.BATCH), str(self.threads), "NO" if level == "off" else ""]
-            command = [sys.executable, "-W", "ignore", "-c", _OPENVINO, name, *settings]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                with np.load(folder / "outputs.npz") as outputs:
-                    return dict(outputs)
-        lines = [line.removeprefix("-- ") for line in done.stderr.splitlines() if line.strip()]
-        # Of many lines, the one that names the operators.
-        reason = next((line for line in lines if line.startswith("No conversion")), lines[-1] if lines else "")
-        raise RuntimeError(reason or f"its process ended with {done.returncode}")
-
-
-_OPENVINO = """
-import sys
-import numpy as np, openvino
-folder, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-if sys.argv[4]:
-    settings["LP_TRANSFORMS_MODE"] = sys.argv[4]
-compiled = openvino.Core().compile_model(f"{folder}/model.onnx", "CPU", settings)
-feeds = dict(np.load(f"{folder}/feeds.npz"))
-names = [output.get_any_name() for output in compiled.outputs]
-parts = []
-for start in range(0, len(next(iter(feeds.values()))), batch):
-    results = compiled({name: array[start : start + batch] for name, array in feeds.items()})
-    parts.append([result.copy() for result in results.values()])
-np.savez(f"{folder}/outputs.npz", **{name: np.concatenate(p) for name, p in zip(names, zip(*parts))})
-"""
+        return openvino_outputs(content, level, self.threads, runtime.BATCH, feeds)
 
 
 BACKENDS = Registry("csqtool.backends", "backend")

@@ -10,7 +10,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from csqtool import sandbox
+
 COMPILERS = ("cc", "gcc", "clang")
+SECONDS = 240  # below the limit of the sandbox; it decodes 100 MB a second
 _PROGRAM = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,14 +61,28 @@ def c_checksums(content: bytes, header: bytes) -> dict[str, int] | None:
     program = _compiled(header)
     if program is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.csq"
-        path.write_bytes(content)
-        done = subprocess.run([str(program), str(path)], capture_output=True, check=False)
+    text: str = sandbox.call("csqtool.verifying.csq_c_reader:run_reader", program=str(program), content=content)
+    lines = (line.split(" ", 1) for line in text.splitlines())
+    return {name: int(crc, 16) for crc, name in lines}
+
+
+def run_reader(program: str, content: bytes) -> str:
+    """Return what the compiled reader prints about a file; it is called in the sandbox, whose limits it inherits.
+
+    Raises:
+        RuntimeError: it rejects the file, or crashes.
+    """
+    path = Path("model.csq")
+    path.write_bytes(content)
+    try:
+        done = subprocess.run(
+            [program, str(path)], stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"it took longer than {SECONDS} seconds, and was ended") from error
     if done.returncode:
         raise RuntimeError(done.stderr.decode(errors="replace") or f"it ended with {done.returncode}")
-    lines = (line.split(" ", 1) for line in done.stdout.decode().splitlines())
-    return {name: int(crc, 16) for crc, name in lines}
+    return done.stdout.decode()
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from csqtool.errors import FormatError
 from csqtool.onnx_file import flattened, foreign_operators, parse_onnx, stored_tensors
-from csqtool.onnx_session import session
+from csqtool.onnx_isolated import IsolatedSession, checker_problem
 from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
@@ -98,11 +98,8 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
 
 def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
     report = subject.report
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-        report.add("integrity", "onnx.checker", True, "full check")
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        report.add("integrity", "onnx.checker", False, str(error).strip().splitlines()[0])
+    problem = checker_problem(subject.content)
+    report.add("integrity", "onnx.checker", problem is None, problem or "full check")
     foreign = foreign_operators(proto)
     report.add("integrity", "standard operators", not foreign, "yes" if not foreign else f"needs {', '.join(foreign)}")
     recorded = next((p.value for p in proto.metadata_props if p.key == "csqtool.finalized_sha256"), None)
@@ -154,7 +151,7 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
     for optimization in runtime.OPTIMIZATIONS:
         name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
         try:
-            outputs = runtime.run_once(session(content, optimization, threads=subject.threads), feeds)
+            outputs = runtime.run_once(IsolatedSession(content, optimization, threads=subject.threads), feeds)
         except RuntimeError as error:
             report.add("layers", name, False, str(error))
             continue

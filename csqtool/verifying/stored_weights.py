@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
+
+from csqtool.onnx_isolated import evaluated
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class StoredWeights:
             graph, opset_imports=self._proto.opset_import, ir_version=self._proto.ir_version
         )  # fmt: skip
         try:
-            (value,) = ReferenceEvaluator(model).run(None, {})
-        except Exception as error:  # the file may hold anything
+            (value,) = evaluated(model)
+        except RuntimeError as error:  # the file may hold anything
             raise ValueError(f"its integers cannot be computed: {error}") from error
         return np.asarray(value)
 

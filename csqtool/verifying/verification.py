@@ -8,12 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
+from csqtool import sandbox
 from csqtool.data import DataSource
 from csqtool.errors import ConfigError
 from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized, to_bytes
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
-from csqtool.rebuild import rebuilt_data, rebuilt_net
+from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
@@ -62,6 +64,7 @@ def verify_file(
         InputError: a file is missing or no file of its kind, or the model or data cannot be built.
     """
     content = read_bytes(file)
+    sandbox.warm_up()  # while this process imports PyTorch and builds the module
     if isinstance(against, QuantizedModel):
         reference, finalized, near, name = to_bytes(against), against, None, "the finalized model"
     else:
@@ -77,7 +80,8 @@ def verify_file(
         model=finalized,
         finalized_sha256=hashlib.sha256(reference).hexdigest(),
         net=rebuilt_net(finalized, factory=model, near=near),
-        build_net=lambda other: rebuilt_net(other, factory=model, near=near),
+        # The trusted model's module: never one that the file under verification names.
+        build_net=lambda other: finalized_net(rebuilt_module(finalized, factory=model, near=near), other),
         source=rebuilt_data(finalized, data=data, near=near),
         samples=samples,
         report=report,

@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from csqtool import csq
+from csqtool import csq, sandbox
 from csqtool.errors import ConfigError
 from csqtool.pipeline_file import read_pipeline
 from csqtool.verifying import backends, csq_c_reader, csq_checks
@@ -75,13 +75,13 @@ def test_a_pipeline_names_its_backends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_reach_the_runtime(eight_bits: Built, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    make = onnxruntime.InferenceSession
+    call = sandbox.call
 
-    def spy(content: Any, options: Any, **more: Any) -> Any:
-        used.append(options.intra_op_num_threads)
-        return make(content, options, **more)
+    def spy(function: str, seconds: float | None = None, **arguments: Any) -> Any:
+        used.extend(arguments[name] for name in ("threads",) if name in arguments)
+        return call(function, seconds, **arguments)
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    monkeypatch.setattr(sandbox, "call", spy)
     assert eight_bits.verify(eight_bits.onnx, "--threads", threads, "--samples", 16)[0] == 0
     assert set(used) == {threads}
     assert invoke("verify", eight_bits.onnx, "--against", eight_bits.model, "--threads", -1).exit_code == 2

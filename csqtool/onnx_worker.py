@@ -1,0 +1,213 @@
+"""What onnx and onnxruntime do with a file that may be hostile; `csqtool.onnx_isolated` calls it in the sandbox.
+
+Functions take and return plain values, bytes and arrays. Sessions are kept under numbers until they are released.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.onnx_session import CPU, session
+
+Arrays = dict[str, NDArray[Any]]
+_sessions: dict[int, Any] = {}
+_numbers = count(1)
+
+
+def providers() -> list[str]:
+    """Return the execution providers that this onnxruntime was built with."""
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def load(content: bytes, optimization: str, threads: int, provider: str, release: list[int]) -> dict[str, Any]:
+    """Load a file in onnxruntime, and return the session's number and its inputs and outputs.
+
+    Args:
+        content: the ONNX file.
+        optimization: as in `csqtool.onnx_session.session`.
+        threads: likewise.
+        provider: likewise.
+        release: numbers of sessions that are not needed any more.
+    """
+    for number in release:
+        _sessions.pop(number, None)
+    number = next(_numbers)
+    loaded = _sessions[number] = session(content, optimization, threads=threads, provider=provider)
+    return {
+        "number": number,
+        "inputs": [[value.name, value.type, list(value.shape)] for value in loaded.get_inputs()],
+        "outputs": [value.name for value in loaded.get_outputs()],
+    }
+
+
+def run(number: int, names: list[str], feeds: Arrays) -> list[NDArray[Any]]:
+    """Return the outputs of these names.
+
+    Raises:
+        RuntimeError: onnxruntime failed, or an output is no tensor of numbers.
+    """
+    return _numeric(_run(number, names, feeds))
+
+
+def _run(number: int, names: list[str] | None, feeds: Arrays) -> list[Any]:
+    try:
+        return list(_sessions[number].run(names, feeds))
+    except Exception as error:  # onnxruntime has one class for each kind of error, all directly below Exception
+        raise RuntimeError(str(error).strip().splitlines()[0]) from error
+
+
+def _numeric(outputs: list[Any]) -> list[NDArray[Any]]:
+    for output in outputs:
+        if not isinstance(output, np.ndarray) or output.dtype.hasobject:
+            raise RuntimeError("an output is no tensor of numbers")
+    return outputs
+
+
+def random_run(number: int, shapes: dict[str, list[int]]) -> None:
+    """Run a session once on inputs of these shapes, which stay for `times`."""
+    from csqtool.benchmarking import random_values
+
+    loaded = _sessions[number]
+    loaded.csqtool_feeds = {v.name: random_values(v.type, shapes[v.name]) for v in loaded.get_inputs()}
+    _run(number, None, loaded.csqtool_feeds)
+
+
+def times(numbers: list[int], rounds: int) -> list[list[float]]:
+    """Return how long each session takes, seconds a run, the runs of all of them interleaved."""
+    found: list[list[float]] = [[] for _ in numbers]
+    for index in range(rounds + 2):
+        for position, number in enumerate(numbers):
+            loaded = _sessions[number]
+            start = time.perf_counter()
+            loaded.run(None, loaded.csqtool_feeds)
+            if index >= 2:  # the first runs allocate
+                found[position].append(time.perf_counter() - start)
+    return found
+
+
+def load_cost(content: bytes, threads: int) -> dict[str, float]:
+    """Return the seconds and the bytes of memory at the peak that loading takes, in a process that is new."""
+    import onnxruntime  # noqa: F401 - what the library itself takes does not count
+
+    path = Path("model.onnx")
+    path.write_bytes(content)
+    before = _peak_bytes()
+    start = time.perf_counter()
+    session(path, threads=threads)
+    return {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes() - before}
+
+
+def _peak_bytes() -> int:
+    # VmHWM, not ru_maxrss: that one is inherited from the parent at fork.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
+def providers_used(content: bytes, optimization: str, provider: str, feeds: Arrays) -> dict[str, int]:
+    """Return how many nodes each execution provider runs."""
+    loaded = session(content, optimization, provider=provider, profile=Path("profile"))
+    names = [output.name for output in loaded.get_outputs()]
+    try:
+        loaded.run(names, feeds)
+    except Exception as error:
+        raise RuntimeError(str(error).strip().splitlines()[0]) from error
+    path = Path(loaded.end_profiling())
+    events = json.loads(path.read_text())
+    path.unlink()
+    return dict(Counter(event["args"]["provider"] for event in events if event.get("args", {}).get("provider")))
+
+
+def optimized(content: bytes) -> bytes:
+    """Return the graph that onnxruntime really runs, as an ONNX file."""
+    path = Path("optimized.onnx")
+    session(content, "on", optimized_path=str(path), provider=CPU)
+    try:
+        return path.read_bytes()
+    finally:
+        path.unlink()
+
+
+def problem(content: bytes) -> str | None:
+    """Return what onnx's checker says against a file, types and shapes included; None for nothing."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return (str(error).strip().splitlines() or ["it is not valid"])[0]
+    return None
+
+
+def inlined(content: bytes) -> bytes:
+    """Return the same graph without functions of its own."""
+    import onnx
+    import onnx.inliner
+
+    return bytes(onnx.inliner.inline_local_functions(onnx.load_from_string(content)).SerializeToString())
+
+
+def evaluated(content: bytes, feeds: Arrays, most_bytes: int) -> list[NDArray[Any]]:
+    """Return what onnx's reference evaluator makes of a graph, if it has at most so many bytes.
+
+    Raises:
+        RuntimeError: it cannot, or an output is no tensor of numbers.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        with np.errstate(all="ignore"):
+            outputs = ReferenceEvaluator(onnx.load_from_string(content)).run(None, feeds)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever an operator's implementation stumbles over
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise RuntimeError(f"{type(error).__name__}: {lines[0]}") from error
+    arrays = _numeric([np.asarray(output) if np.isscalar(output) else output for output in outputs])
+    if sum(array.nbytes for array in arrays) > most_bytes:
+        raise RuntimeError(f"it has {sum(array.nbytes for array in arrays)} bytes, at most {most_bytes} are expected")
+    return arrays
+
+
+def openvino(content: bytes, level: str, threads: int, batch: int, feeds: Arrays) -> Arrays:
+    """Return a file's outputs in OpenVINO, by name.
+
+    Raises:
+        RuntimeError: it does not load or run the file.
+    """
+    import openvino as ov  # type: ignore[import-not-found, unused-ignore]
+
+    Path("model.onnx").write_bytes(content)
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    if level == "off":
+        settings["LP_TRANSFORMS_MODE"] = "NO"
+    try:
+        compiled = ov.Core().compile_model("model.onnx", "CPU", settings)
+        names = [output.get_any_name() for output in compiled.outputs]
+        parts = []
+        for start in range(0, len(next(iter(feeds.values()))), batch):
+            results = compiled({name: array[start : start + batch] for name, array in feeds.items()})
+            parts.append([result.copy() for result in results.values()])
+    except Exception as error:
+        lines = [line.removeprefix("-- ") for line in str(error).splitlines() if line.strip()] or ["no message"]
+        # Of many lines, the one that names the operators.
+        raise RuntimeError(next((line for line in lines if line.startswith("No conversion")), lines[-1])) from error
+    return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
