@@ -36,10 +36,10 @@ from csqtool.searching.records import Stage, Summary, average, scheme_of
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes
 from csqtool.searching.settling import Settled, StartingPoints, contiguous, within_budget
+from csqtool.searching.stages import FIXED_SCHEME, stages_of
 from csqtool.searching.start import Start
 
 CALIBRATION_SAMPLES = 1024
-FIXED_SCHEME = (Stage.FINETUNE, Stage.SHRINK)
 
 
 class Session:
@@ -100,15 +100,7 @@ class Session:
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
         self.costs = Costs(self.network, self.config, lambda: with_stand_in_metrics(self.info(), self.data))
-        self.stages = self._make_stages()
-
-    def _make_stages(self) -> list[Stage]:
-        config = self.config
-        stages = [Stage.FLOAT] if config.pretrain_epochs else []
-        if not self.method_class.searches:
-            return [*stages, Stage.TRAIN]
-        settled = config.finetune_epochs or config.repair or config.contiguous
-        return [*stages, Stage.SEARCH, Stage.FINETUNE] if settled else [*stages, Stage.SEARCH]
+        self.stages = stages_of(self.config, searches=self.method_class.searches)
 
     @property
     def method(self) -> Method:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csqtool.errors import InputError
-from csqtool.onnx_session import session
+from csqtool.onnx_isolated import IsolatedSession
 from csqtool.verifying import runtime
 from csqtool.verifying.outputs import reference_outputs
 from csqtool.verifying.rounding import allowed_differences
@@ -37,7 +37,7 @@ def compare_beyond(proto: onnx.ModelProto, subject: Subject, inputs: Tensor, wan
         wanted: PyTorch's outputs for them.
     """
     try:
-        loaded = session(subject.content, "on", threads=subject.threads)
+        loaded = IsolatedSession(subject.content, "on", threads=subject.threads)
     except RuntimeError as error:
         subject.report.add("outputs", "other batches and inputs", False, str(error))
         return

@@ -1,0 +1,17 @@
+"""Which stages a search goes through."""
+
+from __future__ import annotations
+
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.records import Stage
+
+FIXED_SCHEME = (Stage.FINETUNE, Stage.SHRINK)
+
+
+def stages_of(config: SearchConfig, *, searches: bool) -> list[Stage]:
+    """Return the stages that a search goes through, but for shrinking, which few need."""
+    stages = [Stage.FLOAT] if config.pretrain_epochs else []
+    if not searches:
+        return [*stages, Stage.TRAIN]
+    settled = config.finetune_epochs or config.repair or config.contiguous
+    return [*stages, Stage.SEARCH, Stage.FINETUNE] if settled else [*stages, Stage.SEARCH]
