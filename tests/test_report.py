@@ -16,7 +16,7 @@ from csqtool.finalized_file import read_finalized, to_bytes, write_finalized
 from csqtool.pipeline_file import read_pipeline
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
-from csqtool.reporting.page import _pipeline_text, report
+from csqtool.reporting.page import pipeline_text, report
 from csqtool.reporting.sources import Subject, gather
 from csqtool.searching.config import SearchConfig
 from tests.support.commands import Built, invoke, ok
@@ -177,7 +177,7 @@ def test_names_from_files_cannot_become_markup_or_escape_codes(tmp_path: Path) -
 def test_the_pipeline_shown_gives_the_settings_of_the_run_again(eight_bits: Built, tmp_path: Path) -> None:
     subject = gather([eight_bits.run]).subjects[0]
     assert subject.config is not None
-    (tmp_path / "p.toml").write_text(_pipeline_text(subject) or "")
+    (tmp_path / "p.toml").write_text(pipeline_text(subject) or "")
     assert read_pipeline(tmp_path / "p.toml").settings == subject.config.to_json()
 
 
@@ -188,7 +188,7 @@ def test_the_pipeline_shown_can_be_read_whatever_its_texts_hold(tmp_path: Path) 
         model_args={odd: [odd, 1, 2.5, True, {"deep": odd}], "none": None},
         exclude=(odd,), pin={odd: 3}, act_bits=8, epochs=0.5,
     )  # fmt: skip
-    shown = _pipeline_text(Subject("x", config=config)) or ""
+    shown = pipeline_text(Subject("x", config=config)) or ""
     assert all(c.isprintable() or c == "\n" for c in shown)
     (tmp_path / "p.toml").write_text(shown, encoding="utf-8")
     settings = read_pipeline(tmp_path / "p.toml").settings
