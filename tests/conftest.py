@@ -9,8 +9,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from tests.support.commands import Built
+
+# Other load on the machine fails no test.
+settings.register_profile("csqtool", deadline=None)
+settings.load_profile("csqtool")
 
 
 def built_once(tmp_path_factory: pytest.TempPathFactory, name: str, act_bits: str, *more: object) -> Built:

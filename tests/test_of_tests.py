@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import pytest
 
 TESTS = Path(__file__).parent
 FILES = sorted(TESTS.rglob("*.py"))
-SUPPORT = sorted((TESTS / "support").glob("*.py"))
 CLOCKS = {"monotonic", "perf_counter", "process_time", "time"}
 CODES = {"exit_code", "returncode"}
 RAISING = {"raises", "warns", "fail"}
@@ -53,7 +52,7 @@ def expects_any_exception(call: ast.Call) -> bool:
     return name == "raises" and bool(call.args) and ast.unparse(call.args[0]) in ("Exception", "BaseException")
 
 
-def weaknesses(tree: ast.Module, checking: set[str]) -> Iterator[tuple[int, str]]:
+def weaknesses(tree: ast.Module, checking: Set[str]) -> Iterator[tuple[int, str]]:
     """Yield line and weakness.
 
     Args:
@@ -84,7 +83,7 @@ def weaknesses(tree: ast.Module, checking: set[str]) -> Iterator[tuple[int, str]
                 yield node.lineno, "imports a private name"
 
 
-def checks(function: ast.FunctionDef, checking: set[str]) -> bool:
+def checks(function: ast.FunctionDef, checking: Set[str]) -> bool:
     """Tell whether a function asserts something, or calls what does."""
     called = names_called(function)
     return (
@@ -99,23 +98,28 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def checking_functions(path: Path) -> set[str]:
-    """Return the helpers of a file and of tests/support that check something, themselves or through others."""
+def checking_functions(files: Sequence[Path], known: Set[str] = frozenset()) -> Set[str]:
+    """Return the helpers that check something, themselves or through others."""
     helpers = [
         node
-        for file in {path, *SUPPORT}
+        for file in files
         for node in ast.walk(parsed(file))
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("test_")
     ]
-    found: set[str] = set()
-    while more := {node.name for node in helpers if checks(node, found)} - found:
+    found = set(known)
+    while more := {node.name for node in helpers if node.name not in found and checks(node, found)}:
         found |= more
     return found
 
 
+@pytest.fixture(scope="module")
+def shared() -> Set[str]:
+    return checking_functions(sorted((TESTS / "support").glob("*.py")))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
-def test_no_test_is_written_so_that_it_cannot_fail(path: Path) -> None:
-    assert sorted(weaknesses(parsed(path), checking_functions(path))) == []
+def test_no_test_is_written_so_that_it_cannot_fail(path: Path, shared: Set[str]) -> None:
+    assert sorted(weaknesses(parsed(path), checking_functions([path], shared))) == []
 
 
 @pytest.mark.parametrize(
