@@ -17,7 +17,7 @@ import pytest
 from csqtool import finalize
 from csqtool.errors import FormatError, InputError, SearchInterrupted
 from csqtool.progress import Silent
-from csqtool.searching import run_directory, session, tensorboard
+from csqtool.searching import journal, run_directory, tensorboard
 from csqtool.searching.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.runs import begin, resume
@@ -90,7 +90,7 @@ def test_a_full_disk_at_the_log_is_one_error_line(name: str, tmp_path: Path, mon
 
     writer = SimpleNamespace(add_scalar=full, flush=full)
     monkeypatch.setattr(run_directory, "open", open_unless_full, raising=False)
-    for module in (session, tensorboard):
+    for module in (journal, tensorboard):
         monkeypatch.setattr(module, "check_available", lambda: None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda *_, **__: writer))
     result = invoke(*SEARCH, "--tensorboard", "-o", tmp_path / "run")
