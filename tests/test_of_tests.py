@@ -52,6 +52,10 @@ def expects_any_exception(call: ast.Call) -> bool:
     return name == "raises" and bool(call.args) and ast.unparse(call.args[0]) in ("Exception", "BaseException")
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 def weaknesses(tree: ast.Module, checking: Set[str]) -> Iterator[tuple[int, str]]:
     """Yield line and weakness.
 
@@ -79,7 +83,7 @@ def weaknesses(tree: ast.Module, checking: Set[str]) -> Iterator[tuple[int, str]
             module = node.module or ""
             if module.startswith("tests.") and not module.startswith("tests.support"):
                 yield node.lineno, f"imports from another test file: {module}"
-            if module.startswith(("csqtool", "exporters")) and any(a.name.startswith("_") for a in node.names):
+            if module.startswith(("csqtool", "exporters")) and any(is_private(a.name) for a in node.names):
                 yield node.lineno, "imports a private name"
 
 

@@ -14,7 +14,7 @@ def test_paths_are_relative_to_the_pipeline_file_and_settings_the_same_from_anyw
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "project").mkdir()
-    text = LEAST.replace('"digits"', '"npz:x/d.npz"').replace("[search]", '[search]\nscheme = "s.json"')
+    text = LEAST.replace('"digits"', '"npz:x/d.npz"').replace("[search]", '[search]\nmethod = "lsq"\nscheme = "s.json"')
     (tmp_path / "project" / "p.toml").write_text(text + "[verify]\nbaseline = 'b.json'\nmax_regression = 0\n")
     monkeypatch.chdir(tmp_path)
     found = read_pipeline(Path("project/p.toml"))

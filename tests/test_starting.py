@@ -25,7 +25,7 @@ def test_every_starter_file_is_written() -> None:
 
 @pytest.mark.parametrize("taken", FILES.values())
 def test_one_file_that_is_there_already_keeps_all_others_from_being_written(taken: str, tmp_path: Path) -> None:
-    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / taken).write_text("mine")
     with pytest.raises(InputError, match="is there already; name another folder"):
         init(tmp_path)
