@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from csqtool import sandbox
 from csqtool.documents import Count
 from csqtool.errors import ConfigError, FormatError
 from csqtool.files import read_bytes
 from csqtool.onnx_file import parse_onnx
-from csqtool.onnx_isolated import IsolatedSession
-from csqtool.onnx_session import optimized_operators
+from csqtool.onnx_isolated import IsolatedSession, optimized_operators
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
 
@@ -139,21 +136,6 @@ def input_shapes(loaded: Any, batch: int, sizes: Mapping[str, int] | None = None
         value.name: [_size(value.name, i, axis, batch, sizes or {}) for i, axis in enumerate(value.shape)]
         for value in loaded.get_inputs()
     }
-
-
-def random_values(kind: str, shape: Sequence[int]) -> NDArray[Any]:
-    """Return an input of a type that onnxruntime names, such as ``tensor(float)``: normal values, zeros for integers.
-
-    Raises:
-        RuntimeError: it is no tensor of numbers.
-    """
-    if kind == "tensor(float)":
-        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    try:
-        return np.zeros(shape, {"double": "float64"}.get(name, name))
-    except TypeError as error:
-        raise RuntimeError(f"an input is {kind}, for which there are no random values") from error
 
 
 def _dynamic_axes(loaded: Any) -> set[str]:

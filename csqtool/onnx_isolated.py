@@ -7,12 +7,14 @@ memory than allowed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from csqtool import sandbox
+from csqtool.files import read_bytes
 from csqtool.onnx_session import CPU
 
 if TYPE_CHECKING:
@@ -141,3 +143,20 @@ def openvino_outputs(content: bytes, level: str, threads: int, batch: int, feeds
         f"{_WORKER}:openvino", content=content, level=level, threads=threads, batch=batch, feeds=dict(feeds)
     )
     return found
+
+
+def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
+    """Return the graph that onnxruntime really runs, functions inlined and operators fused.
+
+    Raises:
+        RuntimeError: onnxruntime cannot load the file.
+    """
+    import onnx
+
+    content = read_bytes(content) if isinstance(content, Path) else content
+    return onnx.ModelProto.FromString(sandbox.call(f"{_WORKER}:optimized", content=content)).graph
+
+
+def optimized_operators(content: bytes | Path) -> list[str]:
+    """Return the operators that onnxruntime really runs, in order."""
+    return [node.op_type for node in optimized_graph(content).node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from csqtool.onnx_session import optimized_operators
+from csqtool.onnx_isolated import optimized_operators
 
 # Operators that onnxruntime runs on integers, by the names that they have in its optimized graph.
 _INTEGER_KERNELS = re.compile(

@@ -1,12 +1,9 @@
-"""Loading an ONNX file in onnxruntime, and the graph that it really runs."""
+"""Loading an ONNX file in onnxruntime."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import onnx
+from typing import Any
 
 CPU = "CPUExecutionProvider"
 
@@ -53,23 +50,3 @@ def session(
         return ort.InferenceSession(source, options, providers=list(dict.fromkeys([provider, CPU])))
     except Exception as error:  # onnxruntime has one class for each kind of error, all directly below Exception
         raise RuntimeError(str(error).strip().splitlines()[0]) from error
-
-
-def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
-    """Return the graph that onnxruntime really runs, functions inlined and operators fused.
-
-    Raises:
-        RuntimeError: onnxruntime cannot load the file.
-    """
-    import onnx
-
-    from csqtool import sandbox
-    from csqtool.files import read_bytes
-
-    content = read_bytes(content) if isinstance(content, Path) else content
-    return onnx.ModelProto.FromString(sandbox.call("csqtool.onnx_worker:optimized", content=content)).graph
-
-
-def optimized_operators(content: bytes | Path) -> list[str]:
-    """Return the operators that onnxruntime really runs, in order."""
-    return [node.op_type for node in optimized_graph(content).node]

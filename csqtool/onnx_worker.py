@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,24 @@ def _numeric(outputs: list[Any]) -> list[NDArray[Any]]:
 
 def random_run(number: int, shapes: dict[str, list[int]]) -> None:
     """Run a session once on inputs of these shapes, which stay for `times`."""
-    from csqtool.benchmarking import random_values
-
     loaded = _sessions[number]
-    loaded.csqtool_feeds = {v.name: random_values(v.type, shapes[v.name]) for v in loaded.get_inputs()}
+    loaded.csqtool_feeds = {v.name: _random_values(v.type, shapes[v.name]) for v in loaded.get_inputs()}
     _run(number, None, loaded.csqtool_feeds)
+
+
+def _random_values(kind: str, shape: Sequence[int]) -> NDArray[Any]:
+    """Return an input of a type that onnxruntime names, such as ``tensor(float)``: normal values, zeros for integers.
+
+    Raises:
+        RuntimeError: it is no tensor of numbers.
+    """
+    if kind == "tensor(float)":
+        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.zeros(shape, {"double": "float64"}.get(name, name))
+    except TypeError as error:
+        raise RuntimeError(f"an input is {kind}, for which there are no random values") from error
 
 
 def times(numbers: list[int], rounds: int) -> list[list[float]]:

@@ -6,24 +6,47 @@ import os
 # inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
 import pytest
+from filelock import FileLock
+from hypothesis import settings
 
 from tests.support.commands import Built
+
+# Other load on the machine fails no test.
+settings.register_profile("csqtool", deadline=None)
+settings.load_profile("csqtool")
+
+
+def built_once(tmp_path_factory: pytest.TempPathFactory, name: str, act_bits: str, *more: object) -> Built:
+    """Build a network once a run, in whichever worker needs it first, and return a copy that is this worker's own.
+
+    A copy, because a search locks its folder, and because a test that changes a file must not change another's.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # the workers' folders lie in one
+    original = folder / f"built-{name}"
+    with FileLock(folder / f"built-{name}.lock"):
+        if not (original / "complete").exists():
+            Built(original, act_bits, *more)
+            (original / "complete").touch()
+    return Built.copied(original, tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(scope="session")
 def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tmp_path_factory.mktemp("a8"), "8")
+    return built_once(tmp_path_factory, "eight_bits", "8")
 
 
 @pytest.fixture(scope="session")
 def other_seed(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tmp_path_factory.mktemp("other_seed"), "8", "--seed", 1)
+    return built_once(tmp_path_factory, "other_seed", "8", "--seed", 1)
 
 
 @pytest.fixture(scope="session", params=["float", "4"])
 def other_bits(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tmp_path_factory.mktemp("other"), request.param)
+    return built_once(tmp_path_factory, f"act_bits_{request.param}", request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

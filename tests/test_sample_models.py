@@ -47,7 +47,10 @@ def test_activation_quantizers_find_their_places_around_slicing_and_padding() ->
 
 @pytest.mark.skipif("CSQTOOL_RESNET20" not in os.environ, reason="CSQTOOL_RESNET20 names no checkpoint")
 def test_a_shared_checkpoint_loads_unchanged() -> None:
-    load_weights(build(f"{RESNETS}:resnet20"), Path(os.environ["CSQTOOL_RESNET20"]))
+    model = build(f"{RESNETS}:resnet20")
+    before = model.state_dict()["conv1.weight"].clone()
+    load_weights(model, Path(os.environ["CSQTOOL_RESNET20"]))
+    assert not torch.equal(model.state_dict()["conv1.weight"], before)
 
 
 @pytest.mark.parametrize(

@@ -1,72 +1,39 @@
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.support.commands import ROOT, invoke, ok
-
-
-def test_a_new_project_runs_as_it_stands(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    written = ok("init", project).stdout.split()
-    assert {Path(name).name for name in written} == {
-        "model.py",
-        "data.py",
-        "pipeline.toml",
-        "model.yml",
-        ".gitlab-ci.yml",
-    }
-    assert "PASS" in ok("run", project / "pipeline.toml").stdout
-    assert (project / "build" / "model.csq").is_file()
+from csqtool.errors import InputError
+from csqtool.pipeline_file import read_pipeline
+from csqtool.starting import FILES, init
 
 
-def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "data.py").write_text("mine")
-    result = invoke("init", tmp_path)
-    assert result.exit_code == 2
-    assert "data.py is there already" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["data.py"]
+def test_a_starter_project_is_the_package_s_files_each_in_its_place(tmp_path: Path) -> None:
+    written = init(tmp_path / "deep" / "project")
+    assert [path.relative_to(tmp_path / "deep" / "project").as_posix() for path in written] == list(FILES.values())
+    for source, path in zip(FILES, written, strict=True):
+        assert path.read_bytes() == (resources.files("csqtool") / "starter" / source).read_bytes()
+    assert read_pipeline(tmp_path / "deep" / "project" / "pipeline.toml").config.target_bits is not None
 
 
-def install_step(name: str) -> str:
-    """Return the shell line by which a file for CI installs csqtool."""
-    text = (ROOT / name).read_text()
-    if name.endswith(".md"):
-        text = text.split("GitLab:")[1].split("```")[1].removeprefix("yaml")
-    (line,) = (text for text in texts(yaml.safe_load(text)) if "pip install " in text)
-    return line
+def test_every_starter_file_is_written() -> None:
+    there = {entry.name for entry in (resources.files("csqtool") / "starter").iterdir() if entry.is_file()}
+    assert there == set(FILES)
 
 
-def texts(document: Any) -> Iterator[str]:
-    """Yield the texts of a YAML document."""
-    if isinstance(document, str):
-        yield document
-    elif isinstance(document, dict | list):
-        for item in document.values() if isinstance(document, dict) else document:
-            yield from texts(item)
+@pytest.mark.parametrize("taken", FILES.values())
+def test_one_file_that_is_there_already_keeps_all_others_from_being_written(taken: str, tmp_path: Path) -> None:
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / taken).write_text("mine")
+    with pytest.raises(InputError, match="is there already; name another folder"):
+        init(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / taken]
+    assert (tmp_path / taken).read_text() == "mine"
 
 
-@pytest.mark.parametrize("package", ["", "some.whl"])
-@pytest.mark.parametrize(
-    "name", ["action.yml", "csqtool/starter/github-workflow.yml", "csqtool/starter/gitlab-ci.yml", "docs/verify.md"]
-)
-def test_ci_files_install_what_the_user_names_and_no_name_that_others_could_take(
-    name: str, package: str, tmp_path: Path
-) -> None:
-    for program in ("pip", "python"):
-        (tmp_path / program).write_text('#!/bin/sh\nfor last; do :; done; echo "$last"\n')
-        (tmp_path / program).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CSQTOOL_PACKAGE": package, "GITHUB_ACTION_PATH": "/action"}
-    done = subprocess.run(
-        ["bash", "-ec", install_step(name)], env=environment, capture_output=True, text=True, check=False
-    )
-    if package or name == "action.yml":
-        assert (done.returncode, done.stdout.strip()) == (0, package or "/action")
-    else:
-        assert done.returncode != 0
-        assert "where csqtool comes from" in done.stderr
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*file.*: Not a directory"):
+        init(tmp_path / "file" / "project")

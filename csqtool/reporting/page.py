@@ -116,7 +116,7 @@ def _view(subject: Subject) -> dict[str, Any]:
         ],
         "float_bytes": _float_bytes(subject),
         "verifications": [_verification_view(v) for v in subject.verifications],
-        "pipeline": _pipeline_text(subject),
+        "pipeline": pipeline_text(subject),
         "model_path": subject.model_path and str(subject.model_path),
         "model_sha256": subject.model_sha256,
     }  # fmt: skip
@@ -333,7 +333,7 @@ def _verification_view(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _pipeline_text(subject: Subject) -> str | None:
+def pipeline_text(subject: Subject) -> str | None:
     """Return a pipeline file that repeats a search: settings that are not the recipe's own."""
     if subject.config is None:
         return None

@@ -141,7 +141,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             _limit(report, "latency", found, found is not None and found <= self.max_latency_ratio,
                    f"at most {self.max_latency_ratio:g} of {self.latency_against}")  # fmt: skip
         if self.baseline is not None and self.max_regression is not None:
-            _check_baseline(report, self.baseline, self.max_regression)
+            check_baseline(report, self.baseline, self.max_regression)
 
 
 def _integer_share(report: VerifyReport, content: bytes) -> float | None:
@@ -161,7 +161,7 @@ def _latency_ratio(report: VerifyReport, against: str) -> float | None:
     return bench([Path(against), Path(report.file)], loads=1)[1].ratio
 
 
-def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
+def check_baseline(report: VerifyReport, path: str, most: float) -> None:
     """Compare with an earlier report: what it measured may be worse by `most` at most, what it checked may not fail.
 
     Raises:

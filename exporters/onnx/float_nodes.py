@@ -10,8 +10,8 @@ import onnx
 from csqtool.errors import ExportError
 from csqtool.exporting import ExportReport, FloatNode
 from csqtool.onnx_file import flattened
+from csqtool.onnx_isolated import optimized_graph
 from csqtool.onnx_kernels import FLOAT_RESULTS, INTEGER_FORMS, INTEGER_RESULTS, MOVES, is_integer_kernel
-from csqtool.onnx_session import optimized_graph
 from csqtool.quantized_model import QuantizedModel
 from exporters.onnx.options import OnnxOptions
 

@@ -208,7 +208,7 @@ def test_metric_loss_and_statistics_over_a_loader_are_those_over_the_data_set(ba
     assert evaluate(net, loader.test, loader.task) == evaluate(net, arrays.test, arrays.task)
     losses = [training_loss(net, data, device, samples=21, channels_last=False) for data in (arrays, loader)]
     assert losses[1] > 0
-    assert batch_size < 21 or losses[0] == losses[1]
+    assert losses[1] == (losses[0] if batch_size == 21 else pytest.approx(losses[0], rel=0.5))
     reestimate_batch_norm(net, loader, device, batch_size=64, seed=0)
     mean = net[0](INPUTS).mean(0)
     # Batches are averaged alike; only the last of them is smaller.

@@ -1,4 +1,4 @@
-"""What `test_processes` starts alone and under torchrun: a step, an evaluation, or a search that may be killed."""
+"""What `test_processes` starts alone and under torchrun: an evaluation and a step, or a search that may be killed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from csqtool import evaluation as evaluating
 from csqtool.progress import Silent
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import Stage
+from csqtool.searching.result import SearchResult
 from csqtool.searching.runs import begin
 from csqtool.searching.session import Session
 from tests.support.sessions import opened
@@ -23,7 +24,6 @@ from tests.support.sessions import opened
 
 def one_step(session: Session, output: Path) -> None:
     """Write the gradients of the whole batch, the running statistics and the loss."""
-    session._enter(Stage.SEARCH)
     phase = session.phase
     phase.net.train()
     loss = phase._step(session.data.training_batch(range(session.config.batch_size), seed=0), epoch=0, batch=0)
@@ -36,7 +36,6 @@ def one_step(session: Session, output: Path) -> None:
 
 def evaluation(session: Session, output: Path) -> None:
     """Write how many samples this process saw when the test set was evaluated by fours, and the metric of all."""
-    session._enter(Stage.SEARCH)
     evaluating.batches_of = partial(evaluating.batches_of, size=4)
     seen: list[int] = []
     session.network.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -44,16 +43,12 @@ def evaluation(session: Session, output: Path) -> None:
     (output / f"process{session.processes.index}.txt").write_text(f"{sum(seen)} {metric!r}")
 
 
-def whole_search(session: Session, output: Path) -> None:
-    """Write what each process ended with."""
-    if session.processes.first:
-        (output / "checkpoints").mkdir()
-    session.processes.wait()
-    session.to_end(lambda: False)
+def integers_of(result: SearchResult) -> str:
+    """Return a digest of what a process ended with."""
     digest = hashlib.sha256()
-    for name, (q, scale, mask) in session.method.integers().items():
-        digest.update(f"{name} {mask} {float(scale)!r}".encode() + q.tobytes())
-    (output / f"process{session.processes.index}.txt").write_text(digest.hexdigest())
+    for layer in result.finalize().layers:
+        digest.update(f"{layer.name} {layer.mask} {float(layer.scale)!r}".encode() + layer.q.tobytes())
+    return digest.hexdigest()
 
 
 class Killed(Silent):
@@ -68,11 +63,15 @@ if __name__ == "__main__":
     what, model, folder = sys.argv[1:]
     config = SearchConfig.make(
         model=model, data="digits", target_bits=3.0, act_bits=4, batch_size=33, device="cpu", compile="no",
-        pretrain_epochs=1, epochs=1, finetune_epochs=1, checkpoint_minutes=0.0001,
+        pretrain_epochs=0.3, epochs=0.3, finetune_epochs=0.3, checkpoint_minutes=0.0001,
     )  # fmt: skip
-    if what in ("run", "killed"):
-        begin(config, Path(folder), progress=Killed() if what == "killed" else None)
-        sys.exit()
-    run = opened(config, Path(folder))
-    {"step": one_step, "evaluation": evaluation, "search": whole_search}[what](run, Path(folder))
-    run.processes.wait()
+    output = Path(folder)
+    if what == "measurements":
+        session = opened(config, output)
+        session._enter(Stage.SEARCH)
+        evaluation(session, output)
+        one_step(session, output)
+        session.processes.wait()
+    else:
+        result = begin(config, output, progress=Killed() if what == "killed" else None)
+        output.with_name(f"{output.name}-process{os.environ['RANK']}.txt").write_text(integers_of(result))

@@ -9,7 +9,7 @@ from torch import nn
 
 from csqtool.searching import automatic
 from csqtool.searching.config import SearchConfig
-from tests.support.commands import DIGITS, QUICK, invoke, ok
+from tests.support.commands import DIGITS, invoke, ok
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,8 @@ def test_small_nets_and_chosen_settings_stay_as_they_are(monkeypatch: pytest.Mon
 
 
 def test_what_was_decided_is_recorded_and_auto_does_not_change_it_on_resume(tmp_path: Path) -> None:
-    ok("search", DIGITS, "--data", "digits", "--target-bits", 3, *QUICK, "-o", tmp_path / "run")
+    ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--epochs", 0.1, "--finetune-epochs", 0, "-o",
+       tmp_path / "run")  # fmt: skip
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (recorded["amp"], recorded["channels_last"]) == ("no", False)
     ok("search", "--resume", tmp_path / "run", "--amp", "auto")

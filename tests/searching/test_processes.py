@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -22,11 +23,18 @@ def started(*arguments: object, succeeds: bool = True) -> subprocess.CompletedPr
     return done
 
 
-def test_two_processes_get_the_gradients_of_one_and_its_running_statistics(tmp_path: Path) -> None:
-    for folder, launcher in (("one", []), ("two", TWO)):
-        (tmp_path / folder).mkdir()
-        started(*launcher, SCRIPT, "step", DIGITS, tmp_path / folder)
-    one, two = (load_file(tmp_path / folder / "step.safetensors") for folder in ("one", "two"))
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with what one process measured, and what two did."""
+    folder = tmp_path_factory.mktemp("measured")
+    for name, launcher in (("one", []), ("two", TWO)):
+        (folder / name).mkdir()
+        started(*launcher, SCRIPT, "measurements", DIGITS, folder / name)
+    return folder
+
+
+def test_two_processes_get_the_gradients_of_one_and_its_running_statistics(measured: Path) -> None:
+    one, two = (load_file(measured / folder / "step.safetensors") for folder in ("one", "two"))
     assert (int(one.pop("processes")), int(two.pop("processes"))) == (1, 2)
     assert one.keys() == two.keys()
     assert any(name.endswith("m_b") for name in one)
@@ -35,40 +43,45 @@ def test_two_processes_get_the_gradients_of_one_and_its_running_statistics(tmp_p
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()) + 2e-7, msg=name)
 
 
-def test_two_processes_share_an_evaluation_out_and_get_the_metric_of_one(tmp_path: Path) -> None:
-    for folder, launcher in (("one", []), ("two", TWO)):
-        (tmp_path / folder).mkdir()
-        started(*launcher, SCRIPT, "evaluation", DIGITS, tmp_path / folder)
+def test_two_processes_share_an_evaluation_out_and_get_the_metric_of_one(measured: Path) -> None:
     (samples, metric), *shares = (
-        (tmp_path / file).read_text().split() for file in ("one/process0.txt", "two/process0.txt", "two/process1.txt")
+        (measured / file).read_text().split() for file in ("one/process0.txt", "two/process0.txt", "two/process1.txt")
     )
     assert int(samples) == 450
     assert [int(seen) for seen, _ in shares] == [226, 224]  # 113 batches: fours, the last of two
     assert [found for _, found in shares] == [metric, metric]
 
 
-def test_two_processes_end_with_the_same_integers_and_one_of_them_writes(tmp_path: Path) -> None:
-    started(*TWO, SCRIPT, "search", DIGITS, tmp_path)
-    assert (tmp_path / "process0.txt").read_text() == (tmp_path / "process1.txt").read_text()
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run of a search by two processes; what each ended with lies beside it."""
+    run = tmp_path_factory.mktemp("searched") / "run"
+    started(*TWO, SCRIPT, "search", DIGITS, run)
+    return run
+
+
+def test_two_processes_end_with_the_same_integers_and_one_of_them_writes(searched: Path) -> None:
+    ends = [(searched.parent / f"run-process{i}.txt").read_text() for i in range(2)]
+    assert len(ends[0]) == 64
+    assert ends[0] == ends[1]
+    lines = (searched / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["float", "search", "settle", "finetune"]
 
 
-def test_two_killed_processes_resume_to_the_model_of_two_that_were_not(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    started(*TWO, SCRIPT, "run", DIGITS, whole)
+def test_two_killed_processes_resume_to_the_model_of_two_that_were_not(searched: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
     started(*TWO, SCRIPT, "killed", DIGITS, killed, succeeds=False)
     assert len((killed / "log.jsonl").read_text().splitlines()) == 1  # the float epoch; the search was under way
     started(*TWO, "-m", "csqtool", "search", "--resume", killed)
-    for run in (whole, killed):
-        ok("finalize", run, "-o", run / "model.safetensors")
-    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert (killed / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+    for run in (searched, killed):
+        ok("finalize", run, "-o", tmp_path / f"{run.name}.safetensors")
+    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "run.safetensors").read_bytes()
+    assert (killed / "log.jsonl").read_text() == (searched / "log.jsonl").read_text()
 
 
 def test_torchrun_runs_the_command_line_and_one_process_prints(tmp_path: Path) -> None:
-    done = started(*TWO, "-m", "csqtool", "search", DIGITS, "--data", "digits", "--target-bits", 3, "--epochs", 1,
-                   "--finetune-epochs", 1, "--batch-size", 256, "-o", tmp_path / "run", "--json")  # fmt: skip
+    done = started(*TWO, "-m", "csqtool", "search", DIGITS, "--data", "digits", "--target-bits", 3, "--epochs", 0.2,
+                   "--finetune-epochs", 0, "--batch-size", 256, "-o", tmp_path / "run", "--json")  # fmt: skip
     assert json.loads(done.stdout) == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 

@@ -17,11 +17,11 @@ import pytest
 from csqtool import finalize
 from csqtool.errors import FormatError, InputError, SearchInterrupted
 from csqtool.progress import Silent
-from csqtool.searching import run_directory, session, tensorboard
+from csqtool.searching import journal, run_directory, tensorboard
 from csqtool.searching.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.runs import begin, resume
-from tests.support.commands import DIGITS, QUICK, Built, invoke, ok
+from tests.support.commands import DIGITS, QUICK, Built, invoke, ok, wait_for
 
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "--act-bits", "8", *QUICK]
 
@@ -34,9 +34,7 @@ def test_searches_killed_at_any_moment_resume_to_the_same_model_and_log(eight_bi
     moments = random.Random(0)
     for _ in range(4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        start = time.monotonic()
-        while not (run / "checkpoints" / LAST).exists() and time.monotonic() - start < 60:
-            time.sleep(0.02)
+        wait_for(run / "checkpoints" / LAST, process)
         time.sleep(moments.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -92,7 +90,7 @@ def test_a_full_disk_at_the_log_is_one_error_line(name: str, tmp_path: Path, mon
 
     writer = SimpleNamespace(add_scalar=full, flush=full)
     monkeypatch.setattr(run_directory, "open", open_unless_full, raising=False)
-    for module in (session, tensorboard):
+    for module in (journal, tensorboard):
         monkeypatch.setattr(module, "check_available", lambda: None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda *_, **__: writer))
     result = invoke(*SEARCH, "--tensorboard", "-o", tmp_path / "run")
@@ -132,9 +130,7 @@ def test_a_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
         [sys.executable, "-m", "csqtool", *map(str, [*SEARCH, "-o", run])], stderr=subprocess.DEVNULL
     )
     try:
-        start = time.monotonic()
-        while not (run / "config.json").exists() and time.monotonic() - start < 60:
-            time.sleep(0.02)
+        wait_for(run / "config.json", process)
         os.kill(process.pid, signal.SIGSTOP)
         result = invoke("search", "--resume", run)
         assert result.exit_code == 2
@@ -160,9 +156,7 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "csqtool", *map(str, [*SEARCH, "-o", run])], stderr=subprocess.PIPE, text=True
     )
-    start = time.monotonic()
-    while not (run / "log.jsonl").exists() and time.monotonic() - start < 60:
-        time.sleep(0.02)
+    wait_for(run / "log.jsonl", process)
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

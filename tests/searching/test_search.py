@@ -81,7 +81,7 @@ def test_weights_that_pack_worse_once_trained_lose_planes_until_the_file_is_smal
 
 
 def test_a_damaged_float_model_is_one_error_line_when_a_search_by_size_resumes(tmp_path: Path) -> None:
-    run(tmp_path / "run", "--target-size", "9.0KB")
+    run(tmp_path / "run", "--target-size", "9.0KB", *SHORT)
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
     state = torch.load(tmp_path / "run" / "checkpoints" / "previous.pt", weights_only=True)
@@ -138,8 +138,8 @@ def test_finetune_keeps_the_scheme_and_records_the_float_metric(eight_bits: Buil
 
 
 def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path) -> None:
-    run(tmp_path / "run", "--target-bits", 3, "--recipe", "paper", "--epochs", 1)
-    ok("finetune", tmp_path / "run", "-o", tmp_path / "tuned", "--epochs", 1, "--gate-learning-rate", 1e-9,
+    run(tmp_path / "run", "--target-bits", 3, "--recipe", "paper", "--pretrain-epochs", 0, "--epochs", 1)
+    ok("finetune", tmp_path / "run", "-o", tmp_path / "tuned", "--epochs", 0.2, "--gate-learning-rate", 1e-9,
        "--learning-rate", 1e-9)  # fmt: skip
     found = []
     for name in ("run", "tuned"):
@@ -151,7 +151,8 @@ def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path
 
 @pytest.mark.parametrize("quantizer", ["pact", "dorefa"])
 def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
-    built = Built(tmp_path, "4", "--act-quantizer", quantizer, "--epochs", 0.5, "--finetune-epochs", 0.5)
+    built = Built(tmp_path, "4", "--act-quantizer", quantizer, "--pretrain-epochs", 2, "--epochs", 0.5,
+                  "--finetune-epochs", 0.5)  # fmt: skip
     assert built.verify(built.onnx)[0] == 0
 
 

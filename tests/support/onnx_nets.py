@@ -19,7 +19,8 @@ from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.onnx_file import flattened
-from csqtool.onnx_session import optimized_operators, session
+from csqtool.onnx_isolated import optimized_operators
+from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.weights import onnx_activation_problems, onnx_weight_problems
 from exporters.onnx import OnnxOptions, to_onnx

@@ -19,7 +19,7 @@ from csqtool.verifying.expected_graph import expected_graph
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.structure import NETWORK
 from csqtool.verifying.weights import named_tensors, onnx_tensor_problems
-from tests.verifying.structural import Branches, Edit, Proto, Sample, first, make, node, put, sample, values
+from tests.support.structural import Branches, Edit, Proto, Sample, first, make, node, put, sample, values
 
 FORMS: list[dict[str, Any]] = [
     {}, {"weights": "packed"}, {"weights": "int4"}, {"weights": "int2"}, {"runtime": "generic"},

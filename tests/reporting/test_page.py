@@ -4,22 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import structs
 
-from csqtool.finalized_file import read_finalized, to_bytes, write_finalized
+from csqtool.finalized_file import to_bytes
 from csqtool.pipeline_file import read_pipeline
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from csqtool.reporting.charts import Series, chart, heatmap, histogram
-from csqtool.reporting.page import _pipeline_text, report
+from csqtool.reporting.page import pipeline_text, report
 from csqtool.reporting.sources import Subject, gather
 from csqtool.searching.config import SearchConfig
-from tests.support.commands import Built, invoke, ok
+from tests.support.commands import Built, ok
 
 SECTIONS = ["summary", "search", "accuracy", "bits", "epochs", "weights", "sizes", "parity", "latency", "gates",
             "reproduce"]  # fmt: skip
@@ -123,28 +120,6 @@ def test_the_same_inputs_give_the_same_bytes(eight_bits: Built, verification: Pa
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_parts_of_a_file_add_up_to_it_and_hold_the_packed_integers(eight_bits: Built) -> None:
-    subject = gather([eight_bits.onnx, eight_bits.model, eight_bits.csq]).subjects[0]
-    assert subject.model is not None
-    packed = sum(layer.packed_bytes for layer in subject.model.layers)
-    for export in subject.exports:
-        assert sum(export.parts.values()) == export.size_bytes == export.path.stat().st_size
-        assert all(size >= 0 for size in export.parts.values())
-        if export.path.suffix == ".onnx":
-            assert packed <= export.parts["integers"] < packed + 64
-        else:
-            assert 0.5 * packed < export.parts["integers"] <= packed
-    assert len(subject.exports) == 2
-
-
-def test_files_of_another_model_are_not_shown_as_this_ones(eight_bits: Built, other_seed: Built) -> None:
-    found = gather([eight_bits.model, other_seed.onnx, other_seed.csq])
-    assert [subject.label for subject in found.subjects] == [
-        str(p) for p in (eight_bits.model, other_seed.onnx, other_seed.csq)
-    ]
-    assert found.subjects[0].exports == []
-
-
 def test_a_failed_verification_stands_in_front(eight_bits: Built, verification: Path, tmp_path: Path) -> None:
     document = json.loads(verification.read_text())
     document["passed"] = document["checks"][5]["passed"] = False
@@ -177,7 +152,7 @@ def test_names_from_files_cannot_become_markup_or_escape_codes(tmp_path: Path) -
 def test_the_pipeline_shown_gives_the_settings_of_the_run_again(eight_bits: Built, tmp_path: Path) -> None:
     subject = gather([eight_bits.run]).subjects[0]
     assert subject.config is not None
-    (tmp_path / "p.toml").write_text(_pipeline_text(subject) or "")
+    (tmp_path / "p.toml").write_text(pipeline_text(subject) or "")
     assert read_pipeline(tmp_path / "p.toml").settings == subject.config.to_json()
 
 
@@ -188,7 +163,7 @@ def test_the_pipeline_shown_can_be_read_whatever_its_texts_hold(tmp_path: Path) 
         model_args={odd: [odd, 1, 2.5, True, {"deep": odd}], "none": None},
         exclude=(odd,), pin={odd: 3}, act_bits=8, epochs=0.5,
     )  # fmt: skip
-    shown = _pipeline_text(Subject("x", config=config)) or ""
+    shown = pipeline_text(Subject("x", config=config)) or ""
     assert all(c.isprintable() or c == "\n" for c in shown)
     (tmp_path / "p.toml").write_text(shown, encoding="utf-8")
     settings = read_pipeline(tmp_path / "p.toml").settings
@@ -211,62 +186,6 @@ def test_the_page_draws_precision_over_epochs_and_several_runs_against_their_siz
     assert "<title>float32: " in sizes
 
 
-def test_a_histogram_has_a_bar_for_each_value_that_occurs() -> None:
-    svg = histogram("h", np.array([-4, -4, 0, 7], np.int8))
-    assert re.findall(r"<title>(.*?)</title>", svg) == [
-        "-4: 2 weights, 50.0%",
-        "0: 1 weights, 25.0%",
-        "7: 1 weights, 25.0%",
-    ]
-
-
-@pytest.mark.parametrize("values", [(-121, 121), (-128, 127), (-1, 1), (0, 100), (-200, 3), (-2, 90)])
-def test_labels_of_a_histogram_lie_inside_it(values: tuple[int, int]) -> None:
-    svg = histogram("h", np.array(values, np.int16))
-    found = re.findall(r'x="([\d.-]+)" y="[\d.]+" text-anchor="(\w+)">(-?\d+)<', svg)
-    assert {str(value) for value in values} <= {text for _, _, text in found}
-    last = 0.0
-    for x, anchor, text in found:
-        wide = 7 * len(text)
-        left = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        assert left >= last
-        last = left + wide
-    assert last <= 240
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 9, 11, 13, 90, 601])
-def test_epochs_are_whole_numbers(epochs: int) -> None:
-    svg = chart("c", [Series("s", [(float(i + 1), 0.5) for i in range(epochs)])], x="epoch", y="y", whole_x=True)
-    ticks = re.findall(r'y="274.0" text-anchor="middle">([\d.,-]+)<', svg)
-    assert 2 <= len(ticks) <= 10
-    assert all(tick.replace(",", "").isdigit() for tick in ticks)
-
-
-def test_a_heat_map_keeps_its_size_however_few_its_columns_are() -> None:
-    for columns in (1, 3, 100):
-        svg = heatmap("h", [("fc.weight", [3.0] * columns)], largest=8, unit="planes")
-        match = re.search(r'viewBox="0 0 (\d+) (\d+)"', svg)
-        assert match
-        assert f'style="width:{match[1]}px;height:{match[2]}px"' in svg
-
-
-def test_a_run_and_its_model_are_one_subject(eight_bits: Built) -> None:
-    for sources in ([eight_bits.run, eight_bits.model], [eight_bits.model, eight_bits.csq, eight_bits.run]):
-        (subject,) = gather(sources).subjects
-        assert subject.label == str(eight_bits.run)
-        assert subject.model is not None
-        assert subject.log
-    assert len(subject.exports) == 1
-
-
-def test_a_model_of_another_seed_is_not_put_to_a_run(eight_bits: Built, tmp_path: Path) -> None:
-    model = read_finalized(eight_bits.model)
-    assert model.info.method is not None
-    info = model.info.replace(method=structs.replace(model.info.method, seed=7))
-    write_finalized(replace(model, info=info), tmp_path / "m.safetensors")
-    assert len(gather([eight_bits.run, tmp_path / "m.safetensors"]).subjects) == 2
-
-
 def test_a_run_without_a_model_has_no_empty_columns(eight_bits: Built, tmp_path: Path) -> None:
     heads = {}
     for source in (eight_bits.run, eight_bits.model):
@@ -276,47 +195,6 @@ def test_a_run_without_a_model_has_no_empty_columns(eight_bits: Built, tmp_path:
         assert cells == len(heads[source])
     assert heads[eight_bits.model][-2:] == ["shape", "scale"]
     assert heads[eight_bits.run] == heads[eight_bits.model][:-2]
-
-
-@pytest.mark.parametrize("points", [[(1.0, 0.5)], [(1.0, 0.5), (2.0, 0.5)], [(0.0, -3.0), (1e6, 1e-9)], [(0.0, 0.0)]])
-def test_points_lie_inside_their_chart(points: list[tuple[float, float]]) -> None:
-    svg = chart("c", [Series("s", points)], x="x", y="y")
-    places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', svg)
-    assert len(places) == len(points)
-    assert all(56 <= float(x) <= 468 and 14 <= float(y) <= 256 for x, y in places)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.json", "{}", "neither a report of csqtool verify"),
-        ("x.json", '{"checks": [{}], "layers": [], "size_bytes": 1, "samples": 1, "passed": true, "file": "", '
-                   '"against": ""}', "is not a report of csqtool verify --json: checks[0]: level is missing"),
-        ("x.json", "nothing", "not valid JSON"),
-        ("x.onnx", "nothing", "not an ONNX file"),
-        ("x.csq", "nothing", "not a csq file"),
-        ("x.safetensors", "nothing", "x.safetensors"),
-        ("x/note.txt", "", "neither a run directory"),
-        ("missing.json", None, "no such file"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_reported_is_refused_in_a_line(
-    tmp_path: Path, name: str, content: str | None, message: str
-) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content)
-    result = invoke("report", path.parent if name.startswith("x/") else path, "-o", tmp_path / "r.html")
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert message in result.stderr
-    assert not (tmp_path / "r.html").exists()
-
-
-def test_an_output_of_another_kind_is_refused(eight_bits: Built, tmp_path: Path) -> None:
-    result = invoke("report", eight_bits.model, "-o", tmp_path / "report.pdf")
-    assert result.exit_code == 2
-    assert ".html" in result.stderr
 
 
 # --- in a real browser ---------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from csqtool.searching import interruption
+from csqtool.searching.interruption import interruptible
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_to_stop_and_its_handler_is_put_back(number: int) -> None:
+    before = signal.getsignal(number)
+    with interruptible() as stop:
+        assert not stop()
+        send(number)
+        assert stop()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_interrupts_at_once_but_not_the_one_that_a_launcher_passes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    with interruptible() as stop:
+        send(signal.SIGINT)
+        now[0] += 1.9
+        send(signal.SIGTERM)
+        assert stop()
+        now[0] += 0.2
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_handlers_are_put_back_after_an_exception() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ValueError, match="in the block"), interruptible():
+        raise ValueError("in the block")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_thread_beside_the_main_one_installs_no_handlers() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    found: list[tuple[bool, bool]] = []
+
+    def work() -> None:
+        with interruptible() as stop:
+            stops: Callable[[], bool] = stop
+            found.append((stops(), signal.getsignal(signal.SIGINT) is before))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, True)]

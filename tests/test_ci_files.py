@@ -1,0 +1,62 @@
+"""The files for CI that csqtool ships: what they install."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.commands import ROOT
+
+
+def install_step(name: str) -> str:
+    """Return the shell line by which a file for CI installs csqtool."""
+    text = (ROOT / name).read_text()
+    if name.endswith(".md"):
+        text = text.split("GitLab:")[1].split("```")[1].removeprefix("yaml")
+    (line,) = (text for text in texts(yaml.safe_load(text)) if "pip install " in text)
+    return line
+
+
+def texts(document: Any) -> Iterator[str]:
+    """Yield the texts of a YAML document."""
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, dict | list):
+        for item in document.values() if isinstance(document, dict) else document:
+            yield from texts(item)
+
+
+@pytest.mark.parametrize("package", ["", "some.whl"])
+@pytest.mark.parametrize(
+    "name", ["action.yml", "csqtool/starter/github-workflow.yml", "csqtool/starter/gitlab-ci.yml", "docs/verify.md"]
+)
+def test_ci_files_install_what_the_user_names_and_no_name_that_others_could_take(
+    name: str, package: str, tmp_path: Path
+) -> None:
+    for program in ("pip", "python"):
+        (tmp_path / program).write_text('#!/bin/sh\nfor last; do :; done; echo "$last"\n')
+        (tmp_path / program).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CSQTOOL_PACKAGE": package, "GITHUB_ACTION_PATH": "/action"}
+    done = subprocess.run(
+        ["bash", "-ec", install_step(name)], env=environment, capture_output=True, text=True, check=False
+    )
+    if package or name == "action.yml":
+        assert (done.returncode, done.stdout.strip()) == (0, package or "/action")
+    else:
+        assert done.returncode == 1
+        assert "where csqtool comes from" in done.stderr
+
+
+def test_the_project_s_own_ci_runs_the_tests_by_the_command_of_the_readme() -> None:
+    (line,) = (line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("command="))
+    done = subprocess.run(
+        ["bash", "-ec", f'{line}\necho "$command"'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (command,) = done.stdout.splitlines()  # one line of the README, no more
+    assert command.startswith("python3 -m venv .venv && ")
+    assert command.endswith(".venv/bin/pytest")
