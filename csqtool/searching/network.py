@@ -115,7 +115,7 @@ class Network:
             if quantizer.is_dead():
                 raise TrainingError(
                     f"the scale of the activation {quantizer.name} went from {float(quantizer.calibrated):.3g} to "
-                    f"{float(quantizer.scale):.3g}, which leaves nothing of it: lower the learning rate or raise "
+                    f"{float(quantizer.scale.detach()):.3g}, which leaves nothing of it: lower the learning rate or raise "
                     "--act-bits; what was saved before is kept"
                 )
 
