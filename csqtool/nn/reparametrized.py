@@ -45,6 +45,10 @@ def fold_parametrizations(model: nn.Module) -> list[str]:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
             for name, computing in properties.items():
                 setattr(shared, name, computing)
+                if name in module._buffers:  # torch leaves what several tensors made as one that is not trained
+                    value = module._buffers.pop(name)
+                    assert value is not None
+                    module.register_parameter(name, nn.Parameter(value.detach().clone()))
             for hook in _old_style(module):
                 remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
                 remove(module, hook.name)

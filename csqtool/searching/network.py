@@ -113,10 +113,10 @@ class Network:
         """
         for quantizer in self.net.quantizers.values():
             if quantizer.is_dead():
+                before, now = float(quantizer.calibrated), float(quantizer.scale.detach())
                 raise TrainingError(
-                    f"the scale of the activation {quantizer.name} went from {float(quantizer.calibrated):.3g} to "
-                    f"{float(quantizer.scale):.3g}, which leaves nothing of it: lower the learning rate or raise "
-                    "--act-bits; what was saved before is kept"
+                    f"the scale of the activation {quantizer.name} went from {before:.3g} to {now:.3g}, which leaves "
+                    "nothing of it: lower the learning rate or raise --act-bits; what was saved before is kept"
                 )
 
     def quantized(self, integers: Integers, info: ModelInfo) -> QuantizedModel:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from csqtool.data import ArrayDataset, DataSource
 from csqtool.data.fit import check_fit
-from csqtool.evaluation import evaluate, reestimate_batch_norm, training_loss
+from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
 from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.modes import evaluating
 from csqtool.nn.quantized_net import QuantizedNet
@@ -114,3 +114,18 @@ def test_estimated_statistics_are_those_of_the_samples() -> None:
     hidden = net[0](INPUTS).detach()
     assert torch.allclose(net[1].running_mean, hidden.mean(0), atol=1e-6)
     assert torch.allclose(net[1].running_var, hidden.var(0), atol=1e-6)
+
+
+def test_stale_statistics_are_replaced_where_that_helps_and_frozen_ones_never() -> None:
+    net = partly_frozen()
+    net[1].running_mean.fill_(3.0)
+    net[2].running_mean.fill_(50.0)
+    net[2].running_var.fill_(1e-4)
+    wrapped = QuantizedNet(net, [])
+    settings: dict[str, Any] = {"batch_size": 4, "seed": 0, "channels_last": False}
+    assert refresh_batch_norm(wrapped, SOURCE, CPU, **settings)
+    assert float(net[2].running_mean.abs().max()) < 20
+    assert torch.equal(net[1].running_mean, torch.full((5,), 3.0))
+    kept = net[2].running_mean.clone()
+    assert not refresh_batch_norm(wrapped, SOURCE, CPU, **settings)
+    assert torch.equal(net[2].running_mean, kept)

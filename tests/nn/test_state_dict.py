@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from csqtool.errors import FormatError, InputError, ModelError
-from csqtool.nn.state_dict import check_keys, load_weights, read_state, safetensors_bytes
+from csqtool.nn.state_dict import check_keys, load_state, load_weights, read_state, safetensors_bytes
 
 
 @pytest.mark.parametrize("nest", [None, "state_dict", "model"])
@@ -57,3 +58,26 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "w.pt")
     with pytest.raises(InputError, match="no state dict"):
         read_state(tmp_path / "w.pt")
+
+
+class Versioned(nn.Linear):
+    """Refuses a state dict without a version, as MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *more: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"Version should be 2, got {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *more)
+
+
+def test_versions_of_modules_are_kept_or_taken_from_the_model(tmp_path: Path) -> None:
+    model = nn.Sequential(Versioned(2, 3))
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    (tmp_path / "w.safetensors").write_bytes(safetensors_bytes(model.state_dict()))
+    for name in ("w.pt", "w.safetensors"):
+        load_weights(nn.Sequential(Versioned(2, 3)), tmp_path / name)
+    old = model.state_dict()
+    old._metadata["0"]["version"] = 1
+    with pytest.raises(ModelError, match="Version should be 2, got 1"):
+        load_state(model, old, "old.pt")
