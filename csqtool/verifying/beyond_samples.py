@@ -163,7 +163,7 @@ def _save(
         return ""
     path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.npz"
     arrays: Mapping[str, NDArray[Any]] = {
-        "inputs": inputs.numpy()[wrong], "file": found[wrong], "pytorch": wanted[wrong], "indices": np.asarray(wrong)
+        "inputs": inputs.numpy()[wrong], "found": found[wrong], "pytorch": wanted[wrong], "indices": np.asarray(wrong)
     }  # fmt: skip
     _write(path, arrays)
     return f"; saved in {path}"

@@ -122,18 +122,19 @@ def _differences(
         a, b = terms[one], terms[other]
         if a.operator != b.operator or len(a.inputs) != len(b.inputs):
             yield here, f"{_words(other, terms)}, where PyTorch's graph has {_words(one, terms)}"
-        elif a.attributes != b.attributes:
+            continue
+        if a.attributes != b.attributes:
             yield here, _attribute_words(other, one, terms)
         elif sorted(a.inputs) == sorted(b.inputs):
             yield here, f"{b.operator}: operands in another order than in PyTorch's graph"
-        else:
-            left, right = list(a.inputs), list(b.inputs)
-            if a.operator in COMMUTATIVE:  # numbers sort them, and a number says nothing about what was meant
-                shared = next((number for number in left if number in right), None)
-                if shared is not None:
-                    left.remove(shared)
-                    right.remove(shared)
-            queue += [(x, y, here) for x, y in zip(left, right, strict=True)]
+            continue
+        left, right = list(a.inputs), list(b.inputs)
+        if a.operator in COMMUTATIVE:  # numbers sort them, and a number says nothing about what was meant
+            shared = next((number for number in left if number in right), None)
+            if shared is not None:
+                left.remove(shared)
+                right.remove(shared)
+        queue += [(x, y, here) for x, y in zip(left, right, strict=True)]
 
 
 def _words(number: Number, terms: Terms) -> str:

@@ -135,7 +135,7 @@ PACKED: dict[str, tuple[Edit, str]] = {
     "an activation scale": (activation_scale, "left.1.output"),
     "a shape": (shape_permuted, "left.0.weight"),
     "a function that negates": (body_negates, "left.0.weight"),
-    "a function that clips": (body_clips, "left.1.output"),
+    "a function that clips": (body_clips, "add.output"),
     "a function that is random": (body_is_random, "noise"),
     "a function with dead nodes": (body_has_dead_nodes, "nothing"),
     "a function with control flow": (body_has_control_flow, "chosen"),
