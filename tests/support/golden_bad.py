@@ -1,11 +1,13 @@
-"""Writes ``tests/golden_bad``: ONNX files with one defect each, by its name. Run as ``python -m tests.support.golden_bad``.
+"""Writes ``tests/golden_bad``: ONNX files with one defect each, by its name.
 
+Run as ``python -m tests.support.golden_bad``.
 The files are small, of fixed bytes, and kept for ever: no command may end otherwise than with one line on any of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ def functions_nested(count: int, calls: int) -> Proto:
     for level in range(count):
         names = ["a", *(f"b{i}" for i in range(calls - 1)), "c"]
         inner = ("Identity", "") if level == count - 1 else (f"f{level + 1}", "own")
-        nodes = [helper.make_node(inner[0], [x], [y], domain=inner[1]) for x, y in zip(names, names[1:], strict=False)]
+        nodes = [helper.make_node(inner[0], [x], [y], domain=inner[1]) for x, y in pairwise(names)]
         proto.functions.append(helper.make_function("own", f"f{level}", ["a"], ["c"], nodes, opsets))
     return proto
 
@@ -247,8 +249,8 @@ def content(name: str) -> bytes:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     lines = ["# Files with a defect each", "",
-             "ONNX files that once ended a command with a crash, a hang or all memory, or would have. Every command that",
-             "reads ONNX ends with one line on each, in seconds. Written by `python -m tests.support.golden_bad`.", "",
+             "ONNX files that once ended a command with a crash, a hang or all memory, or would have. Every command",
+             "that reads ONNX ends with one line on each, in seconds. Written by `python -m tests.support.golden_bad`.", "",
              "| file | defect |", "| --- | --- |"]  # fmt: skip
     for name, (defect, _) in DEFECTS.items():
         (FOLDER / f"{name}.onnx").write_bytes(content(name))
