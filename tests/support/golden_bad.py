@@ -250,7 +250,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     lines = ["# Files with a defect each", "",
              "ONNX files that once ended a command with a crash, a hang or all memory, or would have. Every command",
-             "that reads ONNX ends with one line on each, in seconds. Written by `python -m tests.support.golden_bad`.", "",
+             "that reads ONNX ends with one line on each, in seconds. Written by",
+             "`python -m tests.support.golden_bad`.", "",
              "| file | defect |", "| --- | --- |"]  # fmt: skip
     for name, (defect, _) in DEFECTS.items():
         (FOLDER / f"{name}.onnx").write_bytes(content(name))
