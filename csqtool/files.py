@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from csqtool.errors import InputError
-
-_NO_SPACE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -63,22 +60,6 @@ def no_temporary_files(error: OSError) -> str:
     """Return what to say where the system's temporary folder takes no more files."""
     where = error.filename or "the temporary folder"
     return f"cannot write temporary files ({where}): {error.strerror or error}; TMPDIR can name a folder with space"
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Yield a new folder for files that nobody keeps; it is removed in the end.
-
-    Raises:
-        InputError: it cannot be made, or what is written to it finds no space.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix="csqtool-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-    except OSError as error:
-        if error.errno not in _NO_SPACE and not isinstance(error, FileNotFoundError):
-            raise
-        raise InputError(no_temporary_files(error)) from error
 
 
 def write_json(path: Path, document: Any) -> None:

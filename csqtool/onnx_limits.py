@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_NODES = 200_000  # functions inlined: a network of 2,000 layers with packed weights has 40,000
+MAX_DEAD_NODES = 1000  # that no output needs: loading takes quadratic time in them
 MAX_FUNCTIONS = 10_000  # of a file; one a layer would do
 MAX_CALL_DEPTH = 16  # of functions in functions: exporters nest two; each level can multiply the nodes
 MAX_DEPTH = 4  # of subgraphs in subgraphs: onnxruntime takes exponential time on nested If
@@ -129,6 +130,8 @@ class _File:
                 f"it keeps {len(self._outside)} tensors, {self._outside[0]!r} first, in files beside it; save it as "
                 "one file (onnx.save without external data): what is checked must be what is shipped"
             )
+        if (dead := _dead_nodes(proto.graph)) > MAX_DEAD_NODES:
+            raise _Problem(f"it has {dead} nodes that no output needs, at most {MAX_DEAD_NODES} are read")
         self._check_growth(graphs)
 
     def _check_graph(
@@ -273,6 +276,26 @@ def _check_size(node: onnx.NodeProto, known: _Known, what: str) -> None:
     if min(numbers, default=0) < 0 or prod(numbers) > most:
         does = "makes a tensor of the shape" if node.op_type == "ConstantOfShape" else "runs this many times:"
         raise _Problem(f"{what} {does} {numbers}, at most {most} elements or turns are allowed")
+
+
+def _dead_nodes(graph: onnx.GraphProto) -> int:
+    """Return how many nodes of a graph, which is in order, no output needs."""
+    needed = {value.name for value in graph.output}
+    dead = 0
+    for node in reversed(graph.node):
+        if needed.isdisjoint(node.output):
+            dead += 1
+        else:
+            needed.update(_names_read(node))
+    return dead
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for graph in _subgraphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from _names_read(inner)
 
 
 def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -114,7 +114,8 @@ def test_texts_of_an_onnx_file(eight_bits: Built, tmp_path: Path, text: str) -> 
         path.write_bytes(changed(what).SerializeToString())
         check(invoke("inspect", path), what)
         check(invoke("verify", path, "--against", eight_bits.model, "--samples", 2), what)
-        check(invoke("bench", path, "--rounds", 1), what)
+        if what == "axis":
+            check(invoke("bench", path, "--rounds", 1), what)
 
 
 def test_texts_of_documents_and_run_directories(eight_bits: Built, tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""Files with a defect each: every command ends with one line, in seconds and in bounded memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from csqtool.finalized_file import write_finalized
+from csqtool.model_info import DataInfo, ModelFactory, ModelInfo
+from csqtool.nn.post_training import post_training_model
+from tests.support.commands import invoke
+from tests.support.golden_bad import DEFECTS, FOLDER, content, dead_nodes
+
+CAUGHT_BY_A_LIMIT_OF_THE_PROCESS = {"loop-endless", "expand-2-to-the-40th"}
+
+
+@pytest.fixture(scope="module")
+def against(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finalized model of the network that the files are distorted forms of."""
+    folder = tmp_path_factory.mktemp("golden_bad")
+    (folder / "net.py").write_text("from torch import nn\n\ndef net():\n    return nn.Linear(4, 3, bias=False)\n")
+    x, y = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32), np.zeros(8, np.int64)
+    np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    torch.manual_seed(0)
+    model = post_training_model(nn.Linear(4, 3, bias=False), [torch.from_numpy(x)], planes=4, act_bits=None)
+    info = ModelInfo.of(
+        model=ModelFactory("net.py:net", {}), data=DataInfo(source="npz:data.npz", task="classification")
+    )
+    write_finalized(dataclasses.replace(model, info=info), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def test_the_files_are_what_the_script_writes() -> None:
+    assert {path.stem for path in FOLDER.glob("*.onnx")} == set(DEFECTS)
+    for name in DEFECTS:
+        assert (FOLDER / f"{name}.onnx").read_bytes() == content(name), name
+        assert f"`{name}.onnx`" in (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_every_command_ends_with_one_line(
+    name: str, against: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSQTOOL_TIME_LIMIT", "3")
+    file = FOLDER / f"{name}.onnx"
+    bound = name in CAUGHT_BY_A_LIMIT_OF_THE_PROCESS
+    for command, refused in (
+        (["verify", file, "--against", against], not bound),
+        (["inspect", file], not bound),
+        (["report", file, "-o", tmp_path / "page.html"], not bound),
+        (["bench", file, "--rounds", 1], True),
+    ):
+        result = invoke(*command)
+        assert result.exit_code in (1, 2) if command[0] == "verify" else result.exit_code in (0, 2), result.output
+        if refused:
+            assert result.exit_code == 2, (command, result.output)
+            assert [line.startswith("error:") for line in result.stderr.splitlines()].count(True) == 1
+            assert result.stderr.splitlines()[-1].startswith("error:")
+    assert invoke("verify", file, "--against", against, "--backend", "reference").exit_code in (1, 2)
+
+
+def test_twenty_thousand_dead_nodes_are_refused(against: Path, tmp_path: Path) -> None:
+    path = tmp_path / "dead.onnx"
+    path.write_bytes(dead_nodes(20_000).SerializeToString())
+    for command in (["verify", path, "--against", against], ["inspect", path], ["bench", path, "--rounds", 1]):
+        result = invoke(*command)
+        assert result.exit_code == 2, result.output
+        assert "20000 nodes that no output needs" in result.stderr
