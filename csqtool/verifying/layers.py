@@ -96,16 +96,15 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     cut = onnx.ModelProto()
     cut.CopyFrom(proto)
     graph = cut.graph
-    makers = {output: node for node in graph.node for output in node.output}
-    made = set(makers)
+    index = _Index(graph)
     outputs = {output.name for output in graph.output}
     found = []
     for place in cuts:
-        if place.reference.dtype == np.uint8 and place.name in makers:
-            maker = makers[place.name]  # integers are looked at before they are dequantized
+        if place.reference.dtype == np.uint8 and place.name in index.makers:
+            maker = index.makers[place.name]  # integers are looked at before they are dequantized
             place = replace(place, value=maker.input[0] if maker.op_type == "DequantizeLinear" else "")  # noqa: PLW2901
-        if place.value not in made:
-            value = _linear_output(graph, place.name)
+        if place.value not in index.makers:
+            value = _linear_output(index, place.name)
             if value is None:
                 continue
             place = replace(place, value=value)  # noqa: PLW2901
@@ -113,24 +112,34 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
         if place.value in outputs:
             continue
         element = onnx.TensorProto.UINT8 if place.reference.dtype == np.uint8 else onnx.TensorProto.FLOAT
-        for node in graph.node:
-            for position, name in enumerate(node.input):
-                if name == place.value:
-                    node.input[position] = place.value + FORCED
+        for node, position in index.uses.get(place.value, ()):
+            node.input[position] = place.value + FORCED
         shape = ["batch", *place.reference.shape[1:]]
         graph.input.append(onnx.helper.make_tensor_value_info(place.value + FORCED, element, shape))
         graph.output.append(onnx.helper.make_tensor_value_info(place.value, element, shape))
     return cut, found
 
 
-def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
+class _Index:
+    """Who makes and who uses each value of a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.makers: dict[str, onnx.NodeProto] = {}
+        self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        for node in graph.node:
+            self.makers.update(dict.fromkeys(node.output, node))
+            for position, name in enumerate(node.input):
+                self.uses.setdefault(name, []).append((node, position))
+
+
+def _linear_output(index: _Index, layer: str) -> str | None:
     """Return the output of a linear layer on more than two axes: of a MatMul, or of the Add of its bias behind it."""
-    weights = {f"{layer}.weight", f"{layer}.weight_dq"}
-    products = [node for node in graph.node if node.op_type == "MatMul" and weights & set(node.input)]
+    weights = (f"{layer}.weight", f"{layer}.weight_dq")
+    products = [node for name in weights for node, _ in index.uses.get(name, ()) if node.op_type == "MatMul"]
     if len(products) != 1:
         return None
     product: str = products[0].output[0]
-    sums = [node.output[0] for node in graph.node
+    sums = [node.output[0] for node, _ in index.uses.get(f"{layer}.bias", ())
             if node.op_type == "Add" and {product, f"{layer}.bias"} == set(node.input)]  # fmt: skip
     return sums[0] if sums else product
 
