@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir import convenience
 
 from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedModel
