@@ -84,8 +84,7 @@ def assemble(
             *map(zlib.crc32, parts), 0,
         )
     )  # fmt: skip
-    if len(tensors) > MAX_TENSORS:
-        raise ExportError(f"csq: {len(tensors)} tensors, at most {MAX_TENSORS}")
+    check_count(len(tensors))
     content[-4:] = zlib.crc32(content[:-4]).to_bytes(4, "little")
     for part in (*parts, *(stored for _, stored in tensors)):
         content += part + bytes(-len(part) % ALIGNMENT)
@@ -95,6 +94,16 @@ def assemble(
     if not is_document_small(metadata, len(content)):
         raise ExportError(f"csq: the metadata hold too many values for a file of {len(content)} bytes")
     return bytes(content)
+
+
+def check_count(tensors: int) -> None:
+    """Check that a file can hold so many tensors.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    if tensors > MAX_TENSORS:
+        raise ExportError(f"csq: {tensors} tensors, at most {MAX_TENSORS}")
 
 
 def is_document_small(metadata: str, file_bytes: int) -> bool:

@@ -112,7 +112,9 @@ def _scale_problems(use: WeightUse, stored: StoredWeights, expected: Expected) -
     return problems
 
 
-def _bias_problems(user: onnx.NodeProto, stored: StoredWeights, expected: Expected) -> list[str]:
+def _bias_problems(  # noqa: PLR0911 - a problem each
+    user: onnx.NodeProto, stored: StoredWeights, expected: Expected
+) -> list[str]:
     """Return what is wrong with the bias of the operator that uses a layer's weight."""
     if user.op_type not in ("Conv", "Gemm", "ConvTranspose") or expected.bias is None:
         return []
@@ -125,11 +127,11 @@ def _bias_problems(user: onnx.NodeProto, stored: StoredWeights, expected: Expect
         if bias is None:
             return ["the bias is no constant"]
         return array_differences(bias, expected.bias.astype(np.float32), "bias")
+    if expected.bias_step is None:
+        return ["the bias is quantized, although the layer's input is not"]
     integers, step = (stored.tensor(constant) for constant in source.input[:2])
     if integers is None or step is None:
         return ["the bias is no constant"]
-    if expected.bias_step is None:
-        return ["the bias is quantized, although the layer's input is not"]
     wanted = np.rint(expected.bias / expected.bias_step.astype(np.float64))
     return array_differences(integers, wanted.astype(np.int32), "bias") + array_differences(
         step, expected.bias_step, "bias scale"

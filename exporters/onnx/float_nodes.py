@@ -43,8 +43,8 @@ def report_on(
         # We cannot see other runtimes' graphs: a node counts as integer where the pattern that they fuse is complete.
         nodes = [node for node in proto.graph.node if _computes(node) and explain.is_float(node)]
         found = [FloatNode(n.output[0], n.op_type, explain(n)) for n in nodes if not explain.has_pattern(n)]
-        return ExportReport(float32_bytes, [*notes, f"not run in {options.runtime}: nodes are judged by their patterns"], {},
-                            found, storage)  # fmt: skip
+        notes = [*notes, f"not run in {options.runtime}: nodes are judged by their patterns"]
+        return ExportReport(float32_bytes, notes, {}, found, storage)
     try:
         graph = optimized_graph(content)
     except RuntimeError as error:
