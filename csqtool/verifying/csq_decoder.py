@@ -74,7 +74,7 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
             damaged.append(row.name)
         dtype = np.dtype(ELEMENT_TYPES[row.dtype])
         try:
-            flat = expand(row.encoding, stored, row.shape, row.bits, dtype)
+            flat = expand(row.encoding, stored, row.shape, row.bits, dtype, most_bytes=4 * len(content))
         except BadStream as error:
             _require(not intact, what, str(error))
             continue
