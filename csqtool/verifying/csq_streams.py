@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -171,27 +171,44 @@ def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
         states = np.array(lane)
         yield np.array(symbols) + lowest
     if lanes > 8:
-        slots = np.arange(4096)
-        symbol = np.searchsorted(cumulative, slots, side="right") - 1
-        value = (symbol + lowest).astype(np.int16)
-        factor, rest = frequency[symbol].astype(np.uint32), (slots - cumulative[symbol]).astype(np.uint32)
-        at_once = VALUES_AT_ONCE // lanes * lanes
-        for first in range(0, count, at_once):
-            values = np.empty(min(at_once, count - first), np.int16)
-            for begin in range(0, len(values), lanes):
-                now = states[: len(values) - begin]  # of the last elements, fewer than there are lanes
-                slot = now & 4095
-                values[begin : begin + lanes] = value[slot]
-                now >>= 12
-                now *= factor[slot]
-                now += rest[slot]
-                (low,) = (now < 65536).nonzero()
-                taken = words[position : position + len(low)]
-                require(len(taken) == len(low), "the words end too early")
-                now[low] = now[low] << 16 | taken
-                position += len(low)
-            yield values
+        position = yield from _many_lanes(states, words, count, frequency, cumulative, lowest)
     require(position == len(words) and (states == 65536).all(), "words are left over, or the final states are wrong")
+
+
+def _many_lanes(
+    states: NDArray[np.uint32],
+    words: NDArray[np.uint16],
+    count: int,
+    frequency: NDArray[Any],
+    cumulative: NDArray[Any],
+    lowest: int,
+) -> Generator[NDArray[Any], None, int]:
+    """Yield the values, one step of all lanes after the other, and return how many words they took.
+
+    The states are left as they end.
+    """
+    lanes, position = len(states), 0
+    slots = np.arange(4096)
+    symbol = np.searchsorted(cumulative, slots, side="right") - 1
+    value = (symbol + lowest).astype(np.int16)
+    factor, rest = frequency[symbol].astype(np.uint32), (slots - cumulative[symbol]).astype(np.uint32)
+    at_once = VALUES_AT_ONCE // lanes * lanes
+    for first in range(0, count, at_once):
+        values = np.empty(min(at_once, count - first), np.int16)
+        for begin in range(0, len(values), lanes):
+            now = states[: len(values) - begin]  # of the last elements, fewer than there are lanes
+            slot = now & 4095
+            values[begin : begin + lanes] = value[slot]
+            now >>= 12
+            now *= factor[slot]
+            now += rest[slot]
+            (low,) = (now < 65536).nonzero()
+            taken = words[position : position + len(low)]
+            require(len(taken) == len(low), "the words end too early")
+            now[low] = now[low] << 16 | taken
+            position += len(low)
+        yield values
+    return position
 
 
 MAKERS: dict[int, Callable[[bytes, int, int], Iterator[NDArray[Any]]]] = {

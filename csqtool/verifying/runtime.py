@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 OPTIMIZATIONS = ("off", "basic", "extended", "on")  # on: the default, everything
 BATCH = 250
+BATCH_BYTES = 1 << 25  # of inputs; the values inside a network take many times as much
+
+
+def batch_size(sample_bytes: float) -> int:
+    """Return how many samples are run at a time, so that memory does not grow with the size of an input."""
+    return max(1, min(BATCH, int(BATCH_BYTES / max(sample_bytes, 1))))
 
 
 def run_batches(loaded: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -21,8 +27,9 @@ def run_batches(loaded: Any, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDA
     names = [output.name for output in loaded.get_outputs()]
     count = len(next(iter(feeds.values())))
     parts: list[list[NDArray[Any]]] = []
-    for start in range(0, count, BATCH):
-        batch = {name: array[start : start + BATCH] for name, array in feeds.items()}
+    size = batch_size(sum(array.nbytes for array in feeds.values()) / max(count, 1))
+    for start in range(0, count, size):
+        batch = {name: array[start : start + size] for name, array in feeds.items()}
         try:
             parts.append(loaded.run(names, batch))
         except Exception as error:  # as above
