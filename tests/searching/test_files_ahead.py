@@ -45,7 +45,7 @@ def with_buffer(owner: str, name: str, value: Tensor) -> Callable[[], nn.Module]
         (with_buffer("head", "none", torch.zeros(0, 3)), "head.none: .*dimension"),
         (lambda: Net("a/b"), "'a/b.weight'|'a/b.bias'"),
         (lambda: Net("a\tb"), r"'a\\tb.bias'"),
-        (lambda: Net('a"b'), "a\"b.*quotes"),
+        (lambda: Net('a"b'), 'a"b.*quotes'),
         (lambda: Net("n" * 260), "nnn.*1 to 255 bytes"),
     ],
     ids=["weight_scale", "input_scale", "bfloat16", "empty", "slash", "tab", "quote", "long"],
