@@ -12,6 +12,7 @@ from torch import nn
 
 import csqtool
 from csqtool.nn.post_training import post_training_model
+from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying import layers, onnx_checks
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.layer_verdicts import Comparison
@@ -19,11 +20,11 @@ from csqtool.verifying.layers import Cut
 from csqtool.verifying.tolerances import Tolerances
 from tests.support.onnx_nets import ConvNet
 
+Exported = tuple[Path, QuantizedModel, nn.Module]
+
 
 @pytest.fixture(scope="module", params=[8, None], ids=["8 bits", "float"])
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, object, nn.Module]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     net = ConvNet().eval()
     inputs = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     model = post_training_model(net, [inputs], act_bits=request.param)
@@ -32,16 +33,14 @@ def exported(
     return path, model, net
 
 
-def verified(exported: tuple[Path, object, nn.Module]) -> VerifyReport:
+def verified(exported: Exported) -> VerifyReport:
     path, model, net = exported
     inputs = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     return csqtool.verify(path, model, model=net, data=[(x, 0) for x in inputs])
 
 
 @pytest.mark.parametrize("limit", [30_000, 1])  # a few samples of all layers; one sample of one layer
-def test_parts_give_the_verdicts_of_the_whole(
-    exported: tuple[Path, object, nn.Module], limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parts_give_the_verdicts_of_the_whole(exported: Exported, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = verified(exported)
     batches: list[int] = []
     original = layers.reference_cuts
@@ -64,7 +63,7 @@ def test_parts_give_the_verdicts_of_the_whole(
 
 
 def test_a_wrong_layer_is_named_also_where_layers_are_compared_one_by_one(
-    exported: tuple[Path, object, nn.Module], monkeypatch: pytest.MonkeyPatch
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, model, net = exported
     monkeypatch.setattr(onnx_checks, "LAYER_BYTES", 1)
