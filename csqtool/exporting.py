@@ -33,12 +33,14 @@ class ExportReport:
     """What an exporter reports about the file it wrote.
 
     Attributes:
+        float32_bytes: the size of the float32 model exported the same way.
         notes: a line each.
         kernels: what the target runtime runs, operator to count; empty where that is not known.
         float_nodes: the compute nodes that run in float.
         storage: layer to how its integers are stored.
     """
 
+    float32_bytes: int
     notes: list[str] = field(default_factory=list)
     kernels: Mapping[str, int] = field(default_factory=dict)
     float_nodes: list[FloatNode] = field(default_factory=list)
@@ -111,10 +113,6 @@ class Exporter(Protocol):
         """
         ...
 
-    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
-        """Return the bytes that the float32 model takes, exported the same way."""
-        ...
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -123,14 +121,17 @@ class Exported:
     Attributes:
         path: where it is.
         size_bytes: its size; of a folder, that of its files.
-        float32_bytes: the size of the float32 model exported the same way.
         report: what the exporter reports.
     """
 
     path: Path
     size_bytes: int
-    float32_bytes: int
     report: ExportReport
+
+    @property
+    def float32_bytes(self) -> int:
+        """The size of the float32 model exported the same way."""
+        return self.report.float32_bytes
 
     @property
     def notes(self) -> list[str]:
@@ -214,4 +215,4 @@ def export(
     report = exporter.export(finalized, output, origin=origin)
     files = [output] if output.is_file() else sorted(output.iterdir())
     size_bytes = sum(file.stat().st_size for file in files)
-    return Exported(output, size_bytes, exporter.float32_size(finalized, origin=origin), report)
+    return Exported(output, size_bytes, report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,8 +216,16 @@ class QuantizedModel:
 
     def layer(self, name: str) -> QuantizedLayer:
         """Return the layer called `name`, following ties."""
-        name = self.tied.get(name, name)
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return self._layers_by_name[self.tied.get(name, name)]
+
+    def activation(self, name: str) -> ActivationQuantizer:
+        """Return the activation quantizer called `name`."""
+        return self._activations_by_name[name]
+
+    @cached_property
+    def _layers_by_name(self) -> dict[str, QuantizedLayer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def _activations_by_name(self) -> dict[str, ActivationQuantizer]:
+        return {quantizer.name: quantizer for quantizer in self.activations}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from csqtool import csq
+from csqtool.errors import ExportError
 from csqtool.model_info import PreprocessingInfo
 from csqtool.quantized_model import QuantizedModel
 from csqtool.text import size, table
@@ -51,7 +52,10 @@ def layer_table(model: QuantizedModel) -> str:
 
 def compression_text(model: QuantizedModel) -> str:
     """Return the three compressions of a finalized model, a line each."""
-    rates = compression(model)
+    try:
+        rates = compression(model)
+    except ExportError as error:
+        return f"compression against float32: not known, the model cannot be packed: {error}"
     return "\n".join([
         "compression against float32",
         f"  layer mean of the precision (as in the paper)   {rates.paper:6.2f} ×",

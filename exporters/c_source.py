@@ -50,13 +50,11 @@ class CExporter(Exporter):
         # The array comes last: after an interruption, the other files fit the old array and the new one.
         files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": _MODEL_H, "model.c": source}
         write_folder(path, files)
+        float32_bytes = len(model_source(bytes(_BYTES_A_LINE))) + csq.float32_size(model) * len("0x00,")
         return ExportReport(
-            [f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"]
+            float32_bytes,
+            [f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"],
         )
-
-    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
-        """Return the bytes of the float32 model as C source, written the same way."""
-        return len(model_source(bytes(_BYTES_A_LINE))) + csq.float32_size(model) * len("0x00,")
 
 
 def model_source(content: bytes) -> bytes:

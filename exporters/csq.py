@@ -88,11 +88,7 @@ class CsqExporter(Exporter):
             graph, report = to_onnx(model, origin.build_module(model))
             notes += report.notes
         write_bytes(path, csq.pack(model, encoding=self.options.encoding, onnx=graph))
-        return ExportReport(notes)
-
-    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
-        """Return the bytes of the float32 model as a safetensors file."""
-        return csq.float32_size(model)
+        return ExportReport(csq.float32_size(model), notes)
 
 
 def _as_float16(model: QuantizedModel, origin: Origin, limit: float | None) -> tuple[QuantizedModel, str]:

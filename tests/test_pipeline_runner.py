@@ -76,7 +76,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def export(source: Path, output: Path, *, format: str, options: Any) -> Exported:  # noqa: A002
         write_bytes(output, format.encode() + b" of " + source.read_bytes())
-        return Exported(output, output.stat().st_size, 100, ExportReport())
+        return Exported(output, output.stat().st_size, ExportReport(100))
 
     def verify_file(file: Path, against: Path, **more: Any) -> VerifyReport:
         report = VerifyReport.begin(str(file), str(against), file.stat().st_size, 3.0)

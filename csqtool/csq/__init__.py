@@ -10,13 +10,14 @@ from csqtool.csq.c_files import c_example, c_header
 from csqtool.csq.graph import unpack_onnx
 from csqtool.csq.reader import CsqFile, open_csq, read_csq, unpack
 from csqtool.csq.sizes import float32_size, integer_bytes, tensor_bytes
-from csqtool.csq.writer import ENCODINGS, pack
+from csqtool.csq.writer import ENCODINGS, check_packable, pack
 
 __all__ = [
     "ENCODINGS",
     "CsqFile",
     "c_example",
     "c_header",
+    "check_packable",
     "float32_size",
     "integer_bytes",
     "open_csq",

@@ -12,10 +12,10 @@ from csqtool.csq.entry import (
     DTYPES,
     MAX_EXPANSION,
     MAX_RANK,
+    MAX_TENSORS,
     Encoding,
     Entry,
     encoding_problem,
-    most_tensors,
     name_problem,
     shape_problem,
 )
@@ -33,6 +33,8 @@ FIXED = struct.Struct("<BBBBIQ")  # dtype, encoding, bits, rank, CRC-32, length;
 MAX_TABLE_BYTES = 32 << 20  # 65,536 tensors with long names
 MAX_PART_BYTES = 1 << 30  # metadata and graph; real ones are below 1 MB
 INFLATED_FLOOR = 1 << 20  # beyond four times the file's own size, what they may inflate to
+PARSED_BYTES = 96  # what json.loads takes at most for one value beside its text
+PARSED_FLOOR = 64 << 20  # beyond four times the file's own size, what the metadata may take when parsed
 
 _DTYPE_LIST = list(DTYPES)
 
@@ -82,17 +84,32 @@ def assemble(
             *map(zlib.crc32, parts), 0,
         )
     )  # fmt: skip
+    check_count(len(tensors))
     content[-4:] = zlib.crc32(content[:-4]).to_bytes(4, "little")
     for part in (*parts, *(stored for _, stored in tensors)):
         content += part + bytes(-len(part) % ALIGNMENT)
-    if len(tensors) > most_tensors(len(content)):
-        raise ExportError(
-            f"csq: {len(tensors)} tensors, at most {most_tensors(len(content))} in a file of {len(content)} bytes"
-        )
     for what, size in zip(("metadata", "graph"), inflated, strict=True):
         if size > INFLATED_FLOOR + 4 * len(content):
             raise ExportError(f"csq: {size} bytes of {what} are too many for a file of {len(content)} bytes")
+    if not is_document_small(metadata, len(content)):
+        raise ExportError(f"csq: the metadata hold too many values for a file of {len(content)} bytes")
     return bytes(content)
+
+
+def check_count(tensors: int) -> None:
+    """Check that a file can hold so many tensors.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    if tensors > MAX_TENSORS:
+        raise ExportError(f"csq: {tensors} tensors, at most {MAX_TENSORS}")
+
+
+def is_document_small(metadata: str, file_bytes: int) -> bool:
+    """Tell whether the metadata, parsed, take no more memory than a file of this size may."""
+    values = sum(metadata.count(c) for c in ",[{:")
+    return values * PARSED_BYTES <= 4 * file_bytes + PARSED_FLOOR
 
 
 def _table_row(entry: Entry, stored: bytes) -> bytes:
@@ -124,10 +141,10 @@ def parse(content: memoryview, where: str) -> Container:
         raise FormatError(f"{where}: damaged preamble: its CRC-32 differs from that at byte {PREAMBLE.size - 4}")
     if reserved:
         raise FormatError(f"{where}: the reserved field at byte 36 holds {reserved}, expected 0")
-    if count > most_tensors(len(content)) or table_size > MAX_TABLE_BYTES:
+    if count > MAX_TENSORS or table_size > MAX_TABLE_BYTES:
         raise FormatError(
             f"{where}: {count} tensors in a table of {table_size} bytes at byte 12, "
-            f"at most {most_tensors(len(content))} in {MAX_TABLE_BYTES} in a file of {len(content)} bytes"
+            f"at most {MAX_TENSORS} in {MAX_TABLE_BYTES}"
         )
     position = PREAMBLE.size
     parts = []

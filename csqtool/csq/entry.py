@@ -12,8 +12,7 @@ import numpy as np
 
 from csqtool.quantized_model import MAX_BIT_WIDTH
 
-MAX_TENSORS = 1 << 16  # the largest models in use have some ten thousand
-FREE_TENSORS, BYTES_A_TENSOR = 1 << 10, 1 << 9  # further ones need so many bytes of file: a row takes 1 kB of memory
+MAX_TENSORS = 1 << 16  # 7000 layers with BatchNorm and quantizers; described in memory they take at most 64 MiB
 MAX_NAME_BYTES = 255  # one byte holds the length; also what file systems allow a name
 MAX_RANK = 32  # every array library in use holds this many axes
 MAX_DIMENSION = (1 << 32) - 1  # a 32-bit field in the table
@@ -95,11 +94,6 @@ class Entry:
     def is_quantized(self) -> bool:
         """Whether the tensor is stored as integers of `bits` bits."""
         return self.encoding not in (Encoding.RAW, Encoding.HALF)
-
-
-def most_tensors(file_bytes: int) -> int:
-    """Return how many tensors a file of this size may have: their description must stay within some times the file."""
-    return min(MAX_TENSORS, FREE_TENSORS + file_bytes // BYTES_A_TENSOR)
 
 
 def stored_bytes(elements: int, bits: int) -> int:

@@ -20,9 +20,6 @@ from csqtool.errors import FormatError, InputError
 from csqtool.finalized_file import from_tensors, parse_document
 from csqtool.quantized_model import QuantizedModel
 
-PARSED_BYTES = 96  # what json.loads takes at most for one value beside its text
-MEMORY_FLOOR = 1 << 20  # beyond four times the file
-
 
 class CsqFile:
     """A `.csq` file whose structure has been checked.
@@ -115,11 +112,6 @@ class CsqFile:
             for block in self.blocks(name):
                 yield block.astype(DTYPES[self.entries[name].dtype]).tobytes()
 
-    def _document_is_small(self) -> bool:
-        """Tell whether parsing the metadata stays within four times the file."""
-        values = sum(self.metadata.count(c) for c in ",[{:")
-        return values * PARSED_BYTES <= 4 * self.size_bytes + MEMORY_FLOOR
-
     def model(self) -> QuantizedModel:
         """Return the finalized model, everything checked before memory for it is taken.
 
@@ -127,7 +119,7 @@ class CsqFile:
             FormatError: the file is damaged, or its tensors and metadata describe no finalized model.
         """
         self.check()
-        if not self._document_is_small():
+        if not container.is_document_small(self.metadata, self.size_bytes):
             raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
         self._check_scales(parse_document(self.metadata, where=self.metadata_place))
         tensors = {name: self.tensor(name) for name in self.entries}

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from csqtool.csq import graph
-from csqtool.csq.container import assemble
+from csqtool.csq.container import assemble, check_count
 from csqtool.csq.encodings import encode_integers, encode_others
 from csqtool.csq.entry import (
     DTYPE_NAMES,
@@ -48,6 +48,16 @@ def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | Non
         # Almost all values are equal: the file would expand beyond what readers accept. Dense expands 16 times at most.
         content = assemble(_encoded(model, tensors, False), metadata, digest, recipe)
     return content
+
+
+def check_packable(model: QuantizedModel) -> None:
+    """Check what does not depend on the values of the weights: names, types, shapes and the number of tensors.
+
+    Raises:
+        ExportError: the model holds something that the format cannot carry.
+    """
+    tensors, _ = _tensors_of(model)
+    check_count(len(tensors))
 
 
 def _encoded(model: QuantizedModel, tensors: dict[str, NDArray[Any]], smallest: bool) -> list[tuple[Entry, bytes]]:

@@ -17,6 +17,7 @@ from csqtool.processes import Processes, start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.checkpoint import load_checkpoint
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.files_ahead import check_files_ahead
 from csqtool.searching.interruption import interruptible
 from csqtool.searching.records import BegunFrom, StartRecord, scheme_of
 from csqtool.searching.result import SearchResult
@@ -58,6 +59,7 @@ def begin(
         # Everything is read before the old run is removed: the new one may start from its files.
         start = Start.of_settings(config)
         session = Session(config, directory, start, progress or Silent(), model=model, data=data)
+        check_files_ahead(session.network, session.info())
         begun = None if begun_from is None else begun_from()
         with _alone(directory, processes):
             if processes.first:

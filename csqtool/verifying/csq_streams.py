@@ -1,7 +1,7 @@
 """The encodings of `.csq` tensors, decoded by code of the verifier's own, written from the specification.
 
 Nothing here is shared with `csqtool.csq`. Where that looks values up in tables, this expands single bits, divides by
-three and searches cumulative frequencies.
+three and searches cumulative frequencies; of many lanes once for each slot.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,19 @@ def expected_length(encoding: int, count: int, bits: int) -> int | None:
     return -(-count // 5) if encoding == 2 else None
 
 
-def expand(encoding: int, stored: bytes, shape: tuple[int, ...], bits: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def expand(
+    encoding: int, stored: bytes, shape: tuple[int, ...], bits: int, dtype: np.dtype[Any], *, most_bytes: int
+) -> NDArray[Any]:
     """Return the elements of a tensor, flat.
+
+    Args:
+        encoding: its number in the table.
+        stored: its bytes.
+        shape: its shape.
+        bits: of an element.
+        dtype: its type.
+        most_bytes: a larger tensor is decoded twice, so that no memory is taken for it before its stream is known to
+            be right.
 
     Raises:
         BadStream: a rule of the encoding is violated.
@@ -56,8 +67,9 @@ def expand(encoding: int, stored: bytes, shape: tuple[int, ...], bits: int, dtyp
     def parts() -> Iterator[NDArray[Any]]:
         return pruned(stored, shape, bits) if encoding == 6 else MAKERS[encoding](stored, count, bits)
 
-    for _ in parts():
-        pass  # all of it is checked before memory is taken for it
+    if count * dtype.itemsize > most_bytes:
+        for _ in parts():
+            pass
     q = np.empty(count, dtype)
     position = 0
     for part in parts():
@@ -121,7 +133,7 @@ def codebook(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
 
 
 def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
-    """Yield the values round by round, one of each lane; of few lanes all at once, decoded without vectors."""
+    """Yield the values in the order of the elements; of few lanes all at once, decoded without vectors."""
     require(len(stored) >= 5, "the frequency table is cut short")
     lowest = int.from_bytes(stored[0:2], "little", signed=True)
     size = int.from_bytes(stored[2:4], "little")
@@ -138,7 +150,7 @@ def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
     require(cumulative[-1] == 4096, f"the frequencies sum to {cumulative[-1]}, not 4096")
     require(frequency[0] and frequency[-1], "the frequency table begins or ends with zero")
     require((len(stored) - state_end) % 2 == 0, "the words end in half a word")
-    states = np.frombuffer(stored[table_end:state_end], "<u4").astype(np.uint64)
+    states = np.frombuffer(stored[table_end:state_end], "<u4").astype(np.uint32)
     require(states.min() >= 65536, "a state is below 2^16")
     words = np.frombuffer(stored[state_end:], "<u2")
     position = 0
@@ -158,18 +170,45 @@ def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
                 position += 1
         states = np.array(lane)
         yield np.array(symbols) + lowest
-    for first in range(0, count if lanes > 8 else 0, lanes):
-        now = states[: count - first]
-        slot = (now % 4096).astype(np.int64)
-        symbol = np.searchsorted(cumulative, slot, side="right") - 1
-        now = frequency[symbol].astype(np.uint64) * (now // 4096) + (slot - cumulative[symbol]).astype(np.uint64)
-        for lane in np.flatnonzero(now < 65536):
-            require(position < len(words), "the words end too early")
-            now[lane] = now[lane] * np.uint64(65536) + words[position]
-            position += 1
-        states[: len(now)] = now
-        yield symbol + lowest
+    if lanes > 8:
+        position = yield from _many_lanes(states, words, count, frequency, cumulative, lowest)
     require(position == len(words) and (states == 65536).all(), "words are left over, or the final states are wrong")
+
+
+def _many_lanes(
+    states: NDArray[np.uint32],
+    words: NDArray[np.uint16],
+    count: int,
+    frequency: NDArray[Any],
+    cumulative: NDArray[Any],
+    lowest: int,
+) -> Generator[NDArray[Any], None, int]:
+    """Yield the values, one step of all lanes after the other, and return how many words they took.
+
+    The states are left as they end.
+    """
+    lanes, position = len(states), 0
+    slots = np.arange(4096)
+    symbol = np.searchsorted(cumulative, slots, side="right") - 1
+    value = (symbol + lowest).astype(np.int16)
+    factor, rest = frequency[symbol].astype(np.uint32), (slots - cumulative[symbol]).astype(np.uint32)
+    at_once = VALUES_AT_ONCE // lanes * lanes
+    for first in range(0, count, at_once):
+        values = np.empty(min(at_once, count - first), np.int16)
+        for begin in range(0, len(values), lanes):
+            now = states[: len(values) - begin]  # of the last elements, fewer than there are lanes
+            slot = now & 4095
+            values[begin : begin + lanes] = value[slot]
+            now >>= 12
+            now *= factor[slot]
+            now += rest[slot]
+            (low,) = (now < 65536).nonzero()
+            taken = words[position : position + len(low)]
+            require(len(taken) == len(low), "the words end too early")
+            now[low] = now[low] << 16 | taken
+            position += len(low)
+        yield values
+    return position
 
 
 MAKERS: dict[int, Callable[[bytes, int, int], Iterator[NDArray[Any]]]] = {

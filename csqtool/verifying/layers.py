@@ -2,12 +2,13 @@
 
 The graph is cut at each activation quantizer; in a model with float activations, at the output of each layer.
 A cut value becomes an output to look at, and what used it reads PyTorch's value instead. So one early
-difference cannot grow, and one run compares all layers.
+difference cannot grow, and one run compares all layers. Where the values of all layers take much memory, few samples
+are compared at a time, and of very large ones few layers (`in_groups`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,6 @@ from csqtool.nn.activation import to_integers
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.sites import is_operation
 from csqtool.quantized_model import QuantizedModel
-from csqtool.verifying.tolerances import Tolerances
 
 FORCED = "__from_torch"
 
@@ -44,26 +44,39 @@ class Cut:
 
 
 @torch.no_grad()
-def reference_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> list[Cut]:
-    """Run the PyTorch network and return its value at every cut, in the order of the forward pass."""
+def reference_cuts(
+    net: QuantizedNet, model: QuantizedModel, inputs: Tensor, *, keep: Collection[str] | None = None
+) -> list[Cut]:
+    """Run the PyTorch network and return its value at every cut, in the order of the forward pass.
+
+    Args:
+        net: the finalized network.
+        model: the finalized model.
+        inputs: [N, …].
+        keep: names of the cuts to return; None returns all that can be compared.
+    """
     cuts: list[Cut] = []
     if model.activations:
+        quantizers = net.quantizers
 
         def observe(name: str, value: Tensor) -> Tensor:
-            quantizer = net.quantizers[name]
-            integers = to_integers(value, quantizer.scale, quantizer.zero_point, quantizer.largest)
-            cuts.append(Cut(name, name, integers.numpy().astype(np.uint8)))
+            quantizer = quantizers[name]
+            if keep is None or name in keep:
+                integers = to_integers(value, quantizer.scale, quantizer.zero_point, quantizer.largest)
+                cuts.append(Cut(name, name, integers.numpy().astype(np.uint8)))
             replaced: Tensor = quantizer(value)
             return replaced
 
         output = net.observed(inputs, observe)
     else:
-        output, cuts = _float_cuts(net, model, inputs)
+        output, cuts = _float_cuts(net, model, inputs, keep)
     fan_in = int(np.prod(model.layers[-1].shape[1:]))
     return [*cuts, Cut("output", "output", output.numpy(), fan_in)]
 
 
-def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tuple[Tensor, list[Cut]]:
+def _float_cuts(
+    net: QuantizedNet, model: QuantizedModel, inputs: Tensor, keep: Collection[str] | None
+) -> tuple[Tensor, list[Cut]]:
     values: dict[str, list[Tensor]] = {}
     fan_ins: dict[str, int] = {}
     handles = []
@@ -72,6 +85,8 @@ def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tup
         if layer.batch_norm is None and (attribute != "weight" or not is_operation(net.model.get_submodule(name))):
             continue  # its module returns something else than the product; its effect shows in the next layer
         name = layer.batch_norm or name
+        if keep is not None and name not in keep:
+            continue
         fan_ins[name] = int(np.prod(layer.shape[1:]))
         values[name] = []
         handles.append(net.model.get_submodule(name).register_forward_hook(_collector(values[name])))
@@ -83,8 +98,9 @@ def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tup
     # A module that is called twice has no one value to compare; its effect shows in the next layer.
     # A layer that yields the model's output is compared there.
     cuts = [
-        Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items() if len(v) == 1 and not torch.equal(v[0], output)
-    ]
+        Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items()
+        if keep is not None or (len(v) == 1 and not torch.equal(v[0], output))
+    ]  # fmt: skip
     return output, cuts
 
 
@@ -101,16 +117,15 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     cut = onnx.ModelProto()
     cut.CopyFrom(proto)
     graph = cut.graph
-    makers = {output: node for node in graph.node for output in node.output}
-    made = set(makers)
+    index = _Index(graph)
     outputs = {output.name for output in graph.output}
     found = []
     for place in cuts:
-        if place.reference.dtype == np.uint8 and place.name in makers:
-            maker = makers[place.name]  # integers are looked at before they are dequantized
+        if place.reference.dtype == np.uint8 and place.name in index.makers:
+            maker = index.makers[place.name]  # integers are looked at before they are dequantized
             place = replace(place, value=maker.input[0] if maker.op_type == "DequantizeLinear" else "")  # noqa: PLW2901
-        if place.value not in made:
-            value = _linear_output(graph, place.name)
+        if place.value not in index.makers:
+            value = _linear_output(index, place.name)
             if value is None:
                 continue
             place = replace(place, value=value)  # noqa: PLW2901
@@ -118,10 +133,8 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
         if place.value in outputs:
             continue
         element = onnx.TensorProto.UINT8 if place.reference.dtype == np.uint8 else onnx.TensorProto.FLOAT
-        for node in graph.node:
-            for position, name in enumerate(node.input):
-                if name == place.value:
-                    node.input[position] = place.value + FORCED
+        for node, position in index.uses.get(place.value, ()):
+            node.input[position] = place.value + FORCED
         # Not the inputs' batch: Swin's windows and GPT-2's tokens, for instance, are folded into this axis.
         shape = [f"batch of {place.value}", *place.reference.shape[1:]]
         graph.input.append(onnx.helper.make_tensor_value_info(place.value + FORCED, element, shape))
@@ -129,76 +142,114 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     return cut, found
 
 
-def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
+class _Index:
+    """Who makes and who uses each value of a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.makers: dict[str, onnx.NodeProto] = {}
+        self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        for node in graph.node:
+            self.makers.update(dict.fromkeys(node.output, node))
+            for position, name in enumerate(node.input):
+                self.uses.setdefault(name, []).append((node, position))
+
+
+def _linear_output(index: _Index, layer: str) -> str | None:
     """Return the output of an embedding, or of a linear layer on more than two axes: its MatMul's or its Add's."""
-    weights = {f"{layer}.weight", f"{layer}.weight_dq"}
-    products = [node for node in graph.node if node.op_type in ("MatMul", "Gather") and weights & set(node.input)]
+    weights = (f"{layer}.weight", f"{layer}.weight_dq")
+    readers = [node for name in weights for node, _ in index.uses.get(name, ())]
+    products = [node for node in readers if node.op_type in ("MatMul", "Gather")]
     if len(products) != 1:
         return None
     product: str = products[0].output[0]
-    sums = [node.output[0] for node in graph.node
+    sums = [node.output[0] for node, _ in index.uses.get(f"{layer}.bias", ())
             if node.op_type == "Add" and {product, f"{layer}.bias"} == set(node.input)]  # fmt: skip
     return sums[0] if sums else product
 
 
-def compare_cut(cut: Cut, found: NDArray[Any], allowed: Tolerances) -> tuple[bool, str, dict[str, float]]:
-    """Return verdict, detail and figures of one layer.
+def in_groups(
+    cut_proto: onnx.ModelProto, cuts: list[Cut], most_bytes: float
+) -> list[tuple[onnx.ModelProto, list[Cut]]]:
+    """Split a cut graph into parts, each with consecutive cuts whose values take at most `most_bytes` (or one cut).
 
-    Integer layers: by default at most one step off, on at most 1e-3 of the values (the float result lies next to a
-    rounding boundary there). Float layers: float32 rounding, 32·ε·√K of the largest value for K products.
+    What a part reads are PyTorch's values: the cuts before it. So it computes the same as in the whole graph.
     """
-    if found.shape != cut.reference.shape:
-        return False, f"shape {list(found.shape)} instead of {list(cut.reference.shape)}", {}
-    if cut.reference.dtype == np.uint8:
-        steps = np.abs(found.astype(np.int16) - cut.reference.astype(np.int16))
-        share, largest = float((steps > 0).mean()), int(steps.max())
-        holds = largest <= allowed.layer_steps and share <= allowed.layer_share
-        detail = f"{largest} steps off at most, {share:.2g} of the values"
-        if not holds:
-            detail += f" ({allowed.layer_steps:g} and {allowed.layer_share:g} allowed)"
-        return holds, detail, {"steps": largest, "share": share}
-    difference = float(np.abs(found - cut.reference).max())
-    unit = float(np.finfo(np.float32).eps) * cut.fan_in**0.5
-    tolerance = allowed.layer_rounding * unit * max(1.0, float(np.abs(cut.reference).max()))
-    return difference <= tolerance, f"{difference:.2g} off, {tolerance:.2g} allowed", {"max_abs_diff": difference}
+    groups: list[list[Cut]] = [[]]
+    taken = 0
+    for cut in cuts:
+        if groups[-1] and taken + cut.reference.nbytes > most_bytes:
+            groups.append([])
+            taken = 0
+        groups[-1].append(cut)
+        taken += cut.reference.nbytes
+    return [(cut_proto, cuts)] if len(groups) == 1 else [(_part(cut_proto, group), group) for group in groups]
 
 
-def weights_behind(proto: onnx.ModelProto, value: str, cuts: list[Cut], model: QuantizedModel) -> str | None:
-    """Return the quantized parameters between `value` and the cuts before it: the layers it may blame."""
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    names = {layer.name for layer in model.layers}
-    stops = {cut.value for cut in cuts} - {value}
-    queue, seen, found = [value], set(), []
+def _part(proto: onnx.ModelProto, cuts: list[Cut]) -> onnx.ModelProto:
+    """Return the graph that computes `cuts` alone."""
+    makers = {output: position for position, node in enumerate(proto.graph.node) for output in node.output}
+    wanted = {cut.value for cut in cuts}
+    queue, seen, needed = list(wanted), set(wanted), set()
     while queue:
-        name = queue.pop()
-        if name in seen or name in stops:
-            continue
-        seen.add(name)
-        if name in names:
-            found.append(name)
-        if name in makers:
-            queue.extend(makers[name].input)
-    return ", ".join(sorted(found)) or None
+        position = makers.get(queue.pop())
+        if position is not None and position not in needed:
+            needed.add(position)
+            fresh = set(proto.graph.node[position].input) - seen
+            seen |= fresh
+            queue.extend(fresh)
+    part = onnx.ModelProto()
+    part.CopyFrom(proto)
+    graph = part.graph
+    kept_nodes = [node for position, node in enumerate(proto.graph.node) if position in needed]
+    for field, kept in (
+        (graph.node, kept_nodes),
+        (graph.input, [value for value in proto.graph.input if value.name in seen]),
+        (graph.output, [value for value in proto.graph.output if value.name in wanted]),
+        (graph.initializer, [tensor for tensor in proto.graph.initializer if tensor.name in seen]),
+    ):
+        del field[:]
+        field.extend(kept)
+    return part
 
 
-def likely_cause(
-    cut: Cut, behind: str | None, figures: dict[str, float], wrong: set[str], held_unoptimized: bool
-) -> str:
-    """Return what puts a layer outside its tolerance, worked out from everything else that was compared.
+class References:
+    """PyTorch's values at the cuts, a few samples at a time; of few samples they are computed once.
 
     Args:
-        cut: the layer.
-        behind: the quantized parameters behind it, from `weights_behind`.
-        figures: of `compare_cut`.
-        wrong: parameters and quantizers that failed the weights level.
-        held_unoptimized: the layer held with optimizations off.
+        net: the finalized network.
+        model: the finalized model.
+        inputs: all samples [N, …].
+        cuts: those that were found in the graph.
+        size: samples at a time.
     """
-    if at_fault := wrong & set((behind or "").split(", ")):
-        return f"the weights of {min(at_fault)} are wrong"
-    if cut.name in wrong:
-        return "its activation quantizer is wrong"
-    if held_unoptimized:
-        return "a fusion: with optimizations off it holds"
-    if figures.get("steps", 2) <= 1:
-        return "rounding: no value is further off than the next step"
-    return "the graph: weights and quantizers are right, an operator, a bias or an edge is not"
+
+    def __init__(self, net: QuantizedNet, model: QuantizedModel, inputs: Tensor, cuts: list[Cut], size: int) -> None:
+        self._net = net
+        self._model = model
+        self._inputs = inputs
+        self._values = {cut.name: cut.value for cut in cuts}
+        self._size = size
+        self._only: dict[str, NDArray[Any]] | None = None
+
+    def batches(
+        self, part: onnx.ModelProto, cuts: list[Cut]
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
+        """Yield what a part of the cut graph reads, by input, and what it should give, by cut."""
+        read = {value.name for value in part.graph.input}
+        forced = {f"{value}{FORCED}": name for name, value in self._values.items() if f"{value}{FORCED}" in read}
+        names = {cut.name for cut in cuts}
+        for start in range(0, len(self._inputs), self._size):
+            inputs = self._inputs[start : start + self._size]
+            values = self._of(inputs, names | set(forced.values()))
+            feeds = {value: values[name] for value, name in forced.items()}
+            if "input" in read:
+                feeds["input"] = inputs.numpy()
+            yield feeds, values
+
+    def _of(self, inputs: Tensor, names: set[str]) -> dict[str, NDArray[Any]]:
+        if self._only is not None:
+            return self._only
+        values = {c.name: c.reference for c in reference_cuts(self._net, self._model, inputs, keep=names)}
+        if len(inputs) == len(self._inputs) and names == self._values.keys():
+            self._only = values
+        return values

@@ -18,6 +18,7 @@ from csqtool.verifying.backends import Backend
 from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
+from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
 from csqtool.verifying.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
 from csqtool.verifying.structure import check_structure
 from csqtool.verifying.subject import Subject
@@ -29,6 +30,7 @@ from csqtool.verifying.weights import (
 )
 
 LAYER_SAMPLES = 64
+LAYER_BYTES = 1 << 29  # values of both sides that the layers level holds at a time
 
 
 def verify_onnx(subject: Subject) -> None:
@@ -139,26 +141,34 @@ def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: Verify
 
 def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:
     model, report = subject.model, subject.report
-    cuts = layers.reference_cuts(subject.net, model, inputs)
+    cuts = layers.reference_cuts(subject.net, model, inputs[:2])
     cut_proto, found = layers.cut_graph(proto, cuts)
     if missing := sorted({cut.name for cut in cuts} - {cut.name for cut in found}):
         report.add("layers", "places", False, f"not in the graph: {', '.join(missing)}", missing[0])
-    feeds = {cut.value + layers.FORCED: cut.reference for cut in found if cut.value != "output"}
-    feeds["input"] = inputs.numpy()
-    content = cut_proto.SerializeToString()
+    sample_bytes = sum(cut.reference.nbytes for cut in cuts) / len(inputs[:2])
+    size = int(min(max(LAYER_BYTES / 2 / max(sample_bytes, 1), 1), LAYER_SAMPLES))
+    references = layers.References(subject.net, model, inputs, found, size)
+    groups = layers.in_groups(cut_proto, found, LAYER_BYTES / 2 * len(inputs[:2]))
+    behind_of = WeightsBehind(proto, found, model)
     wrong = {check.layer for check in report.failures if check.level == "weights" and check.layer}
     held: set[str] = set()  # with optimizations off, which come first
     for optimization in runtime.OPTIMIZATIONS:
         name = f"{len(found)} layers, teacher-forced, optimizations {optimization}"
+        comparisons = {cut.name: Comparison(cut, report.tolerances) for cut in found}
         try:
-            outputs = runtime.run_once(IsolatedSession(content, optimization, threads=subject.threads), feeds)
+            for part, group in groups:
+                loaded = IsolatedSession(part.SerializeToString(), optimization, threads=subject.threads)
+                for feeds, wanted in references.batches(part, group):
+                    outputs = runtime.run_once(loaded, feeds)
+                    for cut in group:
+                        comparisons[cut.name].add(outputs[cut.value], wanted[cut.name])
         except RuntimeError as error:
             report.add("layers", name, False, str(error))
             continue
         worst: dict[str, float] = {}
         failed = 0
         for cut in found:
-            holds, detail, figures = layers.compare_cut(cut, outputs[cut.value], report.tolerances)
+            holds, detail, figures = comparisons[cut.name].verdict()
             report.layers.append(LayerFinding(cut.name, optimization, holds, detail, figures))
             for key, value in figures.items():
                 worst[key] = max(value, worst.get(key, 0.0))
@@ -166,8 +176,8 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) ->
                 held.add(cut.name)
             if not holds:
                 failed += 1
-                behind = layers.weights_behind(proto, cut.value, found, model)
-                cause = layers.likely_cause(cut, behind, figures, wrong, cut.name in held)
+                behind = behind_of(cut.value)
+                cause = likely_cause(cut, behind, figures, wrong, cut.name in held)
                 name_of_it = f"{cut.name}, optimizations {optimization}"
                 report.add("layers", name_of_it, False, f"{detail}; {cause}", behind or cut.name)
         if not failed:

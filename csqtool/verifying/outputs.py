@@ -18,9 +18,8 @@ from csqtool.verifying.findings import VerifyReport
 @torch.no_grad()
 def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
     """Return the PyTorch network's outputs for all inputs."""
-    parts: list[NDArray[Any]] = [
-        net(inputs[s : s + runtime.BATCH]).numpy() for s in range(0, len(inputs), runtime.BATCH)
-    ]
+    size = runtime.batch_size(inputs.nbytes / max(len(inputs), 1))
+    parts: list[NDArray[Any]] = [net(inputs[s : s + size]).numpy() for s in range(0, len(inputs), size)]
     return np.concatenate(parts)
 
 

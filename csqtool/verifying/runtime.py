@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 OPTIMIZATIONS = ("off", "basic", "extended", "on")  # on: the default, everything
 BATCH = 250
+BATCH_BYTES = 1 << 25  # of inputs; the values inside a network take many times as much
+
+
+def batch_size(sample_bytes: float) -> int:
+    """Return how many samples are run at a time, so that memory does not grow with the size of an input."""
+    return max(1, min(BATCH, int(BATCH_BYTES / max(sample_bytes, 1))))
 
 
 def run_batches(
@@ -20,7 +26,7 @@ def run_batches(
     Args:
         loaded: the session.
         feeds: inputs by name, [N, …].
-        sizes: samples of each batch, N in all; None takes batches of `BATCH`.
+        sizes: samples of each batch, N in all; None takes what `batch_size` allows.
 
     Raises:
         RuntimeError: onnxruntime failed; the message is its own.
@@ -29,9 +35,10 @@ def run_batches(
     count = len(next(iter(feeds.values())))
     parts: list[dict[str, NDArray[Any]]] = []
     start = 0
-    for size in sizes or [BATCH] * -(-count // BATCH):
-        parts.append(run_once(loaded, {name: array[start : start + size] for name, array in feeds.items()}))
-        start += size
+    size = batch_size(sum(array.nbytes for array in feeds.values()) / max(count, 1))
+    for length in sizes or [size] * -(-count // size):
+        parts.append(run_once(loaded, {name: array[start : start + length] for name, array in feeds.items()}))
+        start += length
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 

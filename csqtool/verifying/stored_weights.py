@@ -41,10 +41,12 @@ class StoredWeights:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         self._tensors = {t.name: t for t in proto.graph.initializer}
-        self._makers = {output: node for node in proto.graph.node for output in node.output}
+        self._nodes = list(proto.graph.node)  # an index into protobuf's own list makes a new object each time
+        self._makers = {output: node for node in self._nodes for output in node.output}
+        self._positions = {id(node): position for position, node in enumerate(self._nodes)}
         self._users: dict[str, list[onnx.NodeProto]] = {}
-        for node in proto.graph.node:
-            for name in node.input:
+        for node in self._nodes:
+            for name in dict.fromkeys(node.input):
                 self._users.setdefault(name, []).append(node)
 
     def integers_of(self, name: str) -> str:
@@ -64,6 +66,18 @@ class StoredWeights:
         node = self._makers.get(name)
         return node is not None and node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT
 
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """Return the node whose result a value is, None where there is none."""
+        return self._makers.get(name)
+
+    def users(self, name: str) -> list[onnx.NodeProto]:
+        """Return the nodes that read a value, in order."""
+        return self._users.get(name, [])
+
+    def tensor(self, name: str) -> NDArray[Any] | None:
+        """Return a tensor that is stored in the graph, None where there is none of that name."""
+        return np.asarray(onnx.numpy_helper.to_array(self._tensors[name])) if name in self._tensors else None
+
     def constant(self, name: str) -> NDArray[Any] | None:
         """Return the value of a constant, None where `name` is none."""
         try:
@@ -77,8 +91,8 @@ class StoredWeights:
         Raises:
             ValueError: it is not in the file, or depends on the model's input; says which.
         """
-        if name in self._tensors:
-            return np.asarray(onnx.numpy_helper.to_array(self._tensors[name]))
+        if (tensor := self.tensor(name)) is not None:
+            return tensor
         if name not in self._makers:
             raise ValueError("its integers are not in the file")
         nodes, tensors = self._behind(name)
@@ -105,11 +119,11 @@ class StoredWeights:
             if current in self._tensors:
                 tensors.append(self._tensors[current])
             elif current in self._makers:
-                nodes.add(id(self._makers[current]))
+                nodes.add(self._positions[id(self._makers[current])])
                 queue.extend(self._makers[current].input)
             else:
                 raise ValueError(f"its integers depend on {current}")
-        return [node for node in self._proto.graph.node if id(node) in nodes], tensors
+        return [self._nodes[position] for position in sorted(nodes)], tensors
 
     def uses(self, name: str, permutation: tuple[int, ...] | None = None) -> list[WeightUse]:
         """Return every place where the integers `name` become float, also behind a Transpose.
@@ -119,7 +133,7 @@ class StoredWeights:
             permutation: how the value's axes come from the layer's, if they were exchanged.
         """
         found: list[WeightUse] = []
-        for node in self._users.get(name, []):
+        for node in self.users(name):
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if node.op_type == "DequantizeLinear" and node.input[0] == name:
                 axis = int(attributes.get("axis", 1))
@@ -129,7 +143,7 @@ class StoredWeights:
             elif node.op_type == "Transpose" and permutation is None:
                 found += self.uses(node.output[0], tuple(attributes["perm"]))
             elif node.op_type == "Cast" and attributes["to"] == onnx.TensorProto.FLOAT:
-                factors = self._users.get(node.output[0], [])
+                factors = self.users(node.output[0])
                 found += [self._product(node.output[0], factor) for factor in factors]
             else:
                 found.append(WeightUse(node.output[0], problem=f"{node.op_type} reads its integers"))

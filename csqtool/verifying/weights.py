@@ -38,14 +38,13 @@ def expected_in_onnx(model: QuantizedModel, layer: QuantizedLayer) -> Expected:
     Raises:
         FormatError: the finalized model does not hold what folding needs.
     """
-    double = {k: v.astype(np.float64) for k, v in model.tensors.items() if v.dtype.kind == "f"}
     stem = layer.name[: -len("weight")] if layer.name.endswith("weight") else None
-    bias = double.get(f"{stem}bias") if stem is not None else None
+    bias = _double(model, f"{stem}bias") if stem is not None else None
     q: NDArray[Any] = layer.q
     scale = np.asarray(layer.scale, np.float32)
     if layer.batch_norm is not None:
         epsilon = epsilon_to_fold(layer, model.tensors)
-        norm = {part: double[f"{layer.batch_norm}.{part}"]
+        norm = {part: model.tensors[f"{layer.batch_norm}.{part}"].astype(np.float64)
                 for part in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
         slope = norm["weight"] / np.sqrt(norm["running_var"] + epsilon)
         scale = (np.abs(slope) * float(layer.scale)).astype(np.float32)
@@ -56,17 +55,19 @@ def expected_in_onnx(model: QuantizedModel, layer: QuantizedLayer) -> Expected:
         bias = norm["bias"] + ((0.0 if bias is None else bias) - norm["running_mean"]) * slope
     step = None
     if bias is not None and layer.input_quantizer is not None:
-        input_scale = next(a.scale for a in model.activations if a.name == layer.input_quantizer)
-        step = np.broadcast_to(input_scale * scale, bias.shape)
+        step = np.broadcast_to(model.activation(layer.input_quantizer).scale * scale, bias.shape)
     return Expected(q, scale, bias, step)
+
+
+def _double(model: QuantizedModel, name: str) -> NDArray[np.float64] | None:
+    """Return a float tensor of the finalized model in double precision, None where there is none of that name."""
+    tensor = model.tensors.get(name)
+    return None if tensor is None or tensor.dtype.kind != "f" else tensor.astype(np.float64)
 
 
 def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Iterator[Problem]:
     """Yield what differs between an ONNX file's weights and the finalized model, layer by layer."""
-    graph = proto.graph
-    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     stored = StoredWeights(proto)
-    dequantizers = [node for node in graph.node if node.op_type == "DequantizeLinear"]
     for layer in model.layers:
         expected = expected_in_onnx(model, layer)
         place = stored.integers_of(layer.name)
@@ -87,13 +88,13 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
                 yield layer.name, use.problem
                 continue
             yield from ((layer.name, text) for text in _scale_problems(use, stored, expected))
-            users = [n for n in graph.node if use.output in n.input]
+            users = stored.users(use.output)
             if not users:
                 yield layer.name, "nothing computes with its integers"
             if len(uses) + len(users) > 2:
                 continue  # a parameter used several times: which bias goes with which is the model's own code
             for user in users:
-                yield from ((layer.name, text) for text in _bias_problems(user, arrays, dequantizers, expected))
+                yield from ((layer.name, text) for text in _bias_problems(user, stored, expected))
 
 
 def _scale_problems(use: WeightUse, stored: StoredWeights, expected: Expected) -> list[str]:
@@ -112,8 +113,8 @@ def _scale_problems(use: WeightUse, stored: StoredWeights, expected: Expected) -
     return problems
 
 
-def _bias_problems(
-    user: onnx.NodeProto, arrays: dict[str, NDArray[Any]], dequantizers: list[onnx.NodeProto], expected: Expected
+def _bias_problems(  # noqa: PLR0911 - a problem each
+    user: onnx.NodeProto, stored: StoredWeights, expected: Expected
 ) -> list[str]:
     """Return what is wrong with the bias of the operator that uses a layer's weight."""
     if user.op_type not in ("Conv", "Gemm", "ConvTranspose") or expected.bias is None:
@@ -121,14 +122,17 @@ def _bias_problems(
     if len(user.input) < 3 or not user.input[2]:
         return [] if not expected.bias.any() else ["the bias is missing"]
     name = user.input[2]
-    source = next((node for node in dequantizers if node.output[0] == name), None)
-    if source is None:
-        if name not in arrays:
+    source = stored.maker(name)
+    if source is None or source.op_type != "DequantizeLinear":
+        bias = stored.tensor(name)
+        if bias is None:
             return ["the bias is no constant"]
-        return array_differences(arrays[name], expected.bias.astype(np.float32), "bias")
-    integers, step = arrays[source.input[0]], arrays[source.input[1]]
+        return array_differences(bias, expected.bias.astype(np.float32), "bias")
     if expected.bias_step is None:
         return ["the bias is quantized, although the layer's input is not"]
+    integers, step = (stored.tensor(constant) for constant in source.input[:2])
+    if integers is None or step is None:
+        return ["the bias is no constant"]
     wanted = np.rint(expected.bias / expected.bias_step.astype(np.float64))
     return array_differences(integers, wanted.astype(np.int32), "bias") + array_differences(
         step, expected.bias_step, "bias scale"
@@ -174,12 +178,12 @@ def named_tensors(proto: onnx.ModelProto, model: QuantizedModel) -> dict[str, ND
     BatchNorms that are folded into a layer, and the layer's bias then, are compared with the layer, and so are biases
     that are stored as integers.
     """
-    folded = tuple(f"{layer.batch_norm}." for layer in model.layers if layer.batch_norm)
+    folded = {layer.batch_norm for layer in model.layers if layer.batch_norm}
     folded_into = {f"{layer.name.removesuffix('weight')}bias" for layer in model.layers if layer.batch_norm}
     return {
         tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer
         if tensor.name in model.tensors and tensor.name not in folded_into
-        and not (folded and tensor.name.startswith(folded)) and tensor.data_type == onnx.TensorProto.FLOAT
+        and tensor.name.rpartition(".")[0] not in folded and tensor.data_type == onnx.TensorProto.FLOAT
     }  # fmt: skip
 
 

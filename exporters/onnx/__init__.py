@@ -56,18 +56,11 @@ class OnnxExporter(Exporter):
         write_bytes(path, content)
         return report
 
-    def float32_size(self, model: QuantizedModel, *, origin: Origin) -> int:
-        """Return the bytes of the ONNX file of the same network in float32, BatchNorm folded."""
-        from exporters.onnx.capture import capture_float
-        from exporters.onnx.cleanup import tidy
-
-        graph_model = capture_float(model, origin.build_module(model))
-        tidy(graph_model, {})
-        return int(_proto(graph_model).ByteSize())
-
 
 def to_onnx(model: QuantizedModel, module: Any, options: OnnxOptions | None = None) -> tuple[bytes, ExportReport]:
     """Return the ONNX file of `model` and a report; the same model always gives the same bytes.
+
+    Everything is checked here, before anything is written.
 
     Raises:
         ExportError: the module cannot be captured, or holds something that ONNX, or the runtime, cannot carry.
@@ -77,26 +70,33 @@ def to_onnx(model: QuantizedModel, module: Any, options: OnnxOptions | None = No
     from exporters.onnx.capture import capture
     from exporters.onnx.cleanup import tidy
     from exporters.onnx.float_nodes import report_on
+    from exporters.onnx.float_size import float32_size, stored_bytes
     from exporters.onnx.rewrite import rewrite
 
     options = options or OnnxOptions()
     options.check(model)
     graph_model = capture(model, module, options.dynamic)
+    float32_bytes = float32_size(graph_model, model)
     notes, storage = rewrite(graph_model, model, options)
     properties = {
         "csqtool.version": __version__,
         "csqtool.finalized_sha256": hashlib.sha256(to_bytes(model)).hexdigest(),
     }
     tidy(graph_model, properties)
+    _check_size(stored_bytes(graph_model))  # before protobuf sees it, which cannot count beyond its limit
     proto = _proto(graph_model)
-    if proto.ByteSize() > MAX_PROTOBUF_BYTES:
-        raise ExportError(f"the ONNX file would take {proto.ByteSize()} bytes, protobuf carries at most 2 GB")
+    _check_size(proto.ByteSize())
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
     content = proto.SerializeToString(deterministic=True)
-    return content, report_on(proto, content, model, options, notes, storage)
+    return content, report_on(proto, content, model, options, notes, storage, float32_bytes)
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MAX_PROTOBUF_BYTES:
+        raise ExportError(f"the ONNX file would take {size_bytes} bytes, protobuf carries at most 2 GB")
 
 
 def _proto(graph_model: Any) -> Any:

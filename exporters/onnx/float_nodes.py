@@ -30,6 +30,7 @@ def report_on(
     options: OnnxOptions,
     notes: list[str],
     storage: dict[str, str],
+    float32_bytes: int,
 ) -> ExportReport:
     """Return the report on an exported file.
 
@@ -42,8 +43,8 @@ def report_on(
         # We cannot see other runtimes' graphs: a node counts as integer where the pattern that they fuse is complete.
         nodes = [node for node in proto.graph.node if _computes(node) and explain.is_float(node)]
         found = [FloatNode(n.output[0], n.op_type, explain(n)) for n in nodes if not explain.has_pattern(n)]
-        return ExportReport([*notes, f"not run in {options.runtime}: nodes are judged by their patterns"], {},
-                            found, storage)  # fmt: skip
+        notes = [*notes, f"not run in {options.runtime}: nodes are judged by their patterns"]
+        return ExportReport(float32_bytes, notes, {}, found, storage)
     try:
         graph = optimized_graph(content)
     except RuntimeError as error:
@@ -67,7 +68,7 @@ def report_on(
         notes = [*notes, f"{count} of the linear layers run as MatMulNBits, which quantizes activations by itself: "
                  "outputs are off by some 1e-2, and verify says so; to compute in float32, export without "
                  "--weight-form qdq or set the session option session.qdq_matmulnbits_accuracy_level=1"]  # fmt: skip
-    return ExportReport(notes, dict(sorted(kernels.items())), found, storage)
+    return ExportReport(float32_bytes, notes, dict(sorted(kernels.items())), found, storage)
 
 
 def _computes(node: onnx.NodeProto) -> bool:

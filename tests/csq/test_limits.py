@@ -1,14 +1,19 @@
 """What a small `.csq` file can cost a reader: memory and time stay in proportion to the file."""
 
+import dataclasses
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from csqtool.csq import CsqFile, pack, rans
+import csqtool.csq
+from csqtool.csq import CsqFile, container, pack, rans
 from csqtool.errors import ExportError, FormatError
-from csqtool.verifying.csq_decoder import decode
+from csqtool.model_info import ModelInfo
+from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
+from csqtool.verifying.csq_c_reader import c_checksums
 from tests.support.csq_bad_streams import one_value
 from tests.support.csq_files import one_layer
 from tests.support.csq_handmade import (
@@ -53,24 +58,50 @@ def test_a_small_file_that_claims_gigabytes_is_rejected_before_memory_is_taken(r
 
 
 @READERS
-def test_a_table_of_tiny_tensors_takes_no_more_memory_than_the_file_justifies(read):
-    content = assemble([row(f"{i:05x}", "I8", 3, 1, (1,), b"") for i in range(65_536)])
+def test_more_tensors_than_any_model_has_are_rejected(read):
+    content = assemble([row(f"{i:05x}", "I8", 3, 1, (1,), b"") for i in range(65_537)])
     with memory_within_four_times(content):
-        assert_rejected(read, content, "65536 tensors")
-    # As many as there may be: the smallest rows, and one that makes the file large enough.
-    wide = row("zz", "U8", 0, 8, (1 << 20,), bytes(1 << 20))
-    most = 3250
-    content = assemble([*(row(f"{i:05x}", "U8", 0, 8, (1,), b"x") for i in range(most)), wide])
-    with memory_within_four_times(content):
-        assert_rejected(checked, content, "SHA-256|metadata")
-    with memory_within_four_times(content):
-        assert len(decode(content, where="x")[0]) == most + 1
+        assert_rejected(read, content, "65537 tensors")
 
 
-def test_nothing_with_more_tensors_than_its_bytes_justify_is_written():
-    many = {f"t{i}": np.zeros(1, np.uint8) for i in range(1500)}
-    with pytest.raises(ExportError, match=r"1502 tensors, at most \d+ in a file of"):
-        pack(one_layer(np.array([1, -1], np.int8), **many))
+@pytest.mark.parametrize("read", [by_codec, by_decoder], ids=["codec", "verifier"])
+def test_a_table_of_tiny_tensors_takes_at_most_a_kilobyte_for_each(read):
+    content = assemble([row(f"{i:05x}", "U8", 0, 8, (1,), b"x") for i in range(4096)])
+    tracemalloc.start()
+    try:
+        assert len(read(content)) == 4096
+        assert tracemalloc.get_traced_memory()[1] < 4096 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_metadata_of_more_values_than_may_be_parsed_are_neither_written_nor_read(monkeypatch):
+    monkeypatch.setattr(container, "PARSED_FLOOR", 0)
+    model = one_layer(np.array([1, -1], np.int8))
+    most = dataclasses.replace(model, info=ModelInfo({"data": {"counts": [0] * 10_000}}))
+    with pytest.raises(ExportError, match="metadata hold too many values"):
+        pack(most)
+    monkeypatch.undo()
+    content = pack(most)
+    monkeypatch.setattr(container, "PARSED_FLOOR", 0)
+    assert_rejected(checked, content, "more values than the file's size justifies")
+
+
+def test_thousands_of_small_layers_with_quantizers_fit_a_file(tmp_path):
+    # Of tensors of a few values, most of a file is its table.
+    layers, activations, tensors = [], [], {}
+    for i in range(2000):
+        name = f"blocks.{i}"
+        activations.append(ActivationQuantizer(f"{name}.relu.output", np.float32(0.5), 0, 8))
+        q = np.array([[1, -1], [0, i % 3]], np.int8)
+        layers.append(QuantizedLayer(f"{name}.conv.weight", q, np.float32(0.5), "11", f"{name}.relu.output"))
+        tensors |= {f"{name}.bn.{part}": np.zeros(2, np.float32) for part in ("weight", "bias", "running_mean")}
+    model = QuantizedModel(tuple(layers), tuple(activations), tensors)
+    content = pack(model)
+    assert len(checked(content, where="x").layers) == 2000
+    assert len(by_decoder(content)) == 14_000
+    found = c_checksums(content, (Path(csqtool.csq.__file__).parent / "c" / "csq.h").read_bytes())
+    assert found is None or len(found) == 14_000  # None: there is no C compiler
 
 
 @pytest.mark.parametrize(("encoding", "shape"), [(3, (1 << 20,)), (4, (1 << 20,)), (6, (1 << 10, 1 << 10))])

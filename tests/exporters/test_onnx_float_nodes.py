@@ -23,7 +23,7 @@ def reported(nodes: list[onnx.NodeProto], output: str) -> ExportReport:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", output)]
     stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in STORED.items()]
     graph = helper.make_graph(nodes, "main", values[:1], values[1:], stored)
-    return report_on(helper.make_model(graph), b"", MODEL, OnnxOptions(runtime="generic"), [], {})
+    return report_on(helper.make_model(graph), b"", MODEL, OnnxOptions(runtime="generic"), [], {}, 0)
 
 
 def quantize(source: str, name: str) -> list[onnx.NodeProto]:

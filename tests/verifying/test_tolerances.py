@@ -10,7 +10,8 @@ from onnx import numpy_helper
 
 from csqtool.errors import ConfigError
 from csqtool.pipeline_file import read_pipeline
-from csqtool.verifying.layers import Cut, likely_cause
+from csqtool.verifying.layer_verdicts import likely_cause
+from csqtool.verifying.layers import Cut
 from csqtool.verifying.tolerances import Tolerances
 from tests.support.commands import DIGITS, Built, invoke
 

@@ -285,7 +285,6 @@ CSQ_API csq_status csq__open(csq_file *file) {
     if (csq_crc32(0, data, 84) != csq__u32(data + 84) || csq__u32(data + 36)) return CSQ_DAMAGED;
     file->tensors = csq__u32(data + 12);
     for (i = 0; i < 3; i++) sizes[i] = csq__u32(data + 16 + 4 * i);
-    if (file->tensors > 1024 + file->size / 512) return CSQ_DAMAGED; /* more than so small a file justifies */
     if (file->tensors > CSQ_MAX_TENSORS || sizes[0] > CSQ_MAX_TABLE) return CSQ_DAMAGED;
     room = ((uint64_t)1 << 20) + 4 * (uint64_t)file->size;
     if (room > CSQ_MAX_PART) room = CSQ_MAX_PART;

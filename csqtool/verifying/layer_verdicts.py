@@ -1,0 +1,105 @@
+"""Whether a layer of an ONNX file computes what PyTorch computes, and what is wrong if it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verifying.layers import Cut
+from csqtool.verifying.tolerances import Tolerances
+
+
+class Comparison:
+    """The comparison of one layer, batch by batch.
+
+    Integer layers: by default at most one step off, on at most 1e-3 of the values (the float result lies next to a
+    rounding boundary there). Float layers: float32 rounding, 32·ε·√K of the largest value for K products.
+    """
+
+    def __init__(self, cut: Cut, allowed: Tolerances) -> None:
+        self._is_integer = cut.reference.dtype == np.uint8
+        self._fan_in = cut.fan_in
+        self._allowed = allowed
+        self._problem: str | None = None
+        self._steps = self._moved = self._values = 0
+        self._difference = self._largest = np.float32(0)
+
+    def add(self, found: NDArray[Any], reference: NDArray[Any]) -> None:
+        """Compare a batch [N, …]."""
+        if found.shape != reference.shape:
+            self._problem = f"shape {list(found.shape)} instead of {list(reference.shape)}"
+        elif self._is_integer:
+            steps = np.abs(found.astype(np.int16) - reference.astype(np.int16))
+            self._steps = max(self._steps, int(steps.max()))
+            self._moved += int((steps > 0).sum())
+            self._values += steps.size
+        else:  # np.maximum keeps NaN
+            self._difference = np.maximum(self._difference, np.abs(found - reference).max())
+            self._largest = np.maximum(self._largest, np.abs(reference).max())
+
+    def verdict(self) -> tuple[bool, str, dict[str, float]]:
+        """Return verdict, detail and figures."""
+        allowed = self._allowed
+        if self._problem is not None:
+            return False, self._problem, {}
+        if self._is_integer:
+            share = self._moved / max(1, self._values)
+            holds = self._steps <= allowed.layer_steps and share <= allowed.layer_share
+            detail = f"{self._steps} steps off at most, {share:.2g} of the values"
+            if not holds:
+                detail += f" ({allowed.layer_steps:g} and {allowed.layer_share:g} allowed)"
+            return holds, detail, {"steps": self._steps, "share": share}
+        difference = float(self._difference)
+        unit = float(np.finfo(np.float32).eps) * self._fan_in**0.5
+        tolerance = allowed.layer_rounding * unit * max(1.0, float(self._largest))
+        return difference <= tolerance, f"{difference:.2g} off, {tolerance:.2g} allowed", {"max_abs_diff": difference}
+
+
+class WeightsBehind:
+    """Finds the quantized parameters between a value and the cuts before it: the layers it may blame."""
+
+    def __init__(self, proto: onnx.ModelProto, cuts: list[Cut], model: QuantizedModel) -> None:
+        self._makers = {output: node for node in proto.graph.node for output in node.output}
+        self._names = {layer.name for layer in model.layers}
+        self._stops = {cut.value for cut in cuts}
+
+    def __call__(self, value: str) -> str | None:
+        """Return their names, None where there are none."""
+        queue, seen, found = [value], set(), []
+        while queue:
+            name = queue.pop()
+            if name in seen or (name in self._stops and name != value):
+                continue
+            seen.add(name)
+            if name in self._names:
+                found.append(name)
+            if name in self._makers:
+                queue.extend(self._makers[name].input)
+        return ", ".join(sorted(found)) or None
+
+
+def likely_cause(
+    cut: Cut, behind: str | None, figures: dict[str, float], wrong: set[str], held_unoptimized: bool
+) -> str:
+    """Return what puts a layer outside its tolerance, worked out from everything else that was compared.
+
+    Args:
+        cut: the layer.
+        behind: the quantized parameters behind it, from `WeightsBehind`.
+        figures: of `Comparison`.
+        wrong: parameters and quantizers that failed the weights level.
+        held_unoptimized: the layer held with optimizations off.
+    """
+    if at_fault := wrong & set((behind or "").split(", ")):
+        return f"the weights of {min(at_fault)} are wrong"
+    if cut.name in wrong:
+        return "its activation quantizer is wrong"
+    if held_unoptimized:
+        return "a fusion: with optimizations off it holds"
+    if figures.get("steps", 2) <= 1:
+        return "rounding: no value is further off than the next step"
+    return "the graph: weights and quantizers are right, an operator, a bias or an edge is not"
