@@ -144,3 +144,15 @@ def test_a_signal_while_the_scheme_settles_stops_there_and_resumes_to_the_same_m
     assert resumed.scheme == whole.scheme
     assert resumed.metric == whole.metric
     assert resumed.finalize().layers[0].q.tobytes() == whole.finalize().layers[0].q.tobytes()
+
+
+def test_a_new_search_begins_in_a_folder_without_anything_of_the_old_one(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    files = [path for path in vars(run).values() if path != run.path and path.suffix]
+    assert len(files) >= 9
+    for path in (*files, run.tensorboard / "events", run.path / "mine.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    run.clear()
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "mine.txt"]
+    assert list(run.checkpoints.iterdir()) == []
