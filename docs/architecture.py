@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from tests.test_layering import ORDER, imports, part
+from tests.test_layering import ORDER, part
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "architecture.svg"
@@ -47,16 +47,30 @@ class Room:
         return self.parts[0] if len(self.parts) == 1 else ""
 
 
-def source(name: str) -> Path:
-    """Return the file of a module or package."""
+def source(name: str) -> Path | None:
+    """Return the file of a module or package, None if there is none of this name."""
     path = ROOT.joinpath(*name.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    files = (path / "__init__.py", path.with_suffix(".py"), *sorted(path.glob("*.py")))
+    return next((file for file in files if file.is_file()), None)
 
 
 def summary(name: str) -> str:
     """Return the first line of a module's docstring."""
-    docstring = ast.get_docstring(ast.parse(source(name).read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
+    path = source(name)
+    assert path is not None, f"{name} is in the order, but there is no such module"
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules that a file imports, wherever in the file that is."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if source(name) else node.module for name in names}
+    return found
 
 
 def rooms() -> list[Room]:
@@ -65,8 +79,8 @@ def rooms() -> list[Room]:
     y = 16
     for rank, names in reversed(list(enumerate(ORDER))):
         parts = names.split()
-        packages = [(name,) for name in parts if source(name).name == "__init__.py"]
-        modules = tuple(name for name in parts if source(name).name != "__init__.py")
+        packages = [(name,) for name in parts if (ROOT / name.replace(".", "/")).is_dir()]
+        modules = tuple(name for name in parts if (name,) not in packages)
         groups = [*packages, *([modules] if modules else [])]
         width = (WIDTH - 2 * MARGIN - GAP * (len(groups) - 1)) // len(groups)
         texts = [_text(group, width) for group in groups]
@@ -94,8 +108,8 @@ def arrows(boxes: list[Room]) -> list[tuple[Room, Room]]:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             own = part(module)
             for imported in imports(path):
-                # `import csqtool` is the Python interface, which loads its functions when they are first used.
-                other = "csqtool.api" if imported == "csqtool" and own == "csqtool.cli" else part(imported)
+                # `import csqtool` gives the Python interface, which loads its functions when they are first used.
+                other = part(imported) or ("csqtool.api" if imported == "csqtool" else None)
                 if own in home and other in home and home[other] is not home[own]:
                     below[home[own]].add(home[other])
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-import csqtool
+import csqtool.version
 import exporters
 from csqtool.errors import ConfigError, ExportError, InputError
 from csqtool.nn.finalized_net import finalized_net
