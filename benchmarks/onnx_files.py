@@ -181,7 +181,7 @@ def loading(folder: Path) -> None:
 
 def outcome(backend: Backend, content: bytes, level: str, inputs: Tensor, wanted: np.ndarray) -> str:
     """Return what a backend makes of a file, in words for a table: how far it is from PyTorch."""
-    feeds = {"input": inputs[: backend.most_samples].numpy()}
+    feeds = {"input": inputs[: backend.max_samples].numpy()}
     try:
         found = backend.run(content, level, feeds)["output"]
     except RuntimeError as error:

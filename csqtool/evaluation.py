@@ -73,7 +73,7 @@ def training_loss(
             for norm in norms:
                 norm.train()
                 norm.track_running_stats = False
-            for x, y in batches_of(data.train, most=samples, size=LOSS_BATCH):
+            for x, y in batches_of(data.train, max_samples=samples, size=LOSS_BATCH):
                 if len(x) > 1 or not norms:  # one sample has no variance
                     inputs = laid_out(x.to(device), channels_last=channels_last)
                     total += float(data.task.loss(net(inputs), y.to(device))) * len(x)

@@ -16,7 +16,7 @@ from csqtool.quantized_model import LayerIntegers
 from csqtool.searching.method import BaseMethod, MethodContext
 from csqtool.searching.options import BsqOptions
 
-LARGEST_BIT = 2.0  # a trained bit may grow beyond 1, and carries into the next plane when it is requantized
+MAX_BIT = 2.0  # a trained bit may grow beyond 1, and carries into the next plane when it is requantized
 REQUANTIZE_EVERY = 2 / 7  # of the training: the authors do it every 100 of 350 epochs
 
 
@@ -112,7 +112,7 @@ class Bsq(BaseMethod[BitWeight]):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        self._free = [name for name in self.sources if self.budget.least[name] < self.budget.most[name]]
+        self._free = [name for name in self.sources if self.budget.min_planes[name] < self.budget.max_planes[name]]
 
     def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitWeight:
         """Return the bits."""
@@ -128,7 +128,7 @@ class Bsq(BaseMethod[BitWeight]):
         due = int(share / REQUANTIZE_EVERY + 1e-9)
         for name in self._free:
             if due > int(self.sources[name].rounds):
-                self.sources[name].requantize(self.budget.least[name])
+                self.sources[name].requantize(self.budget.min_planes[name])
                 self.sources[name].rounds.fill_(due)
 
     def regularization(self) -> Tensor | None:
@@ -144,13 +144,13 @@ class Bsq(BaseMethod[BitWeight]):
     def after_step(self) -> None:
         """Hold the bits, and nothing else, in [0, 2]."""
         for bits in self.sources.values():
-            bits.p.clamp_(0, LARGEST_BIT)
-            bits.n.clamp_(0, LARGEST_BIT)
+            bits.p.clamp_(0, MAX_BIT)
+            bits.n.clamp_(0, MAX_BIT)
 
     def finish(self) -> None:
         """Requantize a last time: the bits are zeros and ones now."""
         for name, bits in self.sources.items():
-            bits.requantize(self.budget.least[name])
+            bits.requantize(self.budget.min_planes[name])
 
     def status(self) -> dict[str, float]:
         """Return the average precision."""

@@ -34,30 +34,30 @@ class Budget:
 
     Attributes:
         elements: number of weights a layer, by parameter name.
-        least, most: planes a layer must and may keep, by parameter name.
+        min_planes, max_planes: how many planes a layer must and may keep, by parameter name.
         limit: the largest cost allowed.
         unit: what is counted. ``elements``: precision, weighted by elements. ``layers``: its plain mean over
             layers (the CSQ paper's compression rates count so). ``bytes``: bytes of the packed file.
         fixed_bytes: bytes of the packed file that no plane changes; only for the unit ``bytes``.
         layer_bytes: returns the bytes that a layer's integers take at given planes; likewise. They change with the
-            weights: `most_bytes` is what they never exceed, and what is taken where this is not given.
+            weights: `max_bytes` is what they never exceed, and what is taken where this is not given.
     """
 
     elements: Mapping[str, int]
-    least: Mapping[str, int]
-    most: Mapping[str, int]
+    min_planes: Mapping[str, int]
+    max_planes: Mapping[str, int]
     limit: float
     unit: str = "elements"
     fixed_bytes: int = 0
     layer_bytes: Callable[[str, tuple[int, ...]], int] | None = None
 
     def __post_init__(self) -> None:
-        least = {name: uniform(bits) for name, bits in self.least.items()}
-        smallest = self.cost(least) if self.unit != "bytes" else self.fixed_bytes + self._most_bytes(least)
-        if smallest > self.limit:
+        cheapest = {name: uniform(bits) for name, bits in self.min_planes.items()}
+        min_cost = self.cost(cheapest) if self.unit != "bytes" else self.fixed_bytes + self._max_bytes(cheapest)
+        if min_cost > self.limit:
             raise ConfigError(
                 f"the budget of {self.describe(self.limit)} cannot be met: the least that the layers and pins allow "
-                f"is {self.describe(smallest)}"
+                f"is {self.describe(min_cost)}"
             )
 
     @property
@@ -79,18 +79,18 @@ class Budget:
 
     def uniform(self, bits: int) -> dict[str, tuple[int, ...]]:
         """Return the scheme of as many planes in every layer, within each layer's bounds."""
-        return {name: uniform(min(max(bits, self.least[name]), most)) for name, most in self.most.items()}
+        return {name: uniform(min(max(bits, self.min_planes[name]), high)) for name, high in self.max_planes.items()}
 
     def cost(self, scheme: Scheme) -> float:
         """Return what a scheme costs: planes a weight, or bytes."""
         if self.unit != "bytes":
             return self.average({name: len(planes) for name, planes in scheme.items()})
         if self.layer_bytes is None:
-            return self.fixed_bytes + self._most_bytes(scheme)
+            return self.fixed_bytes + self._max_bytes(scheme)
         return self.fixed_bytes + sum(self.layer_bytes(name, planes) for name, planes in scheme.items())
 
-    def _most_bytes(self, scheme: Scheme) -> int:
-        return sum(most_bytes(self.elements[name], planes) for name, planes in scheme.items())
+    def _max_bytes(self, scheme: Scheme) -> int:
+        return sum(max_bytes(self.elements[name], planes) for name, planes in scheme.items())
 
     def average(self, precisions: Mapping[str, int]) -> float:
         """Return the average precision, in planes a weight."""
@@ -114,7 +114,7 @@ class Budget:
         return f"{cost:.4g} planes a {'weight' if self.unit == 'elements' else 'layer'}"
 
 
-def most_bytes(elements: int, planes: tuple[int, ...]) -> int:
+def max_bytes(elements: int, planes: tuple[int, ...]) -> int:
     """Return what integers of given planes take at most in the packed file: five ternary ones a byte, others densely.
 
     The smallest encoding, which the file takes, is never larger; tensors are aligned to eight bytes.
@@ -134,24 +134,24 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
     Raises:
         ConfigError: a pattern matches no layer, or the target is below the least or above the most that a scheme takes.
     """
-    most = dict.fromkeys(elements, min(config.planes, config.max_bits))
-    least = dict.fromkeys(elements, config.min_bits)
+    max_planes = dict.fromkeys(elements, min(config.planes, config.max_bits))
+    min_planes = dict.fromkeys(elements, config.min_bits)
     for pattern, bits in config.pin.items():
         matching = [name for name in elements if fnmatchcase(name, pattern)]
         if not matching:
             raise ConfigError(f"pin {pattern!r} matches no quantized layer; the layers are {', '.join(elements)}")
-        most |= dict.fromkeys(matching, bits)
-        least |= dict.fromkeys(matching, bits)
+        max_planes |= dict.fromkeys(matching, bits)
+        min_planes |= dict.fromkeys(matching, bits)
     if config.target_size is not None:
         assert fixed_bytes is not None
-        return Budget(elements, least, most, parse_size(config.target_size), "bytes", fixed_bytes)
+        return Budget(elements, min_planes, max_planes, parse_size(config.target_size), "bytes", fixed_bytes)
     assert config.target_bits is not None
-    budget = Budget(elements, least, most, config.target_bits, config.budget_weighting)
-    largest = budget.cost({name: uniform(bits) for name, bits in most.items()})
-    if largest < config.target_bits:
+    budget = Budget(elements, min_planes, max_planes, config.target_bits, config.budget_weighting)
+    max_cost = budget.cost({name: uniform(bits) for name, bits in max_planes.items()})
+    if max_cost < config.target_bits:
         raise ConfigError(
             f"the target of {budget.describe(config.target_bits)} cannot be met: the layers and pins allow at most "
-            f"{budget.describe(largest)}; lower the target or raise --max-bits"
+            f"{budget.describe(max_cost)}; lower the target or raise --max-bits"
         )
     return budget
 

@@ -44,7 +44,7 @@ class SearchConfig:
     target_size: Annotated[str | None, Setting("Budget: size of the packed file, such as 60KB.")] = None
     weights: Annotated[str | None, Setting("Start from these weights: safetensors or a torch checkpoint.")] = None
     act_bits: Annotated[
-        int | None, Setting("Bits of the activations that feed weights, 2 to 8.", least=2, most=8, none="float")
+        int | None, Setting("Bits of the activations that feed weights, 2 to 8.", minimum=2, maximum=8, none="float")
     ] = None
     act_quantizer: Annotated[str, Setting("learned, pact, dorefa or dynamic.")] = "learned"
     method: Annotated[str, Setting("The search method, see csqtool methods.")] = "csq"
@@ -52,27 +52,27 @@ class SearchConfig:
     scheme: Annotated[
         str | None, Setting("Train the planes of this scheme.json instead of uniform ones.", users=Users.FIXED)
     ] = None
-    pretrain_epochs: Annotated[float, Setting("Epochs of float training before the search.", least=0)] = 0
+    pretrain_epochs: Annotated[float, Setting("Epochs of float training before the search.", minimum=0)] = 0
     epochs: Annotated[
         float, Setting("Epochs of the search, or of training with fixed bits; 0.5 is half an epoch.", above=0,
                        finetune=True)
     ] = 20  # fmt: skip
     finetune_epochs: Annotated[
-        float, Setting("Epochs after the search, with the scheme fixed.", least=0, users=Users.SEARCHING, unused=0)
+        float, Setting("Epochs after the search, with the scheme fixed.", minimum=0, users=Users.SEARCHING, unused=0)
     ] = 20
     finetune_with: Annotated[
         Literal["lsq", "csq"], Setting("Finetune latent weights with learned step sizes (lsq), or bit gates with β "
                                        "from 1 again (csq).", users=Users.SEARCHING, finetune=True)
     ] = "lsq"  # fmt: skip
     distill: Annotated[
-        float, Setting("Share of the loss that the float model teaches, 0 to 1.", least=0, most=1, finetune=True)
+        float, Setting("Share of the loss that the float model teaches, 0 to 1.", minimum=0, maximum=1, finetune=True)
     ] = 0.0
     budget_weighting: Annotated[
         Literal["elements", "layers"], Setting("The average is over weights, or over layers as in the CSQ paper.")
     ] = "elements"
-    min_bits: Annotated[int, Setting("Planes that each layer keeps at least.", least=1, most=8)] = 1
+    min_bits: Annotated[int, Setting("Planes that each layer keeps at least.", minimum=1, maximum=8)] = 1
     # Eight planes would give integers of nine bits, for which runtimes have no integer kernels.
-    max_bits: Annotated[int, Setting("Planes that each layer keeps at most.", least=1, most=8)] = 7
+    max_bits: Annotated[int, Setting("Planes that each layer keeps at most.", minimum=1, maximum=8)] = 7
     pin: Annotated[Mapping[str, int], Setting("Planes of matching layers. Repeatable.", metavar="PATTERN=BITS")] = (
         field(default_factory=dict)
     )
@@ -88,22 +88,22 @@ class SearchConfig:
         Setting("Keep or drop planes by measured loss until the budget is met.", users=Users.SHRINKING, unused=False),
     ] = True
     repair_samples: Annotated[
-        int, Setting("Training samples that this loss is measured on.", least=1, users=Users.SHRINKING)
+        int, Setting("Training samples that this loss is measured on.", minimum=1, users=Users.SHRINKING)
     ] = 512
     seed: Annotated[int, Setting("Seed of initialisation, order and augmentation.")] = 0
     task: Annotated[str | None, Setting("classification or regression, where the data name no task.")] = None
-    planes: Annotated[int, Setting("Bit planes a layer, n.", least=1, most=8)] = 8
-    batch_size: Annotated[int, Setting("Samples a step, over all processes.", least=1, finetune=True)] = 64
+    planes: Annotated[int, Setting("Bit planes a layer, n.", minimum=1, maximum=8)] = 8
+    batch_size: Annotated[int, Setting("Samples a step, over all processes.", minimum=1, finetune=True)] = 64
     optimizer: Annotated[Literal["sgd", "adamw"], Setting("The optimizer.", finetune=True)] = "sgd"
     learning_rate: Annotated[
-        float, Setting("Learning rate of weights, BatchNorm and scales; it falls to zero along a cosine.", least=0,
+        float, Setting("Learning rate of weights, BatchNorm and scales; it falls to zero along a cosine.", minimum=0,
                        finetune=True)
     ] = 0.05  # fmt: skip
     warmup_epochs: Annotated[
-        float, Setting("Learning rates rise over this many epochs of each stage.", least=0, finetune=True)
+        float, Setting("Learning rates rise over this many epochs of each stage.", minimum=0, finetune=True)
     ] = 0.0
-    momentum: Annotated[float, Setting("Momentum of SGD.", least=0, finetune=True)] = 0.9
-    weight_decay: Annotated[float, Setting("Weight decay of float weights.", least=0, finetune=True)] = 5e-4
+    momentum: Annotated[float, Setting("Momentum of SGD.", minimum=0, finetune=True)] = 0.9
+    weight_decay: Annotated[float, Setting("Weight decay of float weights.", minimum=0, finetune=True)] = 5e-4
     decay_all: Annotated[
         bool, Setting("BatchNorm, biases and activation scales decay as float weights do.", finetune=True)
     ] = False

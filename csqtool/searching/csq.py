@@ -119,7 +119,7 @@ class Csq(CsqUniform):
 
     def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitGates:
         """Return gates with a mask; a pinned layer's planes are given."""
-        if self.budget.least[weight.name] == self.budget.most[weight.name]:
+        if self.budget.min_planes[weight.name] == self.budget.max_planes[weight.name]:
             return super().make_source(weight, planes)
         return BitGates(
             weight.parameter,
@@ -169,9 +169,9 @@ class Csq(CsqUniform):
         """Let the logits step, and keep every layer's strongest planes: none ever has fewer than its minimum."""
         super().after_step()
         for name, values in self._mask_logits().items():
-            least = min(self.budget.least[name], len(values))
-            if sorted(values)[-least] < LAST_PLANE_LOGIT:
-                self._masked[name].keep_planes(least)
+            min_planes = min(self.budget.min_planes[name], len(values))
+            if sorted(values)[-min_planes] < LAST_PLANE_LOGIT:
+                self._masked[name].keep_planes(min_planes)
 
     def status(self) -> dict[str, float]:
         """Return the gate temperature and the average precision."""

@@ -4,7 +4,7 @@ The command line's option, the key in a pipeline file, the checks and the refere
 
     >>> @dataclass(frozen=True)
     ... class Options:
-    ...     rate: Annotated[float, Setting("Learning rate.", least=0)] = 0.1
+    ...     rate: Annotated[float, Setting("Learning rate.", minimum=0)] = 0.1
     >>> declared(Options)["rate"].check(0.5)
     >>> declared(Options)["rate"].check(-1)
     Traceback (most recent call last):
@@ -65,7 +65,7 @@ class Setting:
 
     Attributes:
         help: what it is, a sentence or two.
-        least, most: the range of a number, both included.
+        minimum, maximum: the range of a number, both included.
         above: a number must be above this.
         users: which methods use it.
         unused: its value with methods that do not use it; None for the default.
@@ -76,8 +76,8 @@ class Setting:
     """
 
     help: str
-    least: float | None = None
-    most: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     users: Users = Users.ALL
     unused: Any = None
@@ -142,15 +142,15 @@ class Declared:
             self._check_range(value)
 
     def _check_range(self, value: float) -> None:
-        setting, least, most = self.setting, self.setting.least, self.setting.most
+        setting, low, high = self.setting, self.setting.minimum, self.setting.maximum
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         if not math.isfinite(value):
             raise SettingError(self.name, f"must be a finite number, got {shown}")
-        if (least is not None and value < least) or (most is not None and value > most):
-            if most is not None:
-                wanted = f"be {least:g} to {most:g}"
+        if (low is not None and value < low) or (high is not None and value > high):
+            if high is not None:
+                wanted = f"be {low:g} to {high:g}"
             else:
-                wanted = f"be at least {least:g}" if least else "not be negative"
+                wanted = f"be at least {low:g}" if low else "not be negative"
             raise SettingError(self.name, f"must {wanted}, got {shown}")
         if setting.above is not None and value <= setting.above:
             raise SettingError(self.name, f"must be above {setting.above:g}, got {shown}")

@@ -44,7 +44,7 @@ class Position:
     loss_sum: float = 0.0
 
 
-class Phase:
+class StageTraining:
     """One training phase over a net.
 
     Args:
@@ -102,7 +102,7 @@ class Phase:
         parameters = sum(p.numel() for p in self.net.parameters()) if self.method else 0
         values = 0
         if self.net.quantizers and self.steps:
-            x, _ = next(batches_of(self.data.train, most=1))
+            x, _ = next(batches_of(self.data.train, max_samples=1))
             values = self.training_batches.samples * self.net.quantized_values(x.to(self.device))
         Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
 

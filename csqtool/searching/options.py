@@ -18,7 +18,7 @@ METHODS = Registry("csqtool.methods", "method")
 # The methods that train a scheme on after a search, by what `finetune_with` calls them.
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
 
-Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", least=0)]
+Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", minimum=0)]
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class GateOptions(Options):
     """Options of ``csq-uniform``, and of finetuning with bit gates."""
 
     gate_learning_rate: Annotated[
-        float, Setting("Learning rate of the bit gates m_p and m_n.", least=0, finetune=True)
+        float, Setting("Learning rate of the bit gates m_p and m_n.", minimum=0, finetune=True)
     ] = 3.0
     gate_weight_decay: Annotated[
-        float, Setting("Weight decay of gates, masks and their scales.", least=0, finetune=True)
+        float, Setting("Weight decay of gates, masks and their scales.", minimum=0, finetune=True)
     ] = 0.0
     gate_init: Annotated[float, Setting("Bit gates start at ± this.", above=0, finetune=True)] = 1.0
-    beta_max: Annotated[float, Setting("Gate temperature β at the end.", least=1, finetune=True)] = 200.0
+    beta_max: Annotated[float, Setting("Gate temperature β at the end.", minimum=1, finetune=True)] = 200.0
     beta_schedule: Annotated[
         Literal["epoch", "step"], Setting("β rises before every epoch, or every step.", finetune=True)
     ] = "epoch"
@@ -54,11 +54,12 @@ class GateOptions(Options):
 class CsqOptions(GateOptions):
     """Options of ``csq``."""
 
-    mask_learning_rate: Annotated[float, Setting("Learning rate of the mask gates m_B.", least=0)] = 0.1
+    mask_learning_rate: Annotated[float, Setting("Learning rate of the mask gates m_B.", minimum=0)] = 0.1
     mask_momentum: Annotated[
-        float, Setting("Momentum of the mask gates; without any they follow the budget and do not overshoot.", least=0)
+        float,
+        Setting("Momentum of the mask gates; without any they follow the budget and do not overshoot.", minimum=0),
     ] = 0.0
-    mask_init: Annotated[float, Setting("The mask gate of plane b starts at (b + 1) times this.", least=0)] = 0.05
+    mask_init: Annotated[float, Setting("The mask gate of plane b starts at (b + 1) times this.", minimum=0)] = 0.05
     init: Annotated[
         Literal["csq", "paper"], Setting("Gates start from the weights (csq), or as in the authors' code (paper).")
     ] = "csq"

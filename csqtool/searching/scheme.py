@@ -14,7 +14,7 @@ from csqtool.searching.budget import Budget, Scheme
 LossWith = Callable[[str, tuple[int, ...]], float]
 # A plane more divides the squared rounding error, and with it about the loss it costs, by four.
 NEXT_PLANE_GAIN = 0.25
-LEAST_WIN = 1e-6  # of loss; a trade that wins less is rounding noise
+MIN_GAIN = 1e-6  # of loss; a trade that wins less is rounding noise
 
 
 def close_holes(planes: tuple[int, ...]) -> tuple[int, ...]:
@@ -28,14 +28,14 @@ def one_fewer(planes: tuple[int, ...]) -> tuple[int, ...]:
     return planes[1:]
 
 
-def one_more(planes: tuple[int, ...], most: int) -> tuple[int, ...]:
+def one_more(planes: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
     """Return the planes and one more: below the lowest, else in the highest hole, else above the highest."""
     if planes[0] > 0:
         added = planes[0] - 1
     else:
         holes = [b for b in range(planes[-1]) if b not in planes]
         added = holes[-1] if holes else planes[-1] + 1
-    assert added < most
+    assert added < max_planes
     return tuple(sorted((*planes, added)))
 
 
@@ -113,7 +113,7 @@ class _Repair:
         """Drop planes, of any layer but one, until the budget is met; return their worth, None if it cannot be."""
         budget, lost = self._budget, 0.0
         while budget.cost(scheme) > budget.limit:
-            able = [name for name, planes in scheme.items() if len(planes) > budget.least[name] and name != but]
+            able = [name for name, planes in scheme.items() if len(planes) > budget.min_planes[name] and name != but]
             if not able:
                 return None
             prices = {
@@ -152,11 +152,11 @@ class _Repair:
     def best_trade(self, scheme: Scheme) -> dict[str, tuple[int, ...]] | None:
         """Return the scheme behind the trade that wins most, None if none wins."""
         changed, won = max(self.trades(scheme), key=lambda trade: trade[1], default=(None, 0.0))
-        return changed if won > LEAST_WIN else None
+        return changed if won > MIN_GAIN else None
 
     def _wider(self, scheme: Scheme) -> dict[str, tuple[int, ...]]:
-        most = self._budget.most
-        return {name: one_more(p, most[name]) for name, p in scheme.items() if len(p) < most[name]}
+        limits = self._budget.max_planes
+        return {name: one_more(p, limits[name]) for name, p in scheme.items() if len(p) < limits[name]}
 
     def _fits(self, scheme: Scheme) -> bool:
         return self._budget.cost(scheme) <= self._budget.limit

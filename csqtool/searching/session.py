@@ -26,7 +26,7 @@ from csqtool.searching.checkpoint import save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.costs import Costs
 from csqtool.searching.journal import Journal
-from csqtool.searching.loop import Phase
+from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
 from csqtool.searching.options import FINETUNE_METHODS
@@ -71,7 +71,7 @@ class Session:
         self.progress = progress if self.processes.first else Silent()
         self.scheme: Settled | None = None
         self.float_metric: float | None = start.metric_float
-        self.phase: Phase | None = None
+        self.training: StageTraining | None = None
         self._start = start
         self._float_weights: bytes | None = None
         self._stop: Callable[[], bool] = lambda: False
@@ -89,7 +89,7 @@ class Session:
         self.method_class = load_method(config.method)
         module = self.model_source.build(near=directory.config)
         start.load_into(module)
-        sample, _ = next(batches_of(self.data.test, most=2))
+        sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
@@ -132,16 +132,16 @@ class Session:
             TrainingError: the loss is no number any more.
         """
         self._stop = stop
-        if self.phase is None:
+        if self.training is None:
             if self._start.weights is not None and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
                 self._know_float_metric()
             self._enter(self.stages[0])
         while True:
-            phase = self._phase
-            if not phase.run(self.progress, self._after_epoch, stop, self._save):
+            training = self._training
+            if not training.run(self.progress, self._after_epoch, stop, self._save):
                 self._save()
                 raise self._interrupted()
-            stage = Stage(phase.name)
+            stage = Stage(training.name)
             if stage == Stage.FLOAT:
                 self._know_float_metric()
             elif stage == Stage.SEARCH and stage != self.stages[-1]:
@@ -155,9 +155,9 @@ class Session:
             self._save()
 
     @property
-    def _phase(self) -> Phase:
-        assert self.phase is not None
-        return self.phase
+    def _training(self) -> StageTraining:
+        assert self.training is not None
+        return self.training
 
     def _interrupted(self) -> SearchInterrupted:
         return SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.directory}")
@@ -170,14 +170,16 @@ class Session:
         if stage not in self.stages:
             self.stages.append(stage)  # shrinking, which few searches need
         self._enter(stage, restoring=True)
-        self._phase.load_state(state)
+        self._training.load_state(state)
 
     def _enter(self, stage: Stage, *, restoring: bool = False) -> None:
         """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
         config, network = self.config, self.network
         if stage == Stage.FLOAT:
             net = QuantizedNet(network.model, [])
-            self.phase = Phase(stage.value, config.pretrain_epochs, net, None, config, self.data, self.processes)
+            self.training = StageTraining(
+                stage.value, config.pretrain_epochs, net, None, config, self.data, self.processes
+            )
             return
         if stage not in FIXED_SCHEME and not restoring:
             self._calibrate()
@@ -195,7 +197,7 @@ class Session:
         )
         network.method = load_method(name)(context)
         teacher = self._teacher() if config.distill else None
-        self.phase = Phase(
+        self.training = StageTraining(
             stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
         )
 
@@ -217,7 +219,7 @@ class Session:
 
     def _calibrate(self) -> None:
         def inputs() -> Iterator[Tensor]:
-            return (x for x, _ in batches_of(self.data.train, most=CALIBRATION_SAMPLES))
+            return (x for x, _ in batches_of(self.data.train, max_samples=CALIBRATION_SAMPLES))
 
         if dead := self.network.calibrate(inputs):
             self.progress.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
@@ -226,7 +228,7 @@ class Session:
         """Return the planes to begin with: all that are allowed, those that are given, or a method's uniform ones."""
         budget = self.costs.budget
         if self.method_class.searches:
-            return {name: uniform(most) for name, most in budget.most.items()}
+            return {name: uniform(planes) for name, planes in budget.max_planes.items()}
         given = self._start.planes(budget.elements)
         return uniform_scheme(budget, method=self.config.method) if given is None else given
 
@@ -306,24 +308,24 @@ class Session:
     # --- records -----------------------------------------------------------------------------------------
 
     def _after_epoch(self, epoch: int, loss: float) -> None:
-        phase, method = self._phase, self.network.method
-        entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
-        metric = self._evaluate(phase.net)
-        if phase.method is None or method is None:
+        training, method = self._training, self.network.method
+        entry: dict[str, Any] = {"phase": training.name, "epoch": epoch + 1, "loss": loss}
+        metric = self._evaluate(training.net)
+        if training.method is None or method is None:
             entry["metric"] = metric
         else:
             entry["metric_soft"] = metric
             method.set_hard(True)
-            entry["metric_hard"] = self._evaluate(phase.net) if method.softens else metric
+            entry["metric_hard"] = self._evaluate(training.net) if method.softens else metric
             method.set_hard(False)
             precisions = {name: len(planes) for name, planes in method.scheme().items()}
             entry |= method.status() | {"average_precision": self.costs.budget.average(precisions)}
             entry["precision"] = precisions
-        phase.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
+        training.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
         self._journal.add(entry)
         shown = {k: v for k, v in entry.items() if isinstance(v, int | float) and k not in ("epoch", "bits")}
         words = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self.progress.line(f"{phase.name} epoch {epoch + 1}/{phase.epochs}  {words}")
+        self.progress.line(f"{training.name} epoch {epoch + 1}/{training.epochs}  {words}")
         self._save()
 
     def _log_scheme(self, stage: Stage, found: Scheme, **more: Any) -> str:
@@ -339,23 +341,23 @@ class Session:
 
     def _save(self) -> None:
         if self.processes.first:
-            state = {**self._phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
+            state = {**self._training.state(), "float_metric": self.float_metric, "scheme": self.scheme,
                      "log_bytes": self.directory.log_bytes}  # fmt: skip
             save_checkpoint(self.directory.checkpoints, state)
 
     def _finish(self) -> Summary:
         """Harden, re-estimate BatchNorm, evaluate, and write scheme and summary."""
-        phase, method, config = self._phase, self.method, self.config
+        training, method, config = self._training, self.method, self.config
         if self.scheme is None:
             method.finish()
-        soft = self._evaluate(phase.net)
+        soft = self._evaluate(training.net)
         method.set_hard(True)
         hard = final = soft
         # Otherwise BatchNorm's statistics are those of the hard weights already.
-        if method.softens or phase.name == Stage.SHRINK:
-            hard = self._evaluate(phase.net)
-            reestimate_batch_norm(phase.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
-            final = self._evaluate(phase.net)
+        if method.softens or training.name == Stage.SHRINK:
+            hard = self._evaluate(training.net)
+            reestimate_batch_norm(training.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
+            final = self._evaluate(training.net)
         integers = method.integers()
         scheme = scheme_of(integers)
         summary = Summary(

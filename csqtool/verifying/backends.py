@@ -29,13 +29,13 @@ class Backend(Protocol):
     Attributes:
         name: what it is called in reports.
         levels: in which ways it runs a file; results of all are compared.
-        most_samples: how many samples it is asked to compute, None all.
+        max_samples: how many samples it is asked to compute, None all.
         threads: threads of one operator, 0 its own choice; set before it runs anything.
     """
 
     name: str
     levels: tuple[str, ...]
-    most_samples: int | None
+    max_samples: int | None
     threads: int
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -60,7 +60,7 @@ class OnnxRuntime:
         ConfigError: this onnxruntime was built without the provider.
     """
 
-    most_samples = None
+    max_samples = None
 
     def __init__(self, provider: str = "cpu") -> None:
         import onnxruntime
@@ -100,7 +100,7 @@ class Reference:
 
     name = "reference"
     levels = ("off",)
-    most_samples = 32
+    max_samples = 32
     threads = 0  # it has none
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -128,7 +128,7 @@ class OpenVino:
 
     name = "openvino"
     levels = ("off", "on")
-    most_samples = None
+    max_samples = None
 
     def __init__(self) -> None:
         self.threads = 0

@@ -187,8 +187,8 @@ def _check_row(row: _Row, what: str) -> None:
         _require(row.dtype == FLOAT32 and row.bits == 16, what, "half tensors are F32 of 16 bits")
     else:
         _require(row.dtype in INTEGERS, what, "integer encodings are for I8 or I16")
-        most = 2 if row.encoding == 2 else min(9, element_bits)
-        _require(1 <= row.bits <= most, what, f"bits is {row.bits}, at most {most}")
+        max_bits = 2 if row.encoding == 2 else min(9, element_bits)
+        _require(1 <= row.bits <= max_bits, what, f"bits is {row.bits}, at most {max_bits}")
         _require(row.encoding != 6 or len(row.shape) >= 2, what, f"pruned tensor of shape {row.shape}, needs two axes")
     length = expected_length(row.encoding, count, row.bits)
     _require(length in (None, row.length), what, f"length is {row.length}, its shape and bits need {length}")

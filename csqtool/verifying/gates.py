@@ -161,8 +161,8 @@ def _latency_ratio(report: VerifyReport, against: str) -> float | None:
     return bench([Path(against), Path(report.file)], loads=1)[1].ratio
 
 
-def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
-    """Compare with an earlier report: what it measured may be worse by `most` at most, what it checked may not fail.
+def _check_baseline(report: VerifyReport, path: str, allowed: float) -> None:
+    """Compare with an earlier report: what it measured may be worse by `allowed` at most, what it checked may not fail.
 
     Raises:
         FormatError: the file is no report.
@@ -173,15 +173,15 @@ def _check_baseline(report: VerifyReport, path: str, most: float) -> None:
     metric = before.figure(None, "metric")
     found = report.figure("task", "metric")
     drop = None if metric is None or found is None else metric - found
-    _limit(report, "regression of the metric", drop, drop is not None and drop <= most + 1e-9,
-           f"at most {most:g} below the baseline's {'–' if metric is None else f'{metric:.4f}'}")  # fmt: skip
+    _limit(report, "regression of the metric", drop, drop is not None and drop <= allowed + 1e-9,
+           f"at most {allowed:g} below the baseline's {'–' if metric is None else f'{metric:.4f}'}")  # fmt: skip
     for name, now, then in (
         ("regression of the size", float(report.size_bytes), float(before.size_bytes)),
         ("regression of the bit width", report.average_bit_width, before.average_bit_width),
     ):
         growth = now / then - 1 if then else None
-        _limit(report, name, growth, growth is not None and growth <= most + 1e-9,
-               f"at most {most:g} of the baseline's {then:g}")  # fmt: skip
+        _limit(report, name, growth, growth is not None and growth <= allowed + 1e-9,
+               f"at most {allowed:g} of the baseline's {then:g}")  # fmt: skip
 
 
 def _kind_of_baseline(path: str) -> str:

@@ -69,8 +69,8 @@ def verify_onnx(subject: Subject) -> None:
 def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets: Tensor, wanted: NDArray[Any]) -> None:
     """Compare a backend's outputs with PyTorch's at each of its levels, and these with one another."""
     task, report = subject.source.task, subject.report
-    most = backend.most_samples
-    inputs, targets, wanted = inputs[:most], targets[:most], wanted[:most]
+    max_samples = backend.max_samples
+    inputs, targets, wanted = inputs[:max_samples], targets[:max_samples], wanted[:max_samples]
     results = {}
     for level in backend.levels:
         name = f"{backend.name}, optimizations {level}" if len(backend.levels) > 1 else backend.name
@@ -83,7 +83,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
         results[level] = outputs["output"]
         compare_outputs(outputs["output"], wanted, task, not subject.model.activations, name, level, report)
     compare_levels(results, task, report)
-    if most is None and backend.levels[-1] in results:  # a metric of few samples says nothing
+    if max_samples is None and backend.levels[-1] in results:  # a metric of few samples says nothing
         compare_task(results[backend.levels[-1]], wanted, targets, task, report)
 
 

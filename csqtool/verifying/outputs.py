@@ -62,9 +62,9 @@ def compare_outputs(
         holds = figures["max_abs_diff"] <= allowed.outputs_float and figures.get("agreement", 1.0) == 1.0
     else:
         spread = max(float(wanted.std()), 1e-12)
-        least = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
+        min_agreement = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
         holds = figures["mean_abs_diff"] <= allowed.outputs_mean * spread
-        holds &= figures.get("agreement", 1.0) >= least
+        holds &= figures.get("agreement", 1.0) >= min_agreement
     words = [
         f"max {figures['max_abs_diff']:.2g}",
         f"mean {figures['mean_abs_diff']:.2g}",

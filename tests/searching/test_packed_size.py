@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from csqtool.csq.writer import pack
 from csqtool.nn.latent import LsqWeight
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from csqtool.searching.budget import Budget, most_bytes, uniform
+from csqtool.searching.budget import Budget, max_bytes, uniform
 from csqtool.searching.packed_size import PackedSizes, fixed_bytes, packed_bytes
 
 
@@ -30,7 +30,7 @@ def test_a_file_takes_what_was_counted_for_its_layers_and_never_more_than_was_pr
     sizes = PackedSizes(weights)
     counted = sum(sizes(name, uniform(bits)) for name in weights)
     assert packed_bytes(model) == len(pack(model)) == fixed_bytes(model) + counted
-    assert counted <= 2 * most_bytes(elements, uniform(bits))
+    assert counted <= 2 * max_bytes(elements, uniform(bits))
 
 
 def test_a_budget_of_bytes_aims_at_the_precision_that_fills_it() -> None:

@@ -31,8 +31,8 @@ def made(**settings: Any) -> SearchConfig:
 
 @dataclass(frozen=True)
 class SignOptions(Options):
-    step_rate: Annotated[float, Setting("Learning rate of the step sizes.", least=0)] = 0.001
-    strength: Annotated[float, Setting("Of nothing.", least=0)] = 7.0
+    step_rate: Annotated[float, Setting("Learning rate of the step sizes.", minimum=0)] = 0.001
+    strength: Annotated[float, Setting("Of nothing.", minimum=0)] = 7.0
     shape: Annotated[Literal["round", "square"], Setting("A shape.")] = "round"
 
 
