@@ -16,8 +16,8 @@ from csqtool.quantized_model import LayerIntegers
 from csqtool.searching.method import BaseMethod, MethodContext
 from csqtool.searching.options import BsqOptions
 
-MAX_BIT = 2.0  # a trained bit may grow beyond 1, and carries into the next plane when it is requantized
-REQUANTIZE_EVERY = 2 / 7  # of the training: the authors do it every 100 of 350 epochs
+MAX_BIT = 2.0  # a trained bit may grow above 1, and then carries into the next plane when it is requantized
+REQUANTIZE_EVERY = 2 / 7  # share of the training: the authors requantize every 100 of 350 epochs
 
 
 class BitWeight(WeightSource):
@@ -26,7 +26,8 @@ class BitWeight(WeightSource):
     Attributes:
         p, n: positive and negative bits, [k, *weight].
         s: scale, a trained scalar.
-        first, last: the planes in use, as indices of `exponents`; the others are zero and stay so.
+        exponents: the initial planes, ascending.
+        first, last: the planes in use, as indices of `exponents`; the others are zero and stay zero.
         rounds: how often the weight was requantized.
     """
 
@@ -81,7 +82,7 @@ class BitWeight(WeightSource):
 
     @torch.no_grad()
     def requantize(self, at_least: int) -> None:
-        """Split the rounded weight into bits again and leave empty planes at both ends; `at_least` stay."""
+        """Split the rounded weight into bits again and drop empty planes at both ends; keep `at_least` planes."""
         q = self._rounded(self._sum())
         magnitude = q.abs().to(torch.int64)
         bits = torch.stack([(magnitude >> b) & 1 for b in self.exponents]).float()  # (k, *weight)
@@ -103,7 +104,7 @@ class BitWeight(WeightSource):
 
 
 class Bsq(BaseMethod[BitWeight]):
-    """Trains bits under a group lasso, and leaves planes that become empty."""
+    """Trains bits with a group lasso over planes, and drops planes that become empty."""
 
     description = "bit-level sparsity by group lasso over bit planes (BSQ, Yang et al. 2021)"
     searches = True
@@ -115,16 +116,16 @@ class Bsq(BaseMethod[BitWeight]):
         self._free = [name for name in self.sources if self.budget.min_planes[name] < self.budget.max_planes[name]]
 
     def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitWeight:
-        """Return the bits."""
+        """Return trained bits over the given planes."""
         return BitWeight(weight.parameter, planes, planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return a group for the bits and scales; they do not decay."""
+        """Return a group for the bits and scales, without weight decay."""
         parameters = [x for bits in self.sources.values() for x in (bits.p, bits.n, bits.s)]
         return [{"params": parameters, "lr": self.config.learning_rate, "weight_decay": 0.0}]
 
     def at_epoch(self, share: float) -> None:
-        """Requantize when another two sevenths of the training are done."""
+        """Requantize after every two sevenths of the training."""
         due = int(share / REQUANTIZE_EVERY + 1e-9)
         for name in self._free:
             if due > int(self.sources[name].rounds):
@@ -142,13 +143,13 @@ class Bsq(BaseMethod[BitWeight]):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Hold the bits, and nothing else, in [0, 2]."""
+        """Clamp the bits to [0, 2]."""
         for bits in self.sources.values():
             bits.p.clamp_(0, MAX_BIT)
             bits.n.clamp_(0, MAX_BIT)
 
     def finish(self) -> None:
-        """Requantize a last time: the bits are zeros and ones now."""
+        """Requantize a last time, so that all bits are zeros and ones."""
         for name, bits in self.sources.items():
             bits.requantize(self.budget.min_planes[name])
 

@@ -1,4 +1,4 @@
-"""From the planes that a search kept to a scheme that meets the budget exactly."""
+"""Changes the planes that a search found so that they meet the budget, by measured loss."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from csqtool.nn.levels import Levels
 from csqtool.searching.budget import Budget, Scheme
 
-# Returns the loss with one layer rounded to the given planes and the others as they are.
+# Returns the loss with one layer rounded to the given planes, the others unchanged.
 LossWith = Callable[[str, tuple[int, ...]], float]
-# A plane more divides the squared rounding error, and with it about the loss it costs, by four.
+# One more plane divides the squared rounding error, and so roughly the loss that it causes, by four.
 NEXT_PLANE_GAIN = 0.25
-MIN_GAIN = 1e-6  # of loss; a trade that wins less is rounding noise
+MIN_GAIN = 1e-6  # of loss; a smaller gain of a trade is rounding noise
 
 
 def close_holes(planes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return as many planes without holes: the integers span fewer bits, at the same precision."""
+    """Return as many contiguous planes: the integers need fewer bits, at the same precision."""
     first = max(0, planes[-1] + 1 - len(planes))
     return tuple(range(first, first + len(planes)))
 
@@ -29,7 +29,7 @@ def one_fewer(planes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def one_more(planes: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
-    """Return the planes and one more: below the lowest, else in the highest hole, else above the highest."""
+    """Return the planes with one more: below the lowest, else in the highest hole, else above the highest."""
     if planes[0] > 0:
         added = planes[0] - 1
     else:
@@ -40,17 +40,19 @@ def one_more(planes: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
 
 
 def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
-    """Drop and add planes until the budget is met: never above it, and as near as exchanges of planes bring it.
+    """Drop, add and trade planes until the budget is met: never exceeded, and used as far as possible.
 
-    What a plane is worth is measured: the loss without and with a layer's lowest plane. Planes are dropped where
-    that costs least for what it saves; what is left of the budget goes where a plane is worth most for what it
-    costs. Then planes are traded as long as one is worth more than those that make room for it, and where what is
-    left of the budget is large, planes are exchanged to use it.
+    The benefit of a plane is measured: by how much a layer's lowest plane lowers the loss. Four steps follow:
+
+    1. While the budget is exceeded, the plane with the smallest benefit for its cost is dropped.
+    2. While another plane fits, the one with the largest benefit for its cost is added.
+    3. Planes are traded while one has more benefit than the planes that are dropped to make room for it.
+    4. While more than the budget's tolerance is unused, planes are traded to use more of it.
 
     Args:
         found: the planes that the search kept.
-        budget: what they may cost.
-        loss_with: measures a change of one layer.
+        budget: the limit on their cost.
+        loss_with: measures the loss with one layer changed.
 
     Returns:
         The planes each layer keeps.
@@ -70,7 +72,7 @@ def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, t
 
 
 def drop_planes(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
-    """Drop planes where that costs least for what it saves, until the budget is met; otherwise as `settle`."""
+    """Drop planes until the budget is met, as the first step of `settle` does."""
     scheme = dict(found)
     _Repair(budget, loss_with).drop(scheme)
     return scheme
@@ -85,74 +87,82 @@ class _Repair:
         self._measured: dict[tuple[str, tuple[int, ...]], float] = {}
 
     def _loss(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return the measured loss with a layer at these planes; only their distances matter."""
+        """Return the measured loss with a layer at these planes; only the distances between them matter."""
         key = name, tuple(b - planes[0] for b in planes)
         if key not in self._measured:
             self._measured[key] = self._loss_with(*key)
         return self._measured[key]
 
-    def _worth(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return by how much the lowest of a layer's planes lowers the loss.
+    def _benefit(self, name: str, planes: tuple[int, ...]) -> float:
+        """Return the benefit of a layer's lowest plane: by how much it lowers the loss.
 
-        Weights that are rounded to fewer planes already cannot show what one more would bring: the plane above it
-        says at least a quarter of its own worth.
+        Weights that are already rounded to fewer planes cannot show it. So it counts as at least a quarter of the
+        benefit of the next higher plane.
         """
         fewer = one_fewer(planes)
         if not fewer:
             return torch.inf
-        worth = self._loss(name, fewer) - self._loss(name, planes)
+        benefit = self._loss(name, fewer) - self._loss(name, planes)
         if one_fewer(fewer):
-            worth = max(worth, NEXT_PLANE_GAIN * (self._loss(name, one_fewer(fewer)) - self._loss(name, fewer)))
-        return max(worth, 0.0)
+            benefit = max(benefit, NEXT_PLANE_GAIN * (self._loss(name, one_fewer(fewer)) - self._loss(name, fewer)))
+        return max(benefit, 0.0)
 
     def _difference(self, scheme: Scheme, name: str, planes: tuple[int, ...]) -> float:
-        """Return what changing a layer's planes changes of the cost, at least a little."""
+        """Return by how much the cost changes with a layer's planes, never zero."""
         return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: planes})), 1e-12)
 
     def drop(self, scheme: dict[str, tuple[int, ...]], *, but: str | None = None) -> float | None:
-        """Drop planes, of any layer but one, until the budget is met; return their worth, None if it cannot be."""
+        """Drop planes until the budget is met.
+
+        Args:
+            scheme: is changed.
+            but: a layer that keeps its planes.
+
+        Returns:
+            The summed benefit of the dropped planes; None if the budget cannot be met.
+        """
         budget, lost = self._budget, 0.0
         while budget.cost(scheme) > budget.limit:
             able = [name for name, planes in scheme.items() if len(planes) > budget.min_planes[name] and name != but]
             if not able:
                 return None
             prices = {
-                name: self._worth(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
+                name: self._benefit(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
                 for name in able
             }
             name = min(able, key=prices.__getitem__)
-            lost += self._worth(name, scheme[name])
+            lost += self._benefit(name, scheme[name])
             scheme[name] = one_fewer(scheme[name])
         return lost
 
     def fill(self, scheme: dict[str, tuple[int, ...]]) -> float:
-        """Add planes as long as one fits, and return their worth."""
-        won = 0.0
+        """Add planes to `scheme` while one fits, and return their summed benefit."""
+        gained = 0.0
         while fitting := {n: p for n, p in self._wider(scheme).items() if self._fits({**scheme, n: p})}:
-            # Where nothing says what a second plane is worth, layers with one come first, small ones first.
+            # If the benefit of a second plane is unknown, layers with one plane come first, the smallest before others.
             keys = {
-                name: (len(planes) == 2 and not self._worth(name, planes),
-                       self._worth(name, planes) / self._difference(scheme, name, planes),
+                name: (len(planes) == 2 and not self._benefit(name, planes),
+                       self._benefit(name, planes) / self._difference(scheme, name, planes),
                        -self._difference(scheme, name, planes))
                 for name, planes in fitting.items()
             }  # fmt: skip
             name = max(fitting, key=keys.__getitem__)
-            won += self._worth(name, fitting[name])
+            gained += self._benefit(name, fitting[name])
             scheme[name] = fitting[name]
-        return won
+        return gained
 
     def trades(self, scheme: Scheme) -> Iterator[tuple[dict[str, tuple[int, ...]], float]]:
-        """Yield, for each layer that can take a plane, the scheme in which others make room, and what that wins."""
+        """Yield a scheme for each layer that can take a plane, for which others lose theirs, and the net benefit."""
         for name, planes in self._wider(scheme).items():
             changed = {**scheme, name: planes}
             lost = self.drop(changed, but=name)
             if lost is not None:
-                yield changed, self._worth(name, planes) - lost + self.fill(changed)
+                yield changed, self._benefit(name, planes) - lost + self.fill(changed)
 
     def best_trade(self, scheme: Scheme) -> dict[str, tuple[int, ...]] | None:
-        """Return the scheme behind the trade that wins most, None if none wins."""
-        changed, won = max(self.trades(scheme), key=lambda trade: trade[1], default=(None, 0.0))
-        return changed if won > MIN_GAIN else None
+        """Return the scheme after the trade with the largest net benefit; None if no trade has one."""
+        changed, gained = max(self.trades(scheme), key=lambda trade: trade[1], default=(None, 0.0))
+        return changed if gained > MIN_GAIN else None
 
     def _wider(self, scheme: Scheme) -> dict[str, tuple[int, ...]]:
         limits = self._budget.max_planes
@@ -167,7 +177,7 @@ class LossProbe:
 
     Args:
         parameters: the weights, by name.
-        loss: returns the loss of the module as it stands.
+        loss: returns the module's loss with its present weights.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], loss: Callable[[], float]) -> None:
@@ -176,7 +186,7 @@ class LossProbe:
 
     @torch.no_grad()
     def __call__(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return the loss; the weight is put back."""
+        """Return the loss; the weight is restored."""
         parameter = self._parameters[name]
         before = parameter.data
         parameter.data = round_to(before, planes)
@@ -187,7 +197,7 @@ class LossProbe:
 
     @torch.no_grad()
     def of_scheme(self, scheme: Scheme) -> float:
-        """Return the loss with all weights rounded to their planes; they are put back."""
+        """Return the loss with all weights rounded to their planes; they are restored."""
         before = {name: parameter.data for name, parameter in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.data = round_to(parameter.data, scheme[name])
@@ -199,7 +209,7 @@ class LossProbe:
 
 
 def integers_at(weight: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return a weight's integers (float32) at given planes, and their scale: the one with the least squared error."""
+    """Return a weight's integers (float32) at given planes, and the scale with the least squared error."""
     levels = Levels([b - planes[0] for b in planes])
     scale = levels.fit_scale(weight)
     return levels.project(weight, scale), scale

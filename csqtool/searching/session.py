@@ -1,4 +1,4 @@
-"""A search in one process: its stages in order, and what they record."""
+"""A search in one process: its stages in order, and their records."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ FIXED_SCHEME = (Stage.FINETUNE, Stage.SHRINK)
 
 
 class Session:
-    """The state of a search, and the way through its stages.
+    """The state of a search; `to_end` runs its stages.
 
     Args:
         config: the settings.
-        directory: where everything is recorded; nothing is written before `to_end`.
+        directory: the run directory; nothing is written before `to_end`.
         start: what the search starts from.
-        progress: told about every step.
-        model: where the module comes from; None builds what the settings name.
-        data: training and test data; None loads what the settings name.
+        progress: is informed of every step.
+        model: builds the module; None takes the factory in the settings.
+        data: training and test data; None loads the source in the settings.
 
     Raises:
         InputError: model, data, weights, patterns or budget cannot be used.
@@ -106,30 +106,30 @@ class Session:
 
     @property
     def method(self) -> Method:
-        """What trains the weights; there is none in float training."""
+        """The method that trains the weights; float training has none."""
         assert self.network.method is not None
         return self.network.method
 
     @property
     def device(self) -> torch.device:
-        """Where the network is computed."""
+        """The device that the network is on."""
         return self.processes.device
 
     def info(self) -> ModelInfo:
-        """Return what a finalized file records of this search."""
+        """Return the description of this search that a finalized file contains."""
         return recorded_info(self.config, self.data, self.network.inputs)
 
     # --- stages ------------------------------------------------------------------------------------------
 
     def to_end(self, stop: Callable[[], bool]) -> Summary:
-        """Go through the stages that are left and return the summary.
+        """Run the remaining stages and return the summary.
 
         Args:
-            stop: asked after every step; True ends the run where it is.
+            stop: called after every step; True stops the search.
 
         Raises:
-            SearchInterrupted: `stop` said so; the state is saved.
-            TrainingError: the loss is no number any more.
+            SearchInterrupted: `stop` returned True; the state is saved.
+            TrainingError: the loss is not finite.
         """
         self._stop = stop
         if self.training is None:
@@ -160,7 +160,7 @@ class Session:
         return self.training
 
     def _interrupted(self) -> SearchInterrupted:
-        return SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.directory}")
+        return SearchInterrupted(f"stopped; state saved, continue with: csqtool search --resume {self.directory}")
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
@@ -168,12 +168,12 @@ class Session:
         self.float_metric = state["float_metric"]
         self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
         if stage not in self.stages:
-            self.stages.append(stage)  # shrinking, which few searches need
+            self.stages.append(stage)  # shrinking, which is appended when it turns out to be needed
         self._enter(stage, restoring=True)
         self._training.load_state(state)
 
     def _enter(self, stage: Stage, *, restoring: bool = False) -> None:
-        """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
+        """Begin a stage; with `restoring`, a checkpoint provides the calibration and the state."""
         config, network = self.config, self.network
         if stage == Stage.FLOAT:
             net = QuantizedNet(network.model, [])
@@ -187,7 +187,7 @@ class Session:
         if stage in FIXED_SCHEME:
             assert self.scheme is not None
             scheme, epochs = self.scheme, config.finetune_epochs if stage == Stage.FINETUNE else 0
-            # Without epochs nothing may change: gates start soft, and hardened they have another scale.
+            # Without epochs the weights must not change: gates would start soft and get another scale when hardened.
             name = FINETUNE_METHODS[config.finetune_with if epochs else "lsq"]
         else:
             self.costs.measure_sizes(self._start_weights)
@@ -202,7 +202,7 @@ class Session:
         )
 
     def _start_weights(self) -> dict[str, Tensor]:
-        """Return the weights that training starts from, also when it goes on from a checkpoint."""
+        """Return the weights that training starts from, also when it continues from a checkpoint."""
         saved = self.directory.float_weights
         state = read_state(saved) if saved.is_file() else self.network.model.state_dict()
         return {name: state[name] for name in self.network.elements}
@@ -214,7 +214,7 @@ class Session:
         return self._float_weights
 
     def keep_float_weights(self) -> None:
-        """Hold the float model's weights in memory: the run directory is about to be removed."""
+        """Keep the float model's weights in memory, before the run directory is removed."""
         self._float_weights = self.float_weights()
 
     def _calibrate(self) -> None:
@@ -225,7 +225,7 @@ class Session:
             self.progress.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
 
     def _first_scheme(self) -> Settled:
-        """Return the planes to begin with: all that are allowed, those that are given, or a method's uniform ones."""
+        """Return the initial planes: all allowed ones for methods that search, else given or uniform ones."""
         budget = self.costs.budget
         if self.method_class.searches:
             return {name: uniform(planes) for name, planes in budget.max_planes.items()}
@@ -233,14 +233,14 @@ class Session:
         return uniform_scheme(budget, method=self.config.method) if given is None else given
 
     def _teacher(self) -> nn.Module:
-        """Return the float model that teaches: as it was trained here, or as it was given."""
+        """Return the float model for distillation: trained by this search, or given with --weights."""
         teacher = self.model_source.build(near=self.directory.config)
         if self.directory.float_weights.is_file():
             load_weights(teacher, self.directory.float_weights)
         elif self._start.weights is not None:
             self._start.load_into(teacher)
         else:
-            raise ModelError("distill needs a float model that can teach: give --weights or --pretrain-epochs")
+            raise ModelError("distill needs a trained float model: give --weights or --pretrain-epochs")
         return teacher
 
     def _know_float_metric(self) -> None:
@@ -266,32 +266,32 @@ class Session:
         if self.config.repair:
             scheme = within_budget(scheme, self.costs.budget, probe)
         self.scheme = self.processes.agreed(scheme)  # machines may round losses differently
-        self.progress.line(f"{self._log_scheme(Stage.SETTLE, found, start=start)}; going on from the {start} weights")
+        self.progress.line(f"{self._log_scheme(Stage.SETTLE, found, start=start)}; continuing from the {start} weights")
 
     def _is_too_large(self) -> bool:
-        """Tell whether the packed file exceeds a target size: training changes the entropy of integers."""
+        """Return whether the packed file exceeds the target size: training changes the entropy of integers."""
         if not self.costs.counts_bytes or not self.config.repair:
             return False
         return self.processes.agreed(self.costs.of(self.method.integers()) > self.costs.budget.limit)
 
     def _shrink(self) -> None:
-        """Drop planes of trained weights by measured loss until the packed file is as small as it shall be."""
+        """Drop planes of trained weights by measured loss until the packed file meets its target size."""
         found = self.method.scheme()
         self.costs.fix_other_bytes(self.method.integers())
         probe = self._make_plain()
         self.costs.measure_sizes(lambda: self.network.parameters)
         self.scheme = self.processes.agreed(drop_planes(found, self.costs.budget, loss_with=probe))
-        self.progress.line(f"trained integers pack worse than before: {self._log_scheme(Stage.SHRINK, found)}")
+        self.progress.line(f"the packed file exceeds the target size; {self._log_scheme(Stage.SHRINK, found)}")
 
     def _make_plain(self) -> LossProbe:
-        """Put the method's hard weights in its place, and return what measures the loss with them."""
+        """Replace the method by its hard weights, and return a function that measures the loss with changed ones."""
         self.network.make_plain()
         loss = partial(training_loss, self.network.net, self.data, self.device, samples=self.config.repair_samples,
                        channels_last=bool(self.config.channels_last))  # fmt: skip
 
         def measured() -> float:
-            # What was measured is lost: a resumed search goes on from the last checkpoint. Several processes may
-            # measure a different number of times, so that they could not agree here.
+            # The measurements are lost: a resumed search continues from the last checkpoint. Several processes may
+            # measure a different number of times, so they cannot agree to stop here.
             if self.processes.count == 1 and self._stop():
                 raise self._interrupted()
             return loss()
@@ -329,7 +329,7 @@ class Session:
         self._save()
 
     def _log_scheme(self, stage: Stage, found: Scheme, **more: Any) -> str:
-        """Log the scheme that was made of the one found, and return what it costs in words."""
+        """Log the settled scheme and the one that it was made from, and return their costs as text."""
         assert self.scheme is not None
         budget = self.costs.budget
         before, after = budget.cost(found), budget.cost(self.scheme)
@@ -353,7 +353,7 @@ class Session:
         soft = self._evaluate(training.net)
         method.set_hard(True)
         hard = final = soft
-        # Otherwise BatchNorm's statistics are those of the hard weights already.
+        # Otherwise BatchNorm's statistics already belong to the hard weights.
         if method.softens or training.name == Stage.SHRINK:
             hard = self._evaluate(training.net)
             reestimate_batch_norm(training.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)

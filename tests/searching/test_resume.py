@@ -166,7 +166,7 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(tmp_path: Path) -> None:
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "state saved, go on with: csqtool search --resume" in errors
+    assert "state saved, continue with: csqtool search --resume" in errors
     assert (run / "checkpoints" / "last.pt").is_file()
 
 
