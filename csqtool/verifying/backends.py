@@ -1,4 +1,4 @@
-"""What runs an ONNX file in a verification; others register under the entry point ``csqtool.backends``."""
+"""Backends that run an ONNX file in a verification; packages add theirs under ``csqtool.backends``."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from csqtool.verifying import runtime
 class Backend(Protocol):
     """Runs ONNX files.
 
-    ``--backend NAME:OPTION`` constructs it with that option; without one, with nothing.
+    ``--backend NAME:OPTION`` constructs it with that option, ``--backend NAME`` without arguments.
 
     Attributes:
-        name: what it is called in reports.
-        levels: in which ways it runs a file; results of all are compared.
-        max_samples: how many samples it is asked to compute, None all.
-        threads: threads of one operator, 0 its own choice; set before it runs anything.
+        name: its name in reports.
+        levels: the optimization levels at which it runs a file; the results of all are compared.
+        max_samples: how many samples it computes; None for all.
+        threads: threads of one operator, 0 for its own choice; set before it runs anything.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Backend(Protocol):
 
 
 class OnnxRuntime:
-    """onnxruntime at each of its optimization levels; loading at the default one is a check itself.
+    """onnxruntime: on the CPU at each of its optimization levels, else with a provider at its default level.
 
-    On the CPU, or with another execution provider at the default level: `onnxruntime:cuda`, `onnxruntime:openvino`.
-    onnxruntime falls back to the CPU without an error; here a provider that ran no node is one.
+    `onnxruntime:cuda` and `onnxruntime:openvino` name execution providers. onnxruntime falls back to the CPU
+    silently; here it is an error if the provider ran no node.
 
     Args:
         provider: the execution provider, such as ``cuda`` for ``CUDAExecutionProvider``.
@@ -79,7 +79,7 @@ class OnnxRuntime:
         """Return a file's outputs by name.
 
         Raises:
-            RuntimeError: it cannot load or run the file, or the provider that was asked for ran nothing of it.
+            RuntimeError: it cannot load or run the file, or the provider ran none of its nodes.
         """
         if self.provider != CPU:
             self._check_provider(content, level, feeds)
@@ -96,7 +96,7 @@ class OnnxRuntime:
 
 
 class Reference:
-    """onnx's reference evaluator: plain numpy, slow, and of no runtime's making."""
+    """onnx's reference evaluator: plain numpy, slow, independent of every runtime."""
 
     name = "reference"
     levels = ("off",)
@@ -111,16 +111,16 @@ class Reference:
         proto = onnx.load_from_string(content)
         try:
             outputs = ReferenceEvaluator(proto).run(None, dict(feeds))
-        except Exception as error:  # whatever an operator's implementation stumbles over
+        except Exception as error:  # an operator's implementation may raise anything
             raise RuntimeError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
         names = [output.name for output in proto.graph.output]
         return dict(zip(names, (np.asarray(output) for output in outputs), strict=True))
 
 
 class OpenVino:
-    """OpenVINO on the CPU, computing in float32 what is not quantized; without and with its low-precision transforms.
+    """OpenVINO on the CPU, without and with its low-precision transforms; float operators compute in float32.
 
-    Those rearrange quantizers, and move outputs by steps where activations have fewer than eight bits.
+    The transforms move quantizers, which changes outputs by steps if activations have fewer than eight bits.
 
     Raises:
         ConfigError: OpenVINO is not installed.
@@ -136,7 +136,7 @@ class OpenVino:
             raise ConfigError("the backend openvino needs a package, an extra: pip install 'csqtool[openvino]'")
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return a file's outputs by name; computed in a process of its own, which OpenVINO ends on some files."""
+        """Return a file's outputs by name, computed in another process, because OpenVINO aborts on some files."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "model.onnx").write_bytes(content)
@@ -148,7 +148,7 @@ class OpenVino:
                 with np.load(folder / "outputs.npz") as outputs:
                     return dict(outputs)
         lines = [line.removeprefix("-- ") for line in done.stderr.splitlines() if line.strip()]
-        # Of many lines, the one that names the operators.
+        # Of several lines, the one that names the operators.
         reason = next((line for line in lines if line.startswith("No conversion")), lines[-1] if lines else "")
         raise RuntimeError(reason or f"its process ended with {done.returncode}")
 
@@ -178,7 +178,7 @@ def load_backends(names: Sequence[str], threads: int = 0) -> list[Backend]:
     """Return the backends of these names, ``NAME`` or ``NAME:OPTION``, each once.
 
     Raises:
-        ConfigError: a backend is not installed: it is not skipped; or it takes no option.
+        ConfigError: a backend is not installed, or takes no option.
     """
     found: list[Backend] = []
     for spec in dict.fromkeys(names):

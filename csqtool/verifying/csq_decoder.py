@@ -1,7 +1,7 @@
 """A second decoder of `.csq` files, for the verifier.
 
 It is written from `docs/csq-format.md` and shares no code with `csqtool.csq`, so that a mistake in one of the two
-shows as a difference.
+is seen as a difference.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _name(raw: bytes, what: str) -> str:
 
 
 def _check_row(row: _Row, what: str) -> None:
-    """Check all that one row says by itself; nothing is allocated for a tensor before this holds."""
+    """Check everything that one row says by itself, before anything is allocated for its tensor."""
     what = f"{what} {row.name!r}"
     _require(row.dtype < len(ELEMENT_TYPES), what, f"unknown dtype {row.dtype}")
     _require(row.encoding <= 6, what, f"unknown encoding {row.encoding}")

@@ -26,16 +26,16 @@ PIECES_A_TENSOR = 16
 def graph_verdict(
     content: bytes, tensors: dict[str, NDArray[Any]], finalized_sha256: str, *, where: str
 ) -> tuple[bool, str] | None:
-    """Return whether the ONNX file in a package is rebuilt and names this finalized model, and words for it.
+    """Return whether the ONNX file in a package is rebuilt and names this finalized model, with a detail as text.
 
     Args:
         content: the package, its structure checked.
         tensors: all its tensors, in the order of the table.
-        finalized_sha256: of the finalized file that `unpack` makes of it.
+        finalized_sha256: of the finalized file that `unpack` writes from it.
         where: the file's name, for messages.
 
     Returns:
-        None where the package carries no graph.
+        None if the package has no graph.
     """
     import onnx
 

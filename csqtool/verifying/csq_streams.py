@@ -1,7 +1,7 @@
-"""The encodings of `.csq` tensors, decoded by code of the verifier's own, written from the specification.
+"""The verifier's own decoder of the encodings of `.csq` tensors, written from the specification.
 
-Nothing here is shared with `csqtool.csq`. Where that looks values up in tables, this expands single bits, divides by
-three and searches cumulative frequencies.
+It shares no code with `csqtool.csq`, which uses lookup tables: this one expands single bits, divides by three and
+searches cumulative frequencies.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class BadStream(ValueError):
 
 
 def require(condition: Any, problem: str) -> None:
-    """Raise `BadStream` where `condition` is false."""
+    """Raise `BadStream` if `condition` is false."""
     if not condition:
         raise BadStream(problem)
 
 
 def expected_length(encoding: int, count: int, bits: int) -> int | None:
-    """Return the stored bytes of `count` elements; None where only the stream tells."""
+    """Return the stored bytes of `count` elements; None if they depend on the stream."""
     if encoding in (0, 1, 5):
         return -(-count * bits // 8)
     return -(-count // 5) if encoding == 2 else None
@@ -57,7 +57,7 @@ def expand(encoding: int, stored: bytes, shape: tuple[int, ...], bits: int, dtyp
         return pruned(stored, shape, bits) if encoding == 6 else MAKERS[encoding](stored, count, bits)
 
     for _ in parts():
-        pass  # all of it is checked before memory is taken for it
+        pass  # all of it is checked before memory is allocated for it
     q = np.empty(count, dtype)
     position = 0
     for part in parts():
@@ -121,7 +121,7 @@ def codebook(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
 
 
 def rans(stored: bytes, count: int, bits: int) -> Iterator[NDArray[Any]]:
-    """Yield the values round by round, one of each lane; of few lanes all at once, decoded without vectors."""
+    """Yield the values in rounds of one for each lane; with few lanes all at once, decoded without vectors."""
     require(len(stored) >= 5, "the frequency table is cut short")
     lowest = int.from_bytes(stored[0:2], "little", signed=True)
     size = int.from_bytes(stored[2:4], "little")

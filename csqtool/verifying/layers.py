@@ -1,7 +1,7 @@
 """The layers level: every layer of an ONNX file, given PyTorch's own input to that layer (teacher-forced).
 
 The graph is cut at each activation quantizer; in a model with float activations, at the output of each layer.
-A cut value becomes an output to look at, and what used it reads PyTorch's value instead. So one early
+A cut value becomes an output of the graph, and the nodes that used it read PyTorch's value instead. So an early
 difference cannot grow, and one run compares all layers.
 """
 
@@ -31,9 +31,9 @@ class Cut:
 
     Attributes:
         name: quantizer, layer or output.
-        value: the ONNX value to look at; of a quantizer, its integers once the graph is known.
-        reference: PyTorch's value, [N, …]; uint8 integers behind a quantizer, float32 elsewhere.
-        fan_in: products added up in each value of a float layer.
+        value: the ONNX value to compare; for a quantizer, its integers once the graph is known.
+        reference: PyTorch's value, [N, …]; uint8 integers for a quantizer, float32 elsewhere.
+        fan_in: the number of products in the sum of each value of a float layer.
     """
 
     name: str
@@ -76,8 +76,8 @@ def _float_cuts(net: QuantizedNet, model: QuantizedModel, inputs: Tensor) -> tup
     finally:
         for handle in handles:
             handle.remove()
-    # A module that is called twice has no one value to compare; its effect shows in the next layer.
-    # A layer that yields the model's output is compared there.
+    # A module that is called twice has no single value to compare; its effect is seen in the next layer.
+    # A layer that computes the model's output is compared as the output.
     cuts = [
         Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items() if len(v) == 1 and not torch.equal(v[0], output)
     ]
@@ -124,7 +124,7 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
 
 
 def _linear_output(graph: onnx.GraphProto, layer: str) -> str | None:
-    """Return the output of a linear layer on more than two axes: of a MatMul, or of the Add of its bias behind it."""
+    """Return the output of a linear layer on more than two axes: of a MatMul, or of the Add that adds its bias."""
     weights = {f"{layer}.weight", f"{layer}.weight_dq"}
     products = [node for node in graph.node if node.op_type == "MatMul" and weights & set(node.input)]
     if len(products) != 1:
@@ -158,7 +158,7 @@ def compare_cut(cut: Cut, found: NDArray[Any], allowed: Tolerances) -> tuple[boo
 
 
 def weights_behind(proto: onnx.ModelProto, value: str, cuts: list[Cut], model: QuantizedModel) -> str | None:
-    """Return the quantized parameters between `value` and the cuts before it: the layers it may blame."""
+    """Return the quantized parameters between `value` and the cuts before it, which may cause its error."""
     makers = {output: node for node in proto.graph.node for output in node.output}
     names = {layer.name for layer in model.layers}
     stops = {cut.value for cut in cuts} - {value}
@@ -178,11 +178,11 @@ def weights_behind(proto: onnx.ModelProto, value: str, cuts: list[Cut], model: Q
 def likely_cause(
     cut: Cut, behind: str | None, figures: dict[str, float], wrong: set[str], held_unoptimized: bool
 ) -> str:
-    """Return what puts a layer outside its tolerance, worked out from everything else that was compared.
+    """Return the likely cause of a layer's error, derived from everything else that was compared.
 
     Args:
         cut: the layer.
-        behind: the quantized parameters behind it, from `weights_behind`.
+        behind: the quantized parameters that it is computed from, from `weights_behind`.
         figures: of `compare_cut`.
         wrong: parameters and quantizers that failed the weights level.
         held_unoptimized: the layer held with optimizations off.

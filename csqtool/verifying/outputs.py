@@ -1,4 +1,4 @@
-"""The outputs and task levels: what both sides make of the same samples."""
+"""The outputs and task levels: both sides' outputs for the same samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
 
 
 def agreement(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Return the share of samples with the same label; 0 where shapes differ."""
+    """Return the share of samples with the same label; 0 if shapes differ."""
     if found.shape != wanted.shape or found.ndim < 2:
         return 0.0
     return float((found.argmax(-1) == wanted.argmax(-1)).mean())
@@ -78,7 +78,7 @@ def compare_outputs(
 def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyReport) -> None:
     """Add the check that onnxruntime's optimization levels agree with one another.
 
-    Each level is also compared with PyTorch; two that err in opposite directions show here.
+    Each level is also compared with PyTorch; this check finds two levels that differ in opposite directions.
     """
     allowed = report.tolerances
     pairs = list(combinations(results, 2))

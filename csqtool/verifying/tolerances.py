@@ -1,4 +1,4 @@
-"""How far the two sides of a verification may lie apart; the defaults follow the arithmetic (`docs/verify.md`)."""
+"""Thresholds on differences; the defaults are derived from the arithmetic (`docs/verify.md`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Tolerance = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
 
 class Tolerances(msgspec.Struct, frozen=True):
-    """What is still rounding.
+    """The thresholds up to which differences are accepted as rounding.
 
     Attributes:
-        layer_steps: steps that an integer layer's values may be off.
-        layer_share: share of its values that may be off at all.
-        layer_rounding: a float layer's largest error, in units of ε·√K of its largest value, for K products a sum.
-        outputs_float: largest difference of an output where activations are float; labels must then be equal.
-        outputs_mean: mean difference over the outputs' standard deviation, where activations are quantized.
-        outputs_agreement_off: least share of equal labels, optimizations off, where activations are quantized.
-        outputs_agreement: the same at every other level and in other backends.
+        layer_steps: by how many steps an integer layer's values may differ.
+        layer_share: the share of its values that may differ.
+        layer_rounding: a float layer's largest error, in units of ε·√K of its largest value, for sums of K products.
+        outputs_float: largest difference of an output if activations are float; labels must then be equal.
+        outputs_mean: mean difference over the outputs' standard deviation, if activations are quantized.
+        outputs_agreement_off: minimum share of equal labels, optimizations off, if activations are quantized.
+        outputs_agreement: the same at every other optimization level and in other backends.
         metric: difference of the task's metric.
     """
 
@@ -44,7 +44,7 @@ class Tolerances(msgspec.Struct, frozen=True):
         Raises:
             ConfigError: a key is unknown, or a value is no finite number of at least 0.
         """
-        for key in document:  # here, and not by the record: reports may hold tolerances of later versions
+        for key in document:  # not checked by the record: reports may hold tolerances of later versions
             if key not in cls.__struct_fields__:
                 raise ConfigError(f"{where}: unknown tolerance {key!r}; {nearest(key, cls.__struct_fields__)}")
         return documents.convert(cls, document, where=where, error=ConfigError)
@@ -54,7 +54,7 @@ class Tolerances(msgspec.Struct, frozen=True):
         """Return the tolerances in ``NAME=VALUE`` texts.
 
         Raises:
-            ConfigError: as `from_mapping`, or a text has another form.
+            ConfigError: as `from_mapping`, or a text is not of this form.
         """
         document: dict[str, Any] = {}
         for text in settings:
@@ -66,6 +66,6 @@ class Tolerances(msgspec.Struct, frozen=True):
         return cls.from_mapping(document, where="--tolerance")
 
     def changed(self) -> dict[str, float]:
-        """Return those that are not the default."""
+        """Return the tolerances that differ from the default."""
         plain = documents.plain(Tolerances())
         return {name: value for name, value in documents.plain(self).items() if value != plain[name]}

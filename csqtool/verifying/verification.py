@@ -41,15 +41,15 @@ def verify_file(
     Args:
         file: an ``.onnx`` or ``.csq`` file.
         against: the finalized model, or its ``.safetensors`` file.
-        data: data whose test set is compared; None takes what is recorded in the finalized model.
+        data: data whose test set is used; None takes those that the finalized model records.
         model: the PyTorch module or its factory, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.
         backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``, or
             another package's.
-        tolerances: what is still rounding.
-        threads: threads of one operator in the backends, 0 their own choice.
-        tell: told what is being checked, a line each.
+        tolerances: the thresholds up to which differences are accepted as rounding.
+        threads: threads of one operator in the backends; 0 is their own choice.
+        tell: called with a line for each check that begins.
 
     Returns:
         The report; `passed` says whether every check holds.
