@@ -1,4 +1,4 @@
-"""Loading an ONNX file in onnxruntime, and the graph that it really runs."""
+"""Loading an ONNX file in onnxruntime, and its optimized graph."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def session(
 
     Args:
         content: the ONNX file, or its path.
-        optimization: ``off``, ``basic``, ``extended``, or ``on``: everything, which is the default.
+        optimization: the optimization level: ``off``, ``basic``, ``extended``, or ``on``, onnxruntime's default.
         optimized_path: where to write the optimized graph.
         threads: threads of one operator, 0 for onnxruntime's own choice.
-        provider: the execution provider; what it cannot run stays on the CPU.
-        profile: the beginning of a profile's file name; ``end_profiling`` writes the file.
+        provider: the execution provider; nodes that it cannot run are run on the CPU.
+        profile: the prefix of a profile's file name; ``end_profiling`` writes the file.
 
     Raises:
-        RuntimeError: onnxruntime cannot load the file; the message is its own.
+        RuntimeError: onnxruntime cannot load the file; the message is onnxruntime's.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; logged, they would print names from the file unescaped
     options.intra_op_num_threads = threads
-    # Threads that spin while they wait for the next run would take the cores from other sessions of this process.
+    # Otherwise threads would spin between runs and take cores from other sessions of this process.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     level = ort.GraphOptimizationLevel
     levels = {"off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED}
@@ -57,7 +57,7 @@ def session(
 
 
 def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
-    """Return the graph that onnxruntime really runs, functions inlined and operators fused.
+    """Return the graph that onnxruntime runs: functions inlined and operators fused.
 
     Raises:
         RuntimeError: onnxruntime cannot load the file.
@@ -71,5 +71,5 @@ def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
 
 
 def optimized_operators(content: bytes | Path) -> list[str]:
-    """Return the operators that onnxruntime really runs, in order."""
+    """Return the operators that onnxruntime runs, in order."""
     return [node.op_type for node in optimized_graph(content).node]

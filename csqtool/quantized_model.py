@@ -181,7 +181,7 @@ class QuantizedModel:
         taken = [*self.tensors, *names, *(f"{name}_scale" for name in names)]
         taken += [f"{a.name}_{part}" for a in self.activations for part in ("scale", "zero_point")]
         if duplicates := [name for name, count in Counter(taken).items() if count > 1]:
-            raise FormatError(f"tensor names stand twice: {', '.join(sorted(duplicates))}")
+            raise FormatError(f"repeated tensor names: {', '.join(sorted(duplicates))}")
         if dangling := set(self.tied.values()) - set(names):
             raise FormatError(f"tied to layers that do not exist: {', '.join(sorted(dangling))}")
         quantizers = {a.name for a in self.activations}

@@ -35,10 +35,10 @@ class BitWeight(WeightSource):
     last: Tensor
     rounds: Tensor
 
-    def __init__(self, weight: Tensor, exponents: Sequence[int], *, planes: int) -> None:
+    def __init__(self, weight: Tensor, exponents: Sequence[int], *, n_planes: int) -> None:
         super().__init__()
         self.exponents = tuple(exponents)
-        self.planes = planes
+        self.n_planes = n_planes
         with torch.no_grad():
             weight = weight.detach().float()
             levels = Levels(self.exponents)
@@ -46,7 +46,7 @@ class BitWeight(WeightSource):
             digits = levels.digits.to(weight.device)[levels.nearest(weight / unit)].movedim(-1, 0)  # (k, *weight)
             self.p = nn.Parameter((digits > 0).float().contiguous())
             self.n = nn.Parameter((digits < 0).float().contiguous())
-            self.s = nn.Parameter(unit * (2**planes - 1))
+            self.s = nn.Parameter(unit * (2**n_planes - 1))
         self.register_buffer("first", torch.tensor(0))
         self.register_buffer("last", torch.tensor(len(self.exponents) - 1))
         self.register_buffer("rounds", torch.tensor(0))
@@ -71,7 +71,7 @@ class BitWeight(WeightSource):
         """Return round(Σ_b (p_b − n_b)·2^b)·s/(2^n − 1) (BSQ, eq. 6)."""
         with torch.autocast(self.s.device.type, enabled=False):
             total = self._sum()
-            weight: Tensor = (total + (self._rounded(total) - total).detach()) * (self.s / (2**self.planes - 1))
+            weight: Tensor = (total + (self._rounded(total) - total).detach()) * (self.s / (2**self.n_planes - 1))
             return weight
 
     def plane_norms(self) -> Tensor:
@@ -99,8 +99,8 @@ class BitWeight(WeightSource):
     def integers(self) -> LayerIntegers:
         """Return q, Δ and the mask string."""
         q = self._rounded(self._sum()).cpu().numpy().astype(np.int64)
-        scale = np.float32((self.s / (2**self.planes - 1)).cpu().numpy())
-        return LayerIntegers(*reduced(q, scale), mask_string(self.kept, self.planes))
+        scale = np.float32((self.s / (2**self.n_planes - 1)).cpu().numpy())
+        return LayerIntegers(*reduced(q, scale), mask_string(self.kept, self.n_planes))
 
 
 class Bsq(BaseMethod[BitWeight]):
@@ -115,9 +115,9 @@ class Bsq(BaseMethod[BitWeight]):
         super().__init__(context)
         self._free = [name for name in self.sources if self.budget.min_planes[name] < self.budget.max_planes[name]]
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitWeight:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> BitWeight:
         """Return trained bits over the given planes."""
-        return BitWeight(weight.parameter, planes, planes=self.config.planes)
+        return BitWeight(weight.parameter, exponents, n_planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return a group for the bits and scales, without weight decay."""

@@ -23,9 +23,9 @@ def uniform(bits: int) -> tuple[int, ...]:
     return tuple(range(bits))
 
 
-def deployed_bits(planes: tuple[int, ...]) -> int:
+def deployed_bits(exponents: tuple[int, ...]) -> int:
     """Return the two's-complement bits of a layer's integers: the span of its planes and a sign bit."""
-    return planes[-1] - planes[0] + 2
+    return exponents[-1] - exponents[0] + 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Budget:
         if self.unit != "bytes":
             return self.limit
         schemes = [self.uniform(bits) for bits in range(1, 9)]
-        averages = [self.average({name: len(planes) for name, planes in scheme.items()}) for scheme in schemes]
+        averages = [self.average({name: len(exponents) for name, exponents in scheme.items()}) for scheme in schemes]
         return float(np.interp(self.limit, [self.cost(scheme) for scheme in schemes], averages))
 
     def uniform(self, bits: int) -> dict[str, tuple[int, ...]]:
@@ -84,13 +84,13 @@ class Budget:
     def cost(self, scheme: Scheme) -> float:
         """Return the cost of a scheme: planes a weight (or a layer), or bytes."""
         if self.unit != "bytes":
-            return self.average({name: len(planes) for name, planes in scheme.items()})
+            return self.average({name: len(exponents) for name, exponents in scheme.items()})
         if self.layer_bytes is None:
             return self.fixed_bytes + self._max_bytes(scheme)
-        return self.fixed_bytes + sum(self.layer_bytes(name, planes) for name, planes in scheme.items())
+        return self.fixed_bytes + sum(self.layer_bytes(name, exponents) for name, exponents in scheme.items())
 
     def _max_bytes(self, scheme: Scheme) -> int:
-        return sum(max_bytes(self.elements[name], planes) for name, planes in scheme.items())
+        return sum(max_bytes(self.elements[name], exponents) for name, exponents in scheme.items())
 
     def average(self, precisions: Mapping[str, int]) -> float:
         """Return the average precision, in planes a weight."""
@@ -114,13 +114,13 @@ class Budget:
         return f"{cost:.4g} planes a {'weight' if self.unit == 'elements' else 'layer'}"
 
 
-def max_bytes(elements: int, planes: tuple[int, ...]) -> int:
+def max_bytes(elements: int, exponents: tuple[int, ...]) -> int:
     """Return an upper bound on the bytes of a layer's integers in the packed file, aligned to eight bytes.
 
     It is the size of the ternary encoding (five integers a byte) for one plane, of the dense one for more. The file
     uses the smallest encoding, which is never larger.
     """
-    taken = elements / 5 if len(planes) == 1 else elements * deployed_bits(planes) / 8
+    taken = elements / 5 if len(exponents) == 1 else elements * deployed_bits(exponents) / 8
     return math.ceil(taken / 8) * 8
 
 

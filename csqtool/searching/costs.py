@@ -45,7 +45,7 @@ class Costs:
         if config.target_size is None:
             return None
         weights = self._network.weights
-        latents = {w.name: LsqWeight(w.parameter, uniform(1), planes=config.planes) for w in weights}
+        latents = {w.name: LsqWeight(w.parameter, uniform(1), n_planes=config.planes) for w in weights}
         integers = {name: latent.integers() for name, latent in latents.items()}
         aliases = [alias for weight in weights for alias in weight.aliases]
         packed = self._network.quantized(integers, self._info())

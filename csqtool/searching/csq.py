@@ -22,12 +22,12 @@ class CsqUniform(BaseMethod[BitGates]):
     Options = GateOptions
     options: GateOptions
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitGates:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> BitGates:
         """Return gates over the given planes."""
         return BitGates(
             weight.parameter,
-            planes,
-            planes=self.config.planes,
+            exponents,
+            n_planes=self.config.planes,
             gate_init=self.options.gate_init,
             weight_steps=self._weight_steps,
         )
@@ -117,14 +117,14 @@ class Csq(CsqUniform):
             for name, gates in self._masked.items() if gates.m_b is not None
         ]) if self._masked else torch.zeros(0)  # one a mask gate, in the order of the layers  # fmt: skip
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitGates:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> BitGates:
         """Return gates with a mask; without one for a pinned layer, whose planes are given."""
         if self.budget.min_planes[weight.name] == self.budget.max_planes[weight.name]:
-            return super().make_source(weight, planes)
+            return super().make_source(weight, exponents)
         return BitGates(
             weight.parameter,
-            planes,
-            planes=self.config.planes,
+            exponents,
+            n_planes=self.config.planes,
             gate_init=self.options.gate_init,
             mask_init=self.options.mask_init,
             # The authors' initialization does not use the model's weights.

@@ -14,9 +14,9 @@ class FixedBits(BaseMethod[LatentWeight]):
 
     kind: ClassVar[type[LatentWeight]]
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> LatentWeight:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> LatentWeight:
         """Return the latent weight."""
-        return self.kind(weight.parameter, planes, planes=self.config.planes)
+        return self.kind(weight.parameter, exponents, n_planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return a group for the latent weights, with the weight decay of float weights."""

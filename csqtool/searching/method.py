@@ -155,7 +155,7 @@ class BaseMethod(ABC, Generic[S]):
             self.sources[weight.name] = source
 
     @abstractmethod
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> S:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> S:
         """Return the source of a weight, a `csqtool.nn.weights.WeightSource` that begins with these planes."""
 
     @abstractmethod

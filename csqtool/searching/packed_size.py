@@ -30,11 +30,11 @@ class PackedSizes:
         self._weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self._measured: dict[tuple[str, tuple[int, ...]], int] = {}
 
-    def __call__(self, name: str, planes: tuple[int, ...]) -> int:
+    def __call__(self, name: str, exponents: tuple[int, ...]) -> int:
         """Return the bytes of a layer at these planes; only the distances between them matter."""
-        key = name, tuple(b - planes[0] for b in planes)
+        key = name, tuple(b - exponents[0] for b in exponents)
         if key not in self._measured:
-            q, scale = integers_at(self._weights[name], planes)
+            q, scale = integers_at(self._weights[name], exponents)
             integers, _ = reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy()))
             self._measured[key] = csq.integer_bytes(integers)
         return self._measured[key]

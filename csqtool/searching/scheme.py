@@ -17,26 +17,26 @@ NEXT_PLANE_GAIN = 0.25
 MIN_GAIN = 1e-6  # of loss; a smaller gain of a trade is rounding noise
 
 
-def close_holes(planes: tuple[int, ...]) -> tuple[int, ...]:
+def close_holes(exponents: tuple[int, ...]) -> tuple[int, ...]:
     """Return as many contiguous planes: the integers need fewer bits, at the same precision."""
-    first = max(0, planes[-1] + 1 - len(planes))
-    return tuple(range(first, first + len(planes)))
+    first = max(0, exponents[-1] + 1 - len(exponents))
+    return tuple(range(first, first + len(exponents)))
 
 
-def one_fewer(planes: tuple[int, ...]) -> tuple[int, ...]:
+def one_fewer(exponents: tuple[int, ...]) -> tuple[int, ...]:
     """Return the planes without the lowest."""
-    return planes[1:]
+    return exponents[1:]
 
 
-def one_more(planes: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
+def one_more(exponents: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
     """Return the planes with one more: below the lowest, else in the highest hole, else above the highest."""
-    if planes[0] > 0:
-        added = planes[0] - 1
+    if exponents[0] > 0:
+        added = exponents[0] - 1
     else:
-        holes = [b for b in range(planes[-1]) if b not in planes]
-        added = holes[-1] if holes else planes[-1] + 1
+        holes = [b for b in range(exponents[-1]) if b not in exponents]
+        added = holes[-1] if holes else exponents[-1] + 1
     assert added < max_planes
-    return tuple(sorted((*planes, added)))
+    return tuple(sorted((*exponents, added)))
 
 
 def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
@@ -86,30 +86,30 @@ class _Repair:
         self._loss_with = loss_with
         self._measured: dict[tuple[str, tuple[int, ...]], float] = {}
 
-    def _loss(self, name: str, planes: tuple[int, ...]) -> float:
+    def _loss(self, name: str, exponents: tuple[int, ...]) -> float:
         """Return the measured loss with a layer at these planes; only the distances between them matter."""
-        key = name, tuple(b - planes[0] for b in planes)
+        key = name, tuple(b - exponents[0] for b in exponents)
         if key not in self._measured:
             self._measured[key] = self._loss_with(*key)
         return self._measured[key]
 
-    def _benefit(self, name: str, planes: tuple[int, ...]) -> float:
+    def _benefit(self, name: str, exponents: tuple[int, ...]) -> float:
         """Return the benefit of a layer's lowest plane: by how much it lowers the loss.
 
         Weights that are already rounded to fewer planes cannot show it. So it counts as at least a quarter of the
         benefit of the next higher plane.
         """
-        fewer = one_fewer(planes)
+        fewer = one_fewer(exponents)
         if not fewer:
             return torch.inf
-        benefit = self._loss(name, fewer) - self._loss(name, planes)
+        benefit = self._loss(name, fewer) - self._loss(name, exponents)
         if one_fewer(fewer):
             benefit = max(benefit, NEXT_PLANE_GAIN * (self._loss(name, one_fewer(fewer)) - self._loss(name, fewer)))
         return max(benefit, 0.0)
 
-    def _difference(self, scheme: Scheme, name: str, planes: tuple[int, ...]) -> float:
+    def _difference(self, scheme: Scheme, name: str, exponents: tuple[int, ...]) -> float:
         """Return by how much the cost changes with a layer's planes, never zero."""
-        return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: planes})), 1e-12)
+        return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: exponents})), 1e-12)
 
     def drop(self, scheme: dict[str, tuple[int, ...]], *, but: str | None = None) -> float | None:
         """Drop planes until the budget is met.
@@ -123,7 +123,9 @@ class _Repair:
         """
         budget, lost = self._budget, 0.0
         while budget.cost(scheme) > budget.limit:
-            able = [name for name, planes in scheme.items() if len(planes) > budget.min_planes[name] and name != but]
+            able = [
+                name for name, exponents in scheme.items() if len(exponents) > budget.min_planes[name] and name != but
+            ]
             if not able:
                 return None
             prices = {
@@ -141,10 +143,10 @@ class _Repair:
         while fitting := {n: p for n, p in self._wider(scheme).items() if self._fits({**scheme, n: p})}:
             # If the benefit of a second plane is unknown, layers with one plane come first, the smallest before others.
             keys = {
-                name: (len(planes) == 2 and not self._benefit(name, planes),
-                       self._benefit(name, planes) / self._difference(scheme, name, planes),
-                       -self._difference(scheme, name, planes))
-                for name, planes in fitting.items()
+                name: (len(exponents) == 2 and not self._benefit(name, exponents),
+                       self._benefit(name, exponents) / self._difference(scheme, name, exponents),
+                       -self._difference(scheme, name, exponents))
+                for name, exponents in fitting.items()
             }  # fmt: skip
             name = max(fitting, key=keys.__getitem__)
             gained += self._benefit(name, fitting[name])
@@ -153,11 +155,11 @@ class _Repair:
 
     def trades(self, scheme: Scheme) -> Iterator[tuple[dict[str, tuple[int, ...]], float]]:
         """Yield a scheme for each layer that can take a plane, for which others lose theirs, and the net benefit."""
-        for name, planes in self._wider(scheme).items():
-            changed = {**scheme, name: planes}
+        for name, exponents in self._wider(scheme).items():
+            changed = {**scheme, name: exponents}
             lost = self.drop(changed, but=name)
             if lost is not None:
-                yield changed, self._benefit(name, planes) - lost + self.fill(changed)
+                yield changed, self._benefit(name, exponents) - lost + self.fill(changed)
 
     def best_trade(self, scheme: Scheme) -> dict[str, tuple[int, ...]] | None:
         """Return the scheme after the trade with the largest net benefit; None if no trade has one."""
@@ -185,11 +187,11 @@ class LossProbe:
         self._loss = loss
 
     @torch.no_grad()
-    def __call__(self, name: str, planes: tuple[int, ...]) -> float:
+    def __call__(self, name: str, exponents: tuple[int, ...]) -> float:
         """Return the loss; the weight is restored."""
         parameter = self._parameters[name]
         before = parameter.data
-        parameter.data = round_to(before, planes)
+        parameter.data = round_to(before, exponents)
         try:
             return self._loss()
         finally:
@@ -208,14 +210,14 @@ class LossProbe:
                 parameter.data = before[name]
 
 
-def integers_at(weight: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def integers_at(weight: Tensor, exponents: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Return a weight's integers (float32) at given planes, and the scale with the least squared error."""
-    levels = Levels([b - planes[0] for b in planes])
+    levels = Levels([b - exponents[0] for b in exponents])
     scale = levels.fit_scale(weight)
     return levels.project(weight, scale), scale
 
 
-def round_to(weight: Tensor, planes: tuple[int, ...]) -> Tensor:
+def round_to(weight: Tensor, exponents: tuple[int, ...]) -> Tensor:
     """Return a weight rounded to given planes."""
-    q, scale = integers_at(weight, planes)
+    q, scale = integers_at(weight, exponents)
     return q * scale

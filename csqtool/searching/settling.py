@@ -71,7 +71,7 @@ class StartingPoints:
 
 def contiguous(found: Scheme) -> Settled:
     """Return contiguous planes for each layer, as many as were found."""
-    return {name: close_holes(planes) for name, planes in found.items()}
+    return {name: close_holes(exponents) for name, exponents in found.items()}
 
 
 def within_budget(scheme: Scheme, budget: Budget, probe: LossProbe) -> Settled:

@@ -24,7 +24,7 @@ def test_a_file_takes_what_was_counted_for_its_layers_and_never_more_than_was_pr
     weights["second"] *= torch.rand(weights["second"].shape, generator=generator) < share
     layers = []
     for name, weight in weights.items():
-        q, scale, mask = LsqWeight(weight, uniform(bits), planes=8).integers()
+        q, scale, mask = LsqWeight(weight, uniform(bits), n_planes=8).integers()
         layers.append(QuantizedLayer(name, q, scale, mask, None, None))
     model = QuantizedModel(tuple(layers), (), {"bias": np.full(7, 1 / 3, np.float32)})
     sizes = PackedSizes(weights)

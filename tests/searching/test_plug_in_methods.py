@@ -44,9 +44,9 @@ class Sign(BaseMethod[LsqWeight]):
     options: SignOptions
     seen: SignOptions | None = None
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> LsqWeight:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> LsqWeight:
         type(self).seen = self.options
-        return LsqWeight(weight.parameter, planes, planes=self.config.planes)
+        return LsqWeight(weight.parameter, exponents, n_planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         sources = self.sources.values()
