@@ -12,19 +12,19 @@ from csqtool.text import printable
 
 
 class Progress(Protocol):
-    """What a long loop reports to."""
+    """Receives the progress of long work."""
 
     def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
         """Report a finished step."""
         ...
 
     def line(self, text: str) -> None:
-        """Report something worth a line of its own."""
+        """Report a line of text."""
         ...
 
 
 class Silent:
-    """Reports nothing: the default of the Python functions."""
+    """Ignores all progress: the default of the Python functions."""
 
     def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
         """Ignore the step."""
@@ -34,7 +34,7 @@ class Silent:
 
 
 class Told(Silent):
-    """Passes lines on, and nothing else.
+    """Forwards lines, and ignores steps.
 
     Args:
         tell: called with each line.
@@ -44,7 +44,7 @@ class Told(Silent):
         self._tell = tell
 
     def line(self, text: str) -> None:
-        """Pass the line on."""
+        """Forward the line."""
         self._tell(text)
 
 
@@ -58,7 +58,7 @@ class PlainLines:
         self._start: dict[str, tuple[float, int]] = {}
 
     def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
-        """Write a line if the last one is long enough ago, or if the stage ends."""
+        """Write a line if enough time has passed since the last one, or if the stage ends."""
         now = time.monotonic()
         began, first = self._start.setdefault(stage, (now, done))
         if now - self._last < self._every and done < total:

@@ -1,4 +1,4 @@
-"""Text for people: tables, sizes, and names that cannot smuggle escape codes onto a terminal."""
+"""Text for people: tables, sizes, and escaping of control characters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from csqtool.errors import ConfigError
 
 
 def printable(text: object) -> str:
-    """Return `text` with control characters written as escapes: names come from files."""
+    """Return `text` with control characters written as escapes, because names come from files."""
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text))
 
 
