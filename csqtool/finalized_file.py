@@ -172,7 +172,7 @@ def _layer(entry: Any, rest: dict[str, NDArray[Any]], epsilons: Any) -> Quantize
 def _epsilon(recorded: Any, batch_norm: str | None) -> float | None:
     """Return a BatchNorm's epsilon; None if the document does not record it, which the format does not require."""
     value: Any = recorded.get(batch_norm) if isinstance(recorded, dict) else None
-    if type(value) not in (int, float):  # true is no number
+    if type(value) not in (int, float):  # not bool
         return None
     try:
         epsilon = float(value)

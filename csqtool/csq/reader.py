@@ -116,7 +116,7 @@ class CsqFile:
                 yield block.astype(DTYPES[self.entries[name].dtype]).tobytes()
 
     def _document_is_small(self) -> bool:
-        """Tell whether parsing the metadata stays within four times the file."""
+        """Return whether parsing the metadata stays within four times the file."""
         values = sum(self.metadata.count(c) for c in ",[{:")
         return values * PARSED_BYTES <= 4 * self.size_bytes + MEMORY_FLOOR
 

@@ -69,7 +69,7 @@ _register(OTHER_OPS, "embedding", F.embedding)
 
 
 def _is_operation(module: nn.Module) -> bool:
-    """Tell whether a module is one of torch's own: its path alone then identifies the operation."""
+    """Return whether a module is one of torch's own: its path alone then identifies the operation."""
     kind = type(module)
     if parametrize.is_parametrized(module):
         kind = kind.__bases__[0]  # torch gives a parametrized module a subclass of its own class
