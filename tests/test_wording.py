@@ -60,7 +60,7 @@ def test_no_idiom_is_used(path: Path) -> None:
     ("text", "line"),
     [
         ("computed one behind the other", 1),
-        ("The key\nstands twice.", 1),
+        ("The key\nstands twice.", 2),
         ("a\nb\n# weights are computed one\n# behind the other", 3),
         ("evaluated behind every epoch", 1),
         ("the loss is no number any more", 1),
