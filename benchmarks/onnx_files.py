@@ -180,8 +180,8 @@ def loading(folder: Path) -> None:
 
 
 def outcome(backend: Backend, content: bytes, level: str, inputs: Tensor, wanted: np.ndarray) -> str:
-    """Return what a backend makes of a file, in words for a table: how far it is from PyTorch."""
-    feeds = {"input": inputs[: backend.most_samples].numpy()}
+    """Return the text of a table cell: how far a backend's outputs are from PyTorch's."""
+    feeds = {"input": inputs[: backend.max_samples].numpy()}
     try:
         found = backend.run(content, level, feeds)["output"]
     except RuntimeError as error:
@@ -232,7 +232,7 @@ def storages(weights: Path | None) -> None:
     runtime = OnnxRuntime()
     others: list[Backend] = [Reference(), *openvino()]
     print("\n## Which storage works where: ResNet-20\n")
-    print("Written for onnxruntime, and *plain* with `--runtime generic`: integers then stand directly before")
+    print("Written for onnxruntime, and *plain* with `--runtime generic`: integers are then the direct input of")
     print("DequantizeLinear. int2 holds two-bit integers, the others three-bit ones. Cells as above.\n")
     head("activations", "weights", "bytes", "onnxruntime, off", "onnxruntime", "latency against packed",
          "plain, onnxruntime", "latency", "onnx's evaluator", *["plain, OpenVINO"] * (len(others) - 1))  # fmt: skip

@@ -69,15 +69,15 @@ def stepper(model: str, variant: str, *, compiled: str) -> Callable[[], None]:
     directory = RunDirectory(tempfile.mkdtemp())
     session = Session(config, directory, Start.of_settings(config), Silent())
     session._enter(session.stages[0])
-    phase = session.phase
-    assert phase is not None
-    if phase.method is not None:
-        phase.method.at_epoch(0.3)
-    phase.net.train()
+    training = session.training
+    assert training is not None
+    if training.method is not None:
+        training.method.at_epoch(0.3)
+    training.net.train()
 
     def step() -> None:
         with naive_gates() if variant == NAIVE else nullcontext():
-            phase._step(session.data.training_batch(range(BATCH), seed=0), 0, 0)
+            training._step(session.data.training_batch(range(BATCH), seed=0), 0, 0)
 
     return step
 

@@ -1,7 +1,7 @@
 """Latency, load time, memory and size of ONNX files in onnxruntime, compared in one run.
 
-Runs of the files are interleaved, so that other load on the machine slows all of them alike. Compare ratios of
-medians, not the times themselves. Loading is measured in separate processes.
+Runs of the files are interleaved, so that other load on the machine slows all of them down equally. Compare ratios
+of medians, not the times themselves. Loading is measured in separate processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
 
 
 class BenchResult(msgspec.Struct, frozen=True):
-    """What was measured of one file.
+    """The measurements of one file.
 
     Attributes:
         file: its path.
@@ -47,13 +47,13 @@ class BenchResult(msgspec.Struct, frozen=True):
 
 
 class BenchDocument(msgspec.Struct, frozen=True):
-    """What ``bench --json`` prints.
+    """The document that ``bench --json`` prints.
 
     Attributes:
         threads: threads of one operator.
         batch: samples a run.
         rounds: runs of each file.
-        files: what was measured of each; ratios are to the first.
+        files: the measurements of each; ratios are to the first.
     """
 
     threads: Count
@@ -76,13 +76,13 @@ def bench(
     Args:
         files: ONNX files; ratios are to the first.
         threads: threads of one operator.
-        batch: samples a run: the first axis of the inputs, where it is dynamic.
+        batch: samples a run: the size of the inputs' first axis, if that is dynamic.
         sizes: sizes of the other dynamic axes, by the name or the number (from 0) that the axis has.
         rounds: runs of each file, interleaved.
         loads: fresh processes that load each file.
 
     Raises:
-        ConfigError: a number is below 1, a dynamic axis has no size, or a size is no axis's.
+        ConfigError: a number is below 1, a dynamic axis has no size, or a size belongs to no axis.
         InputError: a file is missing.
         FormatError: onnxruntime does not load or run a file.
     """

@@ -21,12 +21,12 @@ from csqtool.verifying.report_file import parse_report
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that differs.
+    """One difference.
 
     Attributes:
         where: a layer, an activation quantizer, a tensor, a check; ``model`` or ``file`` for the whole.
-        what: which property of it.
-        before, after: its values; None where it is not there.
+        what: the property that differs.
+        before, after: its values; None if one side does not have it.
     """
 
     where: str
@@ -40,7 +40,7 @@ class Change:
 
 
 def diff(a: Path, b: Path) -> list[Change]:
-    """Return what changed from `a` to `b`; empty if nothing that counts did.
+    """Return what changed from `a` to `b`; empty if nothing did.
 
     Args:
         a: a finalized model (``.safetensors``), or a report of ``verify --json``.
@@ -156,7 +156,7 @@ def _numbered(items: Sequence[Check | LayerFinding], keys: tuple[str, ...]) -> d
 
 
 def _figures(where: str, a: Figures, b: Figures) -> list[Change]:
-    """Return the figures that differ, in the document's order; what one side does not have is None there."""
+    """Return the figures that differ, in the document's order; None for a figure that one side does not have."""
     return [
         Change(where, what, a.get(what), b.get(what))
         for what in dict.fromkeys([*a, *b]) if what not in a or what not in b or a[what] != b[what]

@@ -1,7 +1,7 @@
 """JSON and TOML documents, read into typed records by one mechanism, with messages that say what to change.
 
 A record is a ``msgspec.Struct``; its annotations are the document's schema. `decode` and `convert` check a document
-against it and turn msgspec's complaints into the errors of csqtool:
+against it and turn msgspec's messages into the errors of csqtool:
 
     >>> import msgspec
     >>> class Point(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,7 +101,7 @@ def _head(where: str, what: str | None) -> str:
 
 
 def explained(problem: Exception, kind: Any) -> str:
-    """Return a complaint of msgspec in words: the place, then what is wrong there, with the nearest known key."""
+    """Return msgspec's message in csqtool's form: the place, what is wrong there, and the nearest known key."""
     text = str(problem)
     path = ""
     if place := _PLACE.search(text):

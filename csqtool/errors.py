@@ -51,7 +51,7 @@ class ExportError(InputError):
 
 
 class TrainingError(InputError):
-    """Training diverged: the loss is no number any more."""
+    """Training diverged: the loss is not finite."""
 
 
 class CheckFailed(CsqtoolError):
@@ -63,7 +63,7 @@ class SearchInterrupted(CsqtoolError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name closest to `name`, or the list of known names."""
+    """Return ``did you mean 'x'?`` with the known name closest to `name`, or the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:

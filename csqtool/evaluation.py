@@ -58,7 +58,7 @@ def as_float(outputs: Any) -> Any:
 
 
 def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
-    """Return inputs in the memory layout that is asked for; only images [B, C, H, W] have two."""
+    """Return inputs in the requested memory layout; only images [B, C, H, W] have two."""
     return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
 
 
@@ -74,7 +74,7 @@ def evaluate(
 ) -> float:
     """Return the task's metric of `net` over `dataset`, in evaluation mode and float32.
 
-    Several processes share the batches out; each of them returns the metric of all.
+    Several processes evaluate different batches; each returns the metric over all of them.
     """
     mine = slice(processes.index, None, processes.count) if processes else slice(None)
     found = []  # (outputs, targets) a batch
@@ -117,7 +117,7 @@ def training_loss(
             for norm in norms:
                 norm.train()
                 norm.track_running_stats = False
-            for x, y in batches_of(data.train, most=samples, size=LOSS_BATCH):
+            for x, y in batches_of(data.train, max_samples=samples, size=LOSS_BATCH):
                 if len(x) > 1 or not norms:  # one sample has no variance
                     inputs = laid_out(x.to(device), channels_last=channels_last)
                     outputs = main_output(as_float(net(inputs)), data.task)
@@ -132,10 +132,10 @@ def training_loss(
 def reestimate_batch_norm(
     net: nn.Module, data: DataSource, device: torch.device, *, batch_size: int, seed: int
 ) -> None:
-    """Replace the running statistics of each BatchNorm by those of the network's weights as they are now.
+    """Recompute the running statistics of each BatchNorm with the network's present weights.
 
     The samples are augmented as in training: the weights were trained on that distribution. Every module keeps its
-    mode, and its statistics if an exception is raised.
+    mode; if an exception is raised, it keeps its statistics, too.
     """
     training = training_batches(data, batch_size=batch_size, seed=seed)
     samples = training.in_order(BN_SAMPLES, size=max(batch_size, 128))

@@ -35,9 +35,9 @@ class ExportReport:
     Attributes:
         float32_bytes: the size of the float32 model exported the same way.
         notes: a line each.
-        kernels: what the target runtime runs, operator to count; empty where that is not known.
+        kernels: the target runtime's kernels, operator to count; empty if they are not known.
         float_nodes: the compute nodes that run in float.
-        storage: layer to how its integers are stored.
+        storage: how each layer's integers are stored, by layer.
     """
 
     float32_bytes: int
@@ -49,13 +49,12 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an exporter finds what a model does not hold: the user's module and data.
+    """Where an exporter finds the user's module and data, which a model does not contain.
 
     Attributes:
-        path: the finalized file, if there is one; its surroundings are searched for the factory's source and the data.
-        factory: builds the module, instead of the one that the model records, or the module itself, which is copied;
-            None takes the recorded one.
-        data: test data of exporters that measure; None takes the recorded ones.
+        path: the finalized file, if there is one; its folders are searched for the factory's source and the data.
+        factory: the factory of the module, or the module itself, which is copied; None takes the recorded factory.
+        data: test data for exporters that measure; None takes the recorded ones.
     """
 
     path: Path | None = None
@@ -66,7 +65,7 @@ class Origin:
         """Return the user's `torch.nn.Module`, freshly built, for formats that carry a graph.
 
         Raises:
-            InputError: the factory is missing or builds something else.
+            InputError: the factory is missing, or does not build a module.
         """
         from csqtool.rebuild import rebuilt_module
 
@@ -74,19 +73,19 @@ class Origin:
 
 
 class Exporter(Protocol):
-    """Writes a `QuantizedModel` in one format; a base class for exporters, which inherit what they do not change.
+    """Writes a `QuantizedModel` in one format; also the base class of exporters, with defaults.
 
-    Register the class under the entry point group ``csqtool.exporters``.
+    Register the class under the entry point group ``csqtool.exporters``. docs/architecture.md has an example.
 
     Attributes:
-        name: what ``--format`` calls it.
-        suffix: how its files end; empty for a folder.
+        name: the name for ``--format``.
+        suffix: the suffix of its files; empty for a folder.
         description: one line for ``csqtool formats``.
-        exact: whether the finalized file comes back from what is written bit for bit. Such a format refuses a
-            finalized file that csqtool would not write in the same bytes.
-        Options: a frozen dataclass whose fields are the format's options, or None. The class then takes an instance
-            of it when it is constructed; a value that is not allowed raises a `ConfigError` that names the option.
-            A field's metadata hold ``help`` and, where it has a value, ``metavar`` for the command line.
+        exact: whether the finalized file can be restored from the written file bit for bit. Such a format refuses a
+            finalized file that csqtool would write with other bytes.
+        Options: a frozen dataclass whose fields are the format's options, or None. The exporter is then constructed
+            with an instance; a value that is not allowed raises a `ConfigError` that names the option. A field's
+            metadata are ``help`` and, if it has a value, ``metavar`` for the command line.
     """
 
     name: str
@@ -97,19 +96,19 @@ class Exporter(Protocol):
 
     @property
     def measures(self) -> bool:
-        """Whether the export runs the network on data, so that it matters which."""
+        """Whether the export runs the network on data."""
         return False
 
     def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
-        """Write `model` to `path`, beside it first and then renamed into place.
+        """Write `model` to a temporary file beside `path`, and rename that to `path`.
 
         Args:
-            model: what to write.
+            model: the finalized model.
             path: the file (or folder) to write or replace.
             origin: where the model comes from.
 
         Raises:
-            ExportError: the model holds something that the format cannot carry.
+            ExportError: the format cannot represent the model.
         """
         ...
 
@@ -119,8 +118,8 @@ class Exported:
     """A written file, or folder of files.
 
     Attributes:
-        path: where it is.
-        size_bytes: its size; of a folder, that of its files.
+        path: the file or folder.
+        size_bytes: its size; of a folder, the sum of its files.
         report: what the exporter reports.
     """
 
@@ -135,7 +134,7 @@ class Exported:
 
     @property
     def notes(self) -> list[str]:
-        """What the exporter reports, a line each."""
+        """The exporter's notes, a line each."""
         return self.report.notes
 
 
@@ -158,10 +157,10 @@ def load_exporter(name: str, options: Mapping[str, Any] | None = None) -> Export
 
 
 def format_of(output: Path) -> str:
-    """Return the format whose files end as `output` does.
+    """Return the format whose files have the suffix of `output`.
 
     Raises:
-        ConfigError: there is none; the message lists the endings.
+        ConfigError: there is none; the message lists the suffixes.
     """
     suffixes = {EXPORTERS.load(name).suffix: name for name in EXPORTERS.names()}
     if not output.suffix or output.suffix not in suffixes:
@@ -206,7 +205,7 @@ def export(
     """
     exporter = load_exporter(format, options)
     if data is not None and not exporter.measures:
-        raise ConfigError("--data only goes with what is measured on it: --float16 of the format csq")
+        raise ConfigError("--data is only used by exports that measure: --float16 of the format csq")
     if isinstance(source, QuantizedModel):
         finalized, origin = source, Origin(None, model, data)
     else:

@@ -21,7 +21,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     """
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name.isidentifier():
-        raise ConfigError(f"{spec!r} names no factory; write path/to/file.py:factory or package.module:factory")
+        raise ConfigError(f"{spec!r} is not a factory; write path/to/file.py:factory or package.module:factory")
     return where, name
 
 
@@ -91,7 +91,7 @@ def _import_file(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickling look their module up
+    sys.modules[module_name] = module  # dataclasses and pickling look up their module
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
@@ -134,7 +134,7 @@ def build_model(
 
 
 def parse_arguments(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Parse ``name=value`` pairs; values are read as JSON where they are JSON, as text otherwise.
+    """Parse ``name=value`` pairs; a value that is not JSON is read as text.
 
     Raises:
         ConfigError: a pair has no ``=`` or no valid name.

@@ -1,4 +1,4 @@
-"""Files are written beside their destination and renamed into place: the old file or the new one, never half."""
+"""Atomic writing: files are written beside their destination and renamed, so none is ever half-written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name a file to write")
-        if path.exists() and not path.is_file():  # renaming onto it would put a file in its place
+        if path.exists() and not path.is_file():  # renaming would replace it by a file
             raise InputError(f"{path} is no regular file; name a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        # mkstemp makes files private; a model file is as readable as any other file of the user.
+        # mkstemp creates private files; a model file gets the permissions of the user's other files.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -102,14 +102,14 @@ def sha256(path: Path) -> str:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object whose keys stand once each; for ``json.loads(…, object_pairs_hook=unique_keys)``.
+    """Return a JSON object without repeated keys; for ``json.loads(…, object_pairs_hook=unique_keys)``.
 
     Raises:
-        ValueError: a key stands twice.
+        ValueError: a key is repeated.
     """
     document: dict[str, Any] = {}
     for key, value in pairs:
         if key in document:
-            raise ValueError(f"the key {key!r:.100} stands twice")
+            raise ValueError(f"the key {key!r:.100} is repeated")
         document[key] = value
     return document

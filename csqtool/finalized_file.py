@@ -1,7 +1,7 @@
 """The finalized model on disk: a safetensors file that any safetensors reader opens.
 
-For each quantized parameter P, tensor ``P`` holds q and ``P_scale`` its float32 scale. Activation quantizers
-stand as ``NAME_scale`` and ``NAME_zero_point`` (NAME ends in ``.input`` or ``.output``). The metadata key
+For each quantized parameter P, tensor ``P`` holds q and ``P_scale`` its float32 scale. Activation quantizers are
+stored as ``NAME_scale`` and ``NAME_zero_point`` (NAME ends in ``.input`` or ``.output``). The metadata key
 ``csqtool`` holds one JSON document; the file is a pure function of the `QuantizedModel`.
 """
 
@@ -29,7 +29,7 @@ def to_tensors(model: QuantizedModel) -> tuple[dict[str, NDArray[Any]], str]:
     """Return the tensors and the metadata document (JSON text) that describe `model` completely.
 
     Raises:
-        FormatError: what `model.info` records is no JSON.
+        FormatError: `model.info` cannot be written as JSON.
     """
     tensors: dict[str, NDArray[Any]] = dict(model.tensors)
     for layer in model.layers:
@@ -60,7 +60,7 @@ def to_tensors(model: QuantizedModel) -> tuple[dict[str, NDArray[Any]], str]:
     }
     try:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()  # names can hold half a character
+        text.encode()  # names may contain lone surrogates
     except (ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"what the model records cannot be written as JSON: {error}") from error
     return tensors, text
@@ -75,7 +75,7 @@ def from_tensors(tensors: dict[str, NDArray[Any]], metadata: str, *, where: str)
         where: the file's name, for messages.
 
     Raises:
-        FormatError: the document and the tensors do not describe a quantized model.
+        FormatError: document and tensors do not describe a quantized model.
     """
     document = parse_document(metadata, where=where)
     try:
@@ -99,12 +99,12 @@ def from_tensors(tensors: dict[str, NDArray[Any]], metadata: str, *, where: str)
 
 
 def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
-    """Return the metadata document: an object without a key twice, an infinite number or half a character.
+    """Return the metadata document: an object without repeated keys, infinite numbers or lone surrogates.
 
-    What JSON parsers read in different ways, or what `to_tensors` could not write again, is no document.
+    JSON parsers read these in different ways, and `to_tensors` could not write them again.
 
     Raises:
-        FormatError: it is not one.
+        FormatError: the text is not such an object.
     """
 
     def number(text: str) -> float:
@@ -114,7 +114,7 @@ def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
 
     try:
         document = json.loads(metadata, object_pairs_hook=unique_keys, parse_constant=number, parse_float=number)
-        json.dumps(document, ensure_ascii=False).encode()  # escapes can spell lone surrogates
+        json.dumps(document, ensure_ascii=False).encode()  # escapes may yield lone surrogates
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the csqtool metadata are not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -122,7 +122,7 @@ def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
     return document
 
 
-# The types of the values, whole: true is no 1 and 3.0 no 3, or what is written again would be another file.
+# The exact types of the values: true is not 1 and 3.0 not 3, or writing them again would give another file.
 _LAYER = {
     "name": (str,), "shape": (list,), "precision": (int,), "mask": (str,), "bit_width": (int,), "scale": (float,),
     "elements": (int,), "input_quantizer": (str, type(None)), "batch_norm": (str, type(None)),
@@ -148,7 +148,7 @@ def _list(value: Any, what: str) -> list[Any]:
 
 
 def _layer(entry: Any, rest: dict[str, NDArray[Any]], epsilons: Any) -> QuantizedLayer:
-    """Return the layer that an entry of ``layers`` describes, its tensors taken out of `rest`."""
+    """Return the layer that an entry of ``layers`` describes; its tensors are removed from `rest`."""
     entry = _checked(entry, _LAYER, "a layer")
     layer = QuantizedLayer(
         name=entry["name"],
@@ -170,9 +170,9 @@ def _layer(entry: Any, rest: dict[str, NDArray[Any]], epsilons: Any) -> Quantize
 
 
 def _epsilon(recorded: Any, batch_norm: str | None) -> float | None:
-    """Return a BatchNorm's epsilon, None where the document's key does not hold it: the format does not ask for it."""
+    """Return a BatchNorm's epsilon; None if the document does not record it, which the format does not require."""
     value: Any = recorded.get(batch_norm) if isinstance(recorded, dict) else None
-    if type(value) not in (int, float):  # true is no number
+    if type(value) not in (int, float):  # not bool
         return None
     try:
         epsilon = float(value)
@@ -182,9 +182,9 @@ def _epsilon(recorded: Any, batch_norm: str | None) -> float | None:
 
 
 def _with_epsilons(model: QuantizedModel) -> dict[str, Any]:
-    """Return what `model.info` records, with the layers' epsilons under their key.
+    """Return the document of `model.info` with the layers' epsilons under their key.
 
-    What says the same already stays: a file of which nothing was changed is written again bit for bit.
+    Entries with the same value are left unchanged, so that an unchanged file is written again bit for bit.
     """
     document = dict(model.info.document)
     recorded = document.get(EPSILON_KEY)
@@ -234,7 +234,7 @@ def serialize(tensors: dict[str, NDArray[Any]], metadata: str) -> bytes:
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(t) if t.ndim else t for name, t in tensors.items()}
-    # One metadata key: the library keeps metadata in a hash map, several keys would come in random order.
+    # One metadata key: the library keeps metadata in a hash map and would write several keys in random order.
     return bytes(save(contiguous, metadata={METADATA_KEY: metadata}))
 
 
@@ -254,18 +254,18 @@ def read_finalized(path: Path) -> QuantizedModel:
 
 
 def read_exact(path: Path) -> QuantizedModel:
-    """Read a finalized model of which `to_bytes` gives back the file bit for bit, as packing it promises.
+    """Read a finalized model whose file `to_bytes` reproduces bit for bit, as packing requires.
 
     Raises:
         InputError: the file is missing or cannot be read.
-        FormatError: it is no finalized model, or its bytes are others than those that are written of it.
+        FormatError: it is no finalized model, or csqtool would write it with other bytes.
     """
     content = read_bytes(path)
     model = parse_finalized(content, where=str(path))
     if to_bytes(model) != content:
         raise FormatError(
-            f"{path}: its bytes are not those that csqtool finalize writes of this model; "
-            "it was changed or written by something else, and unpack could not give it back"
+            f"{path}: its bytes are not those that csqtool finalize writes for this model; "
+            "it was changed or written by another program, and unpack could not restore it"
         )
     return model
 
@@ -279,7 +279,7 @@ def parse_finalized(content: bytes, *, where: str) -> QuantizedModel:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise FormatError(f"{where} is not a safetensors file: {error}") from error
-    # The library's in-memory loader drops the metadata; the header is JSON behind an 8-byte length.
+    # The library's in-memory loader drops the metadata; the header is JSON after an 8-byte length.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     metadata = header.get("__metadata__", {}).get(METADATA_KEY)
     if metadata is None:

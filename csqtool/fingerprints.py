@@ -37,7 +37,7 @@ def digest(document: Any) -> str:
 
 
 def fingerprint(config: SearchConfig) -> dict[str, Any]:
-    """Return what is known, before anything is imported, of the files and packages that settings name.
+    """Return the digests and versions of files and packages that settings name; nothing is imported.
 
     Args:
         config: the settings, with paths relative to the working folder.
@@ -75,12 +75,12 @@ class ImportedCode:
         """Return the files' digests.
 
         Raises:
-            ConfigError: a file has changed since this process imported it: what ran cannot be told any more.
+            ConfigError: a file has changed since this process imported it, so the code that ran is unknown.
         """
         found = {}
         for name, module, file in _own_modules():
             if self._before.get(name) is module and self._folder not in file.parents:
-                continue  # of another project that this process works on
+                continue  # it belongs to another project in the same process
             content = sha256(file)
             if _first_seen.setdefault(module, content) != content:
                 raise ConfigError(f"{file} has changed since this process imported it; run the pipeline in a new one")
@@ -89,7 +89,7 @@ class ImportedCode:
 
 
 def is_current(code: Mapping[str, str], folder: Path) -> bool:
-    """Tell whether the files of some code are still there and hold what they held."""
+    """Return whether the files of some code still exist and are unchanged."""
     files = {folder.resolve() / name: content for name, content in code.items()}
     return all(file.is_file() and sha256(file) == content for file, content in files.items())
 
@@ -109,7 +109,7 @@ def _own_modules() -> Iterator[tuple[str, ModuleType, Path]]:
 
 
 def _installed_version(package: str) -> str | None:
-    """Return the version of the installed distribution that has a package; None where there is none."""
+    """Return the version of the installed distribution that contains a package; None if there is none."""
     from importlib.metadata import packages_distributions, version
 
     names = packages_distributions().get(package)
@@ -121,7 +121,7 @@ def _of_data(path: Path) -> str | None:
     if path.is_file():
         return sha256(path)
     if not path.is_dir():
-        return None  # the search says so
+        return None  # loading it raises the error
     listing = []
     for file in sorted(path.rglob("*")):
         if file.is_file():

@@ -1,4 +1,4 @@
-"""Round what is left in float32 to float16: another finalized model, half as large beside its integers."""
+"""Rounding of the remaining float32 tensors to float16, which gives another finalized model."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def to_float16(
     data: str | DataSource | None = None,
     max_metric_change: float = MAX_METRIC_CHANGE,
 ) -> QuantizedModel:
-    """Return `model` with every float32 tensor that is no scale rounded to float16, its metric measured anew.
+    """Return `model` with every float32 tensor except scales rounded to float16, and its metric measured again.
 
-    Tensors with values beyond float16's range stay as they are. Biases of layers with quantized inputs are
-    snapped to the integer grid again, because rounding moves it, and stay float32. The result is a finalized
-    model of its own; `info` records under ``float16`` which model it came from and both metrics.
+    Tensors with values outside float16's range are not rounded. Biases of layers with quantized inputs are
+    rounded to the integer grid again, because rounding changes the grid, and stay float32. The result is another
+    finalized model; its `info` records under ``float16`` the original model and both metrics.
 
     Args:
         model: a finalized model.
-        near: its file, if it has one; its surroundings are searched for the factory's source and the data.
-        factory: builds the module, instead of the one recorded in the model, or the module itself.
-        data: data whose test set decides, instead of the recorded ones.
-        max_metric_change: how far the metric may move, either way.
+        near: its file, if it has one; its folders are searched for the factory's source and the data.
+        factory: the factory of the module, or the module itself; None takes the recorded factory.
+        data: data whose test set is measured on; None takes the recorded ones.
+        max_metric_change: how much the metric may change, in either direction.
 
     Raises:
-        ExportError: the metric moves further.
+        ExportError: the metric changes by more.
         InputError: the module or the data cannot be built.
     """
     source = rebuilt_data(model, data=data, near=near)
@@ -56,7 +56,7 @@ def to_float16(
     rounded = dataclasses.replace(model, tensors=_rounded(model))
     before = evaluate(net, source.test, source.task)
     after = evaluate(rebuilt_net(rounded, factory=factory, near=near), source.test, source.task)
-    if not abs(after - before) <= max_metric_change:  # also where one of them is NaN
+    if not abs(after - before) <= max_metric_change:  # also if one of them is NaN
         raise ExportError(
             f"float16 changes the {source.task.metric_name} from {before:.4f} to {after:.4f}, "
             f"at most {max_metric_change:g} is allowed; pack without --float16"

@@ -1,8 +1,8 @@
 """BatchNorm folded into per-channel scales, and biases on the integer grid: numpy only.
 
-A convolution followed by BatchNorm computes w·x·γ/σ + (β − μ·γ/σ). The integers of w stay as they are. The scale of
-each channel becomes Δ·|γ|/σ, and a negative γ flips the signs of its channel. On integer kernels the bias is an
-int32 multiple of s_x·s_w. A bias that is snapped to that grid is the same number in PyTorch and on these kernels.
+A convolution followed by BatchNorm computes w·x·γ/σ + (β − μ·γ/σ). The integers of w do not change: the scale of each
+channel becomes Δ·|γ|/σ, and a negative γ flips the signs of its channel. On integer kernels the bias is an int32
+multiple of s_x·s_w. A bias that is rounded to that grid is the same number in PyTorch and on these kernels.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class BatchNorm:
         return gamma / np.sqrt(self.variance.astype(np.float64) + self.epsilon)
 
     def effective_bias(self, bias: NDArray[np.float32] | None) -> NDArray[np.float64]:
-        """Return β + (bias − μ)·γ/σ, [C]; `bias` is that of the layer in front, None for 0."""
+        """Return β + (bias − μ)·γ/σ, [C]; `bias` is the preceding layer's, None for 0."""
         before = np.zeros(len(self.gamma)) if bias is None else bias.astype(np.float64)
         return self.beta.astype(np.float64) + (before - self.mean.astype(np.float64)) * self.factor
 
 
 def epsilon_to_fold(layer: QuantizedLayer, tensors: Mapping[str, NDArray[Any]]) -> float:
-    """Return ε of the BatchNorm that folds into `layer`, whose tensors are then known to be there and to fit.
+    """Return ε of the BatchNorm that folds into `layer`, after a check that its tensors exist and fit.
 
     Args:
         layer: a layer with a BatchNorm.
         tensors: the finalized model's float tensors.
 
     Raises:
-        FormatError: the model does not record ε, or lacks a tensor of the BatchNorm, as its format allows.
+        FormatError: the model does not record ε, or lacks a tensor of the BatchNorm; its format allows both.
     """
     if layer.batch_norm_epsilon is None:
         raise FormatError(
@@ -90,7 +90,7 @@ class FoldedScale:
     """Per-channel form of a layer: weight = sign·q·scale.
 
     Attributes:
-        sign: int8 [C], −1 or 1; 0 where γ/σ is 0, and the channel is stored as zeros.
+        sign: int8 [C], −1 or 1; 0 where γ/σ is 0: the channel is stored as zeros.
         scale: float32 [C], above zero.
     """
 
@@ -121,7 +121,7 @@ def fold_scale(scale: np.float32, factor: NDArray[np.float64]) -> FoldedScale:
 
 
 def bias_step(input_scale: np.float32, scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return s_x·s_w, the value of one unit of an int32 bias, in float32 as integer kernels compute it.
+    """Return s_x·s_w, the value of one unit of an int32 bias, in float32 as in integer kernels.
 
     Args:
         input_scale: s_x, the step of the activation quantizer on the layer's input.
@@ -131,7 +131,7 @@ def bias_step(input_scale: np.float32, scale: NDArray[np.float32]) -> NDArray[np
 
 
 def integer_bias(bias: NDArray[np.floating], step: NDArray[np.float32]) -> NDArray[np.int32] | None:
-    """Return bias / step rounded half to even, or None where that exceeds int32."""
+    """Return bias / step rounded half to even; None if that exceeds int32."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         rounded = np.rint(bias.astype(np.float64) / step.astype(np.float64))
     if not np.isfinite(rounded).all() or np.abs(rounded).max(initial=0.0) > INT32_LIMIT:

@@ -1,4 +1,4 @@
-"""`inspect`: say what a file that csqtool wrote is, and what is in it."""
+"""`inspect`: explain the kind and the content of a file that csqtool wrote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspect(path: Path) -> tuple[str, dict[str, Any]]:
     """Explain a file or run directory.
 
     Returns:
-        Text for a person, and the same as a JSON document.
+        Readable text, and the same as a JSON document.
 
     Raises:
         InputError: the file is missing, damaged, or of a kind that csqtool does not write.
@@ -163,7 +163,7 @@ def _checkpoint(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _json(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
-    """Explain a JSON file: its keys say what it should be, and then it is checked."""
+    """Explain a JSON file: its keys decide which document it is, and then it is checked."""
     document = documents.decode(Any, content, where=str(path))
     if isinstance(document, list):
         return _scheme(path, documents.convert(list[SchemeEntry], document, where=str(path), what="a scheme"))
@@ -176,7 +176,7 @@ def _json(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
                     checks = [(c.level, c.name, "ok" if c.passed else "FAIL", c.detail) for c in record.checks]
                     text += "\n\n" + table(("level", "check", "", "detail"), checks)
                 return text, {"kind": what, **document}
-    raise InputError(f"{path} is JSON, but none that csqtool writes")
+    raise InputError(f"{path} is JSON, but not a document that csqtool writes")
 
 
 def _is(kind: type[Any]) -> Callable[[Any, str], Any]:
@@ -201,7 +201,7 @@ def _config(document: Any, where: str) -> Any:
     return SearchConfig.from_json(document, where=where)
 
 
-# Keys that tell a document, what it is, and what checks it.
+# Keys by which a document is recognized, its kind, and the function that checks it.
 _KINDS: tuple[tuple[set[str], str, Callable[[Any, str], Any]], ...] = (
     ({"checks"}, "report of a verification", _is(VerifyReport)),
     ({"rounds", "files"}, "latencies of csqtool bench", _is(BenchDocument)),
@@ -234,7 +234,7 @@ def _log(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
          *("" if getattr(e, c) is None else f"{getattr(e, c):.4g}" for c in figures)]
         for e in entries
     ]  # fmt: skip
-    # The lines as they are, for methods of other packages add figures of their own.
+    # The unchanged lines, because methods of other packages add their own figures.
     lines = [msgspec.json.decode(line) for line in content.split(b"\n")[: len(entries)]]
     text = f"{path}: log of a search\n\n{table(('stage', 'epoch', *figures), rows)}"
     return text, {"kind": "log", "epochs": lines}
@@ -254,7 +254,7 @@ def _run(path: Path) -> tuple[str, dict[str, Any]]:
     run = RunDirectory(path)
     config = run.read_config()
     if not run.is_finished:
-        text = f"{path}: unfinished search; go on with: csqtool search --resume {path}"
+        text = f"{path}: unfinished search; continue with: csqtool search --resume {path}"
         return text, {"kind": "run", "finished": False, "config": config.to_json()}
     scheme, scheme_facts = _scheme(run.scheme, run.read_scheme())
     summary = documents.plain(run.read_summary())

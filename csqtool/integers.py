@@ -14,8 +14,8 @@ from csqtool.quantized_model import IntegerArray, LayerIntegers, smallest_dtype
 def digits_to_integers(digits: NDArray[np.integer[Any]], mask: NDArray[np.bool_], scale: np.float32) -> LayerIntegers:
     """Assemble q, Δ and the mask string of one layer (CSQ, eq. 4 with all gates unit steps).
 
-    The common power of two of all integers (planes below the lowest one in use) moves into the scale, and so
-    does a negative sign of the scale into the integers; ``float32(q) * scale`` stays the same number.
+    The common power of two of all integers (planes below the lowest one in use) moves into the scale, and a
+    negative sign of the scale into the integers; ``float32(q) * scale`` does not change.
 
     Args:
         digits: p_b − n_b ∈ {−1, 0, 1}, shape [n, *weight], plane b on index b.
@@ -23,7 +23,7 @@ def digits_to_integers(digits: NDArray[np.integer[Any]], mask: NDArray[np.bool_]
         scale: s/(2^n − 1), float32: the weight of plane 0; not zero.
 
     Returns:
-        q (int8, or int16 where it needs nine bits), Δ > 0, and the mask, most significant plane first.
+        q (int8, or int16 if it needs nine bits), Δ > 0, and the mask, most significant plane first.
     """
     kept = np.where(mask, 1 << np.arange(len(mask)), 0)
     q = np.tensordot(kept, digits.astype(np.int64), axes=1)  # (n,) · (n, *weight) → (*weight)
@@ -31,14 +31,14 @@ def digits_to_integers(digits: NDArray[np.integer[Any]], mask: NDArray[np.bool_]
 
 
 def reduced(q: NDArray[np.integer[Any]], scale: np.float32) -> tuple[IntegerArray, np.float32]:
-    """Move the integers' common power of two, and a negative sign of the scale, to where they cost no bits.
+    """Move the integers' common power of two into the scale, and a negative sign of the scale into the integers.
 
     Args:
         q: integers of any width.
         scale: not zero.
 
     Returns:
-        q (int8, or int16 where it needs nine bits) and Δ > 0 with the same products.
+        q (int8, or int16 if it needs nine bits) and Δ > 0 with the same products.
     """
     used = np.bitwise_or.reduce(np.abs(q), axis=None)
     shift = int(used & -used).bit_length() - 1 if used else 0
@@ -49,9 +49,9 @@ def reduced(q: NDArray[np.integer[Any]], scale: np.float32) -> tuple[IntegerArra
     return smallest_dtype(q), np.float32(delta)
 
 
-def mask_string(kept: Sequence[int], planes: int) -> str:
-    """Return which of `planes` planes are kept, most significant first."""
-    return "".join("01"[b in kept] for b in reversed(range(planes)))
+def mask_string(kept: Sequence[int], n_planes: int) -> str:
+    """Return which of `n_planes` planes are kept, most significant first."""
+    return "".join("01"[b in kept] for b in reversed(range(n_planes)))
 
 
 def planes_of(mask: str) -> tuple[int, ...]:

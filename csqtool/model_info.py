@@ -1,7 +1,7 @@
-"""What a finalized model records of where it comes from: factory, data, inputs, method, metrics.
+"""The description of a finalized model's origin: factory, data, inputs, method, metrics.
 
 None of it is needed to compute with the model, and a file may hold anything under these keys. So the JSON document
-is kept as it is, and its parts are read once: each is a record, or None where it is missing or of another form.
+is kept unchanged, and its parts are read once: each is a record, or None if it is missing or of another form.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class ModelFactory(msgspec.Struct, frozen=True):
 
 
 class PreprocessingInfo(msgspec.Struct, frozen=True):
-    """What is done to a stored sample: `steps`, then (x − mean) / std.
+    """The preprocessing of a stored sample: `steps`, then (x − mean) / std.
 
     Attributes:
-        steps: what comes before the normalisation, in words.
+        steps: a description of the steps before the normalization.
         mean, std: in the units of the stored values; one number, or one a channel.
     """
 
@@ -52,9 +52,9 @@ class DataInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The data that the model was made with.
 
     Attributes:
-        source: its name, as after ``--data``; None for data that were handed over in Python.
+        source: its name, as for ``--data``; None for data that were passed as objects.
         task: the task's name.
-        preprocessing: how a stored sample becomes an input; None where that is not known.
+        preprocessing: how a stored sample becomes an input; None if unknown.
     """
 
     source: str | None = None
@@ -63,7 +63,7 @@ class DataInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class MethodInfo(msgspec.Struct, frozen=True):
-    """How the bits were found; None is what a method does not have.
+    """How the bits were found; None for settings that a method does not have.
 
     Attributes:
         name: the search method.
@@ -88,8 +88,8 @@ class Metrics(msgspec.Struct, frozen=True):
     """The task's metric on the test set.
 
     Attributes:
-        name: what is measured.
-        float_model: the float model's; None where it was not measured. The document's key is ``float``.
+        name: the metric's name.
+        float_model: the float model's; None if it was not measured. The document's key is ``float``.
         finalized: the finalized model's.
         samples: size of the test set.
     """
@@ -129,7 +129,7 @@ _PARTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is recorded of a model; every part may be missing.
+    """The description of a model's origin; every part may be missing.
 
     Example:
         >>> info = ModelInfo({"model": {"factory": "net.py:net"}, "metrics": "good", "mine": [1, 2]})
@@ -141,7 +141,7 @@ class ModelInfo:
         0.9
 
     Attributes:
-        document: the JSON document, in its own order, without what describes the model itself; not to be changed.
+        document: the JSON document in its own order, without the keys that describe the model itself; do not change it.
         model: how to build the module.
         data: the data and the task.
         inputs: the model's inputs, in order; at least one.
@@ -150,7 +150,7 @@ class ModelInfo:
         float16: the model that this one was rounded from.
 
     Raises:
-        FormatError: the document has a key of the model's own (`RESERVED`).
+        FormatError: the document has a key that describes the model itself (`RESERVED`).
     """
 
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -180,7 +180,7 @@ class ModelInfo:
         metrics: Metrics | None = None,
         float16: HalfOrigin | None = None,
     ) -> ModelInfo:
-        """Return what these parts record; None leaves a part out."""
+        """Return the description with these parts; None leaves a part out."""
         return cls().replace(model=model, data=data, inputs=inputs, method=method, metrics=metrics, float16=float16)
 
     def replace(
@@ -193,10 +193,10 @@ class ModelInfo:
         metrics: Metrics | None = None,
         float16: HalfOrigin | None = None,
     ) -> ModelInfo:
-        """Return another record with these parts in their keys' places, new keys at the end; None leaves a part.
+        """Return another description with these parts replaced, new keys at the end; None keeps a part unchanged.
 
         Raises:
-            FormatError: a part holds a value that is not of its type, or no JSON.
+            FormatError: a value in a part has the wrong type, or cannot be written as JSON.
         """
         document = dict(self.document)
         parts = {"model": model, "data": data, "inputs": inputs, "method": method, "metrics": metrics}
@@ -205,7 +205,7 @@ class ModelInfo:
                 written = _written(key, part, list[Input])
                 if not written:
                     raise FormatError("inputs: a model has at least one")
-                document["input_shape"] = written[0]["shape"]  # what readers of a single input look for
+                document["input_shape"] = written[0]["shape"]  # for readers that know a single input
                 document[key] = written
             elif part is not None:
                 document[key] = _written(key, part, _PARTS[key])
@@ -213,7 +213,7 @@ class ModelInfo:
 
 
 def _read(value: Any, kind: type[_T]) -> _T | None:
-    """Return a part of the document as a record; None where it has another form."""
+    """Return a part of the document as a record; None if it has another form."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError):
@@ -221,7 +221,7 @@ def _read(value: Any, kind: type[_T]) -> _T | None:
 
 
 def _read_inputs(document: Mapping[str, Any]) -> tuple[Input, ...] | None:
-    """Return the inputs: `inputs`, or in their absence the one float tensor of `input_shape`."""
+    """Return the inputs: ``inputs``, or without it the one float tensor of ``input_shape``."""
     if "inputs" in document:
         return _read(document["inputs"], tuple[Input, ...]) or None
     shape: tuple[int, ...] | None = _read(document.get("input_shape"), _Shape)
@@ -229,7 +229,7 @@ def _read_inputs(document: Mapping[str, Any]) -> tuple[Input, ...] | None:
 
 
 def _written(key: str, part: Any, kind: Any) -> Any:
-    """Return a record as JSON, after a look at its types: records check none when they are made."""
+    """Return a record as JSON after a check of its types, which records do not check when they are constructed."""
     try:
         written = json.loads(json.dumps(msgspec.to_builtins(part), allow_nan=False))
         msgspec.convert(written, kind)

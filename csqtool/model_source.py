@@ -1,4 +1,4 @@
-"""Where the user's module comes from: the name of a factory, or the module itself."""
+"""The source of the user's module: the name of a factory, or the module itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Builds a module as often as it is asked to; every one is the caller's own, to change as it likes.
+    """Builds the module; every call of `build` returns a new one, which the caller may change.
 
     Attributes:
-        factory: ``file.py:name`` or ``package.module:name``; None where a module was given.
+        factory: ``file.py:name`` or ``package.module:name``; None if a module was given.
         arguments: keyword arguments of the factory.
-        module: the module that was given; it is copied and never changed.
+        module: the given module; it is copied and never changed.
         recorded: whether a file names the factory, not the user; see `csqtool.trust`.
     """
 
@@ -32,10 +32,10 @@ class ModelSource:
 
     @classmethod
     def of(cls, model: nn.Module | str, arguments: Mapping[str, Any] | None = None) -> ModelSource:
-        """Return the source for what a user hands over.
+        """Return the source of a given module or name.
 
         Raises:
-            ModelError: it is neither a module nor a name, or a module comes with arguments for a factory.
+            ModelError: it is neither a module nor a name, or arguments are given with a module.
         """
         if isinstance(model, str):
             return cls(factory=model, arguments=dict(arguments or {}))
@@ -46,11 +46,11 @@ class ModelSource:
                 f"the model is {type(model).__name__}: give a torch.nn.Module, or the name of a factory as file.py:name"
             )
         if arguments:
-            raise ModelError("model_args are for a factory that is given by name; the model is a module already")
+            raise ModelError("model_args are arguments of a factory that is given by name; the model is a module")
         return cls(module=model)
 
     def build(self, *, near: Path | None = None) -> nn.Module:
-        """Return a fresh module, in training or evaluation mode as its maker left it.
+        """Return a new module, in the training or evaluation mode that the factory or the given module has.
 
         Args:
             near: a file whose folders are searched for the factory's source, see `csqtool.factories.find_source`.
@@ -68,7 +68,7 @@ class ModelSource:
 
         try:
             return copied(self.module)
-        except Exception as error:  # a module may hold anything: locks, files, tensors of a graph
+        except Exception as error:  # a module may contain anything: locks, files, tensors of a graph
             raise ModelError(
                 f"the module {type(self.module).__name__} cannot be copied ({type(error).__name__}: {error}); "
                 "give a factory that builds it, as file.py:name"

@@ -1,4 +1,4 @@
-"""Reading an ONNX file's protobuf, for everything that looks into one."""
+"""Reading the protobuf of ONNX files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def foreign_operators(proto: onnx.ModelProto) -> list[str]:
 
 
 def stored_tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Yield every tensor that the graph holds, in the file's order: those of its nodes by node and attribute."""
+    """Yield every tensor of the graph by name, in the file's order: those of nodes as ``OUTPUT.ATTRIBUTE``."""
     for node in proto.graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
@@ -53,12 +53,12 @@ def stored_tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorPro
 
 
 def flattened(proto: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
-    """Return the same graph without functions of its own and without Constant nodes.
+    """Return the same graph with its functions inlined and without Constant nodes.
 
-    The results of nodes of the graph keep their names; what a function computes inside gets new ones.
+    The results of the graph's nodes keep their names; values inside functions get new ones.
 
     Raises:
-        FormatError: a function cannot be put in the place of its call.
+        FormatError: a function cannot be inlined.
     """
     import numpy as np
     import onnx
@@ -83,7 +83,7 @@ def flattened(proto: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
             flat.graph.initializer.append(value)
             flat.graph.initializer[-1].name = node.output[0]
     except (RuntimeError, ValueError, TypeError) as error:
-        raise FormatError(f"{where}: a function of its own is broken: {error}") from error
+        raise FormatError(f"{where}: one of its functions cannot be inlined: {error}") from error
     del flat.graph.node[:]
     flat.graph.node.extend(nodes)
     return flat

@@ -1,4 +1,4 @@
-"""What onnxruntime's operators do with integers: the one table that exporter, verifier and benchmarks share."""
+"""Which of onnxruntime's operators compute on integers: one table for exporter, verifier and benchmarks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 from csqtool.onnx_isolated import optimized_operators
 
-# Operators that onnxruntime runs on integers, by the names that they have in its optimized graph.
+# Operators that compute on integers, by their names in onnxruntime's optimized graph.
 _INTEGER_KERNELS = re.compile(
     r"QLinear\w+|QGemm|QAttention|ConvInteger|\w*MatMulInteger\w*|DynamicQuantize\w+|MatMulNBits"
 )
 # Of these, the ones that return float.
 FLOAT_RESULTS = {"DequantizeLinear", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
-# Operators of the ONNX standard that have such a kernel when their inputs and results are quantized.
+# Standard ONNX operators that have such a kernel if their inputs and results are quantized.
 INTEGER_FORMS = {
     "Conv", "Gemm", "MatMul", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Relu", "Clip",
     "LeakyRelu", "Sigmoid", "Softmax", "Where",
@@ -24,17 +24,17 @@ MOVES = {
     "Transpose", "Unsqueeze",
 }  # fmt: skip
 INTEGER_RESULTS = {"QuantizeLinear", "Shape", "Size", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or"}
-# Inside quantized graphs these run on uint8 under the name that they have in float graphs, too.
+# In quantized graphs these run on uint8 and have the same name as in float graphs.
 _SAME_NAME_ON_INTEGERS = {"MaxPool", "Clip"}
 
 
 def is_integer_kernel(operator: str) -> bool:
-    """Tell whether an operator of onnxruntime's optimized graph computes on integers."""
+    """Return whether an operator of onnxruntime's optimized graph computes on integers."""
     return _INTEGER_KERNELS.fullmatch(operator) is not None
 
 
 def integer_share(content: bytes) -> float:
-    """Return integer kernels over all computing nodes of the graph that onnxruntime really runs; 1 if none computes.
+    """Return the share of integer kernels among the computing nodes of onnxruntime's optimized graph; 1 if it has none.
 
     Raises:
         RuntimeError: onnxruntime cannot load the file.

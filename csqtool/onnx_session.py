@@ -21,21 +21,21 @@ def session(
 
     Args:
         content: the ONNX file, or its path.
-        optimization: ``off``, ``basic``, ``extended``, or ``on``: everything, which is the default.
+        optimization: the optimization level: ``off``, ``basic``, ``extended``, or ``on``, onnxruntime's default.
         optimized_path: where to write the optimized graph.
         threads: threads of one operator, 0 for onnxruntime's own choice.
-        provider: the execution provider; what it cannot run stays on the CPU.
-        profile: the beginning of a profile's file name; ``end_profiling`` writes the file.
+        provider: the execution provider; nodes that it cannot run are run on the CPU.
+        profile: the prefix of a profile's file name; ``end_profiling`` writes the file.
 
     Raises:
-        RuntimeError: onnxruntime cannot load the file; the message is its own.
+        RuntimeError: onnxruntime cannot load the file; the message is onnxruntime's.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised; logged, they would print names from the file unescaped
     options.intra_op_num_threads = threads
-    # Threads that spin while they wait for the next run would take the cores from other sessions of this process.
+    # Otherwise threads would spin between runs and take cores from other sessions of this process.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     level = ort.GraphOptimizationLevel
     levels = {"off": level.ORT_DISABLE_ALL, "basic": level.ORT_ENABLE_BASIC, "extended": level.ORT_ENABLE_EXTENDED}

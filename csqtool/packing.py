@@ -31,9 +31,8 @@ def pack(
         source: the finalized model, or its ``.safetensors`` file.
         output: the file to write.
         model: the PyTorch module or its factory, instead of the one recorded in the finalized model.
-        data: data whose test set decides about float16, instead of the recorded ones.
-        options: ``encoding``, ``with_graph``, ``float16`` and ``max_metric_change``, as `exporters.csq.CsqOptions`
-            describes them.
+        data: data on which float16 is measured, instead of the recorded ones.
+        options: ``encoding``, ``with_graph``, ``float16`` and ``max_metric_change``, see `exporters.csq.CsqOptions`.
 
     Raises:
         InputError: the source is no finalized model, an option is unknown or has a wrong value, the output cannot be
@@ -47,8 +46,8 @@ def unpack(source: Path, output: Path | None = None) -> QuantizedModel:
 
     Args:
         source: the ``.csq`` file.
-        output: the file to write. Where it ends in ``.onnx``, it becomes the ONNX file that ``export`` writes of that
-            model, which a package made with its graph carries. None writes none.
+        output: the file to write. With the suffix ``.onnx`` it is the ONNX file that ``export`` writes, if the model
+            was packed with its graph. None writes none.
 
     Raises:
         InputError: `source` is missing, damaged or no ``.csq`` file, or `output` cannot be written.

@@ -1,4 +1,4 @@
-"""The pipeline file: TOML tables as records, and the `Pipeline` that they amount to."""
+"""The pipeline file: its TOML tables as records, and the `Pipeline` that they describe."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ class Pipeline:
     """A pipeline file, read and checked; paths are relative to the working folder.
 
     Attributes:
-        folder: where the pipeline file is.
-        output: where everything is written.
+        folder: the folder of the pipeline file.
+        output: the folder that everything is written to.
         config: settings of the search.
-        settings: the same as a JSON document, with paths as the file has them: equal from any working folder.
+        settings: the same as a JSON document, with paths as in the file, so that it is equal from any working folder.
         formats: formats to export, each with its options ([export.NAME]).
         gates: limits for `verify`.
-        samples: test samples to verify on, None all.
-        backends: what verifies ONNX files.
-        tolerances: what `verify` takes for rounding.
+        samples: number of test samples to verify on; None for all.
+        backends: the backends that verify ONNX files.
+        tolerances: the thresholds up to which `verify` accepts differences as rounding.
         allow_unaccounted: parts of an ONNX graph that `verify` lets pass unexplained.
     """
 
@@ -107,7 +107,7 @@ def read_pipeline(path: Path) -> Pipeline:
 
 
 def make_pipeline(document: Mapping[str, Any], path: Path) -> Pipeline:
-    """Return the pipeline that a document describes; `path` is where it is, or would be, as a file.
+    """Return the pipeline that a document describes; `path` is its file, which need not exist.
 
     Raises:
         ConfigError: a key is unknown, or a value is wrong.
@@ -138,7 +138,7 @@ def make_pipeline(document: Mapping[str, Any], path: Path) -> Pipeline:
 
 
 def _search(tables: _File, where: str) -> SearchConfig:
-    """Return the search's settings, with paths as the file has them."""
+    """Return the search's settings, with paths as in the file."""
     model = convert(_Model, tables.model, where=f"{where}: [model]", error=ConfigError)
     data = convert(_Data, tables.data, where=f"{where}: [data]", error=ConfigError)
     if taken := {"model", "data", "model_args", "task", "weights"} & set(tables.search):
@@ -188,10 +188,10 @@ def _beside(spec: str, folder: Path) -> str:
     """Return a path, or a spec that begins with one, relative to the working folder instead of to `folder`.
 
     Raises:
-        ConfigError: it holds a zero byte, which no path may.
+        ConfigError: it contains a zero byte, which no path may.
     """
     if "\0" in spec:
-        raise ConfigError(f"{spec!r} holds a zero byte; no path may")
+        raise ConfigError(f"{spec!r} contains a zero byte; no path may")
     kind, colon, rest = spec.partition(":")
     if colon and kind in FILE_SOURCES:
         return f"{kind}:{Path(os.path.relpath(folder / rest)).as_posix()}"

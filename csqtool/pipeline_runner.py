@@ -1,8 +1,8 @@
 """A whole pipeline: search → finalize → export → verify, doing only what has changed.
 
-What a stage was made from and what it made is recorded in ``.stages.json``, after the stage. A run that is killed
-leaves the new record or the old one, and the old one does not fit: other inputs, or outputs with another content. A
-search goes on where it was killed only if its own run directory says that it was begun from the same inputs.
+The inputs and outputs of a stage are recorded in ``.stages.json``, after the stage. If a run is killed, either the
+new record is there or the old one, which then does not match: its inputs differ, or the outputs' contents do. A
+killed search is resumed only if its run directory records that it began with the same inputs.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class StageRecord(msgspec.Struct, frozen=True):
     """One stage in ``.stages.json``.
 
     Attributes:
-        inputs: digest of what it was made from.
-        outputs: name to the SHA-256 of each file that it made.
-        code: the user's code that was imported when it ended.
+        inputs: digest of its inputs.
+        outputs: SHA-256 of each file that it wrote, by name.
+        code: the user's code that had been imported when it ended.
     """
 
     inputs: str
@@ -53,7 +53,7 @@ class StagesFile(msgspec.Struct):
     """``.stages.json``.
 
     Attributes:
-        place: the folder that the stages ran in; anywhere else the records say nothing.
+        place: the folder that the stages ran in; the records are only valid there.
         stages: the record of each stage.
     """
 
@@ -63,14 +63,14 @@ class StagesFile(msgspec.Struct):
 
 @dataclass
 class PipelineResult:
-    """What a pipeline did.
+    """The result of a pipeline.
 
     Attributes:
         pipeline: the pipeline.
-        stages: stage to ``done`` or ``unchanged``.
-        exports: format to the file.
-        facts: format to its size and the float32 size.
-        reports: format to the verification.
+        stages: ``done`` or ``unchanged``, by stage.
+        exports: the exported file, by format.
+        facts: its size and the float32 model's, by format.
+        reports: its verification, by format.
     """
 
     pipeline: Pipeline
@@ -81,7 +81,7 @@ class PipelineResult:
 
     @property
     def passed(self) -> bool:
-        """Every export was verified and holds."""
+        """Whether all exports were verified and passed."""
         return bool(self.reports) and all(report.passed for report in self.reports.values())
 
     @property
@@ -108,8 +108,8 @@ def run_pipeline(
 
     Args:
         path: the pipeline file.
-        progress: told about every training step.
-        tell: told what each stage does, a line each.
+        progress: is informed of every training step.
+        tell: called with a line for each stage.
 
     Raises:
         InputError: the pipeline file, or something it names, cannot be used.
@@ -147,7 +147,7 @@ class _Runner:
         return self._result
 
     def _search(self) -> dict[str, Any]:
-        """Search, and return what all that follows depends on, too."""
+        """Search, and return the inputs that all later stages depend on, too."""
         from csqtool.searching import runs
 
         pipeline, run = self._pipeline, self._run
@@ -161,7 +161,7 @@ class _Runner:
             runs.begin(pipeline.config, run.path, overwrite=True, progress=self._progress,
                        begun_from=lambda: BegunFrom(inputs, self._imported()))  # fmt: skip
 
-        def begun_code() -> Code:  # a finished search is not built again, and then nothing is imported
+        def begun_code() -> Code:  # a finished search is not built again, so nothing is imported
             begun = run.read_begun_from()
             return {} if begun is None else begun.code
 
@@ -227,7 +227,7 @@ class _Runner:
             "file": sha256(target),
             "model": finalized,
             "gates": documents.plain(pipeline.gates),
-            # Files that gates compare with; a latency is measured anew each time.
+            # Files that gates compare with; a latency is measured every time.
             "compared": [sha256(Path(f)) for f in (pipeline.gates.baseline, pipeline.gates.latency_against) if f],
             "samples": pipeline.samples,
             "backends": pipeline.backends,
@@ -242,7 +242,7 @@ class _Runner:
 
 
 def _is_believed(path: Path, target: Path, model: Path) -> bool:
-    """Tell whether a report may be taken from the past: it passed, by its own checks, and is about these files."""
+    """Return whether an earlier report may be reused: it passed according to its checks, and is about these files."""
     try:
         report = read_report(path)
     except InputError:
@@ -252,7 +252,7 @@ def _is_believed(path: Path, target: Path, model: Path) -> bool:
 
 
 class _Stages:
-    """Remembers what each stage was made from, and what it made."""
+    """Records the inputs and outputs of each stage."""
 
     def __init__(
         self, pipeline: Pipeline, imported: ImportedCode, log: dict[str, str], tell: Callable[[str], None]
@@ -267,12 +267,12 @@ class _Stages:
         try:
             file = documents.read(StagesFile, self._path)
         except InputError:
-            return  # an unreadable record only costs work that is done again
+            return  # without a readable record, all stages run again
         if file.place == self._place():
             self._known = file.stages
 
     def _place(self) -> str:
-        """Return what tells the output folder from a copy of it, and from one that was filled elsewhere."""
+        """Return a text that identifies the output folder; copies of it have another one."""
         return f"{self._output.resolve()} ({self._output.stat().st_ino})"
 
     def run(
@@ -288,10 +288,10 @@ class _Stages:
 
         Args:
             name: the stage.
-            inputs: digest of what it is made from.
-            outputs: the files that it makes.
-            work: makes them.
-            code: called after it; returns code that the stage depends on beside what this process has imported.
+            inputs: digest of its inputs.
+            outputs: the files that it writes.
+            work: writes them.
+            code: called after `work`; returns code that the stage depends on besides the code this process imported.
         """
         known = self._known.get(name)
         if known is not None and known.inputs == inputs and self._still_holds(known, outputs):

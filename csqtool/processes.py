@@ -1,9 +1,9 @@
-"""Several processes training one net, on one machine or many: who writes, and what all of them agree on.
+"""Training one net in several processes, on one machine or many.
 
-``torchrun`` starts the processes and `accelerate` connects them. Every process makes the same decisions from the
-same numbers; the first one alone writes files and reports. Each step, a process computes the loss of its share of
-the batch, and gradients are added up over all of them, so that a step is the one that a single process would take
-on the whole batch, up to float32 rounding. That includes BatchNorm, whose statistics are those of the whole batch.
+``torchrun`` starts the processes and `accelerate` connects them. All processes make the same decisions from the
+same numbers; only the first one writes files and reports. In each step, a process computes the loss of its share of
+the batch, and gradients are summed over all processes. So the step is the one that a single process would take on
+the whole batch, up to float32 rounding. BatchNorm, too, uses the statistics of the whole batch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run; with one alone, everything here does nothing.
+    """The processes of a run; with a single process, the methods do nothing.
 
     Args:
-        cpu: compute on the CPU even where there is an accelerator.
+        cpu: compute on the CPU even if there is an accelerator.
 
     Attributes:
-        count: how many there are.
-        index: this one's number, from 0.
+        count: the number of processes.
+        index: the number of this process, from 0.
     """
 
     def __init__(self, *, cpu: bool) -> None:
@@ -44,21 +44,21 @@ class Processes:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         device: torch.device = self._state.device
         return device
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and reports."""
+        """Whether this is the process that writes and reports."""
         return self.index == 0
 
     def wait(self) -> None:
-        """Wait for all processes: what the first one wrote can be read behind this."""
+        """Wait for all processes; afterwards all can read what the first one wrote."""
         self._state.wait_for_everyone()
 
     def agreed(self, value: T) -> T:
-        """Return the first process's `value` in all of them."""
+        """Return the first process's `value` in all processes."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -68,7 +68,7 @@ class Processes:
         return values[0]
 
     def added_up(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes of a tensor without a gradient, in every one of them."""
+        """Return the sum of a tensor without gradient over all processes, in each of them."""
         if self.count == 1:
             return values
         from accelerate.utils import reduce
@@ -77,7 +77,7 @@ class Processes:
         return total
 
     def dealt_out(self, mine: list[T]) -> list[T]:
-        """Return the items of all processes in every one of them, in turn as cards are dealt: one of each a round."""
+        """Return the items of all processes, in each of them, in turns: one item of each process, then the next."""
         if self.count == 1:
             return mine
         from accelerate.utils import gather_object
@@ -86,13 +86,13 @@ class Processes:
         return [item for turn in zip_longest(*hands) for item in turn if item is not None]
 
     def any(self, flag: bool) -> bool:
-        """Return whether `flag` is set in one process or more."""
+        """Return whether `flag` is set in at least one process."""
         return flag if self.count == 1 else bool(self.added_up(torch.tensor(float(flag))) > 0)
 
     def share(self, batch: Sequence[T] | Tensor) -> tuple[slice, float]:
-        """Return which samples of a batch are this process's, and their weight in the batch's mean loss.
+        """Return this process's samples of a batch, and their weight in the batch's mean loss.
 
-        A batch with fewer samples than there are processes is computed whole by each of them.
+        If a batch has fewer samples than there are processes, each process computes all of it.
         """
         samples = len(batch)
         if samples < self.count:
@@ -103,8 +103,8 @@ class Processes:
     def add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes, in one exchange.
 
-        Not by wrapping the net for data-parallel training: that wants to know which parameters take part, and
-        here they change, as planes leave the computation and penalties reach parameters that the net does not.
+        PyTorch's DistributedDataParallel cannot be used: it needs to know which parameters take part in a step. Here
+        they change, as closed planes are left out, and penalties may reach parameters that the net does not use.
         """
         if self.count == 1:
             return
@@ -116,7 +116,7 @@ class Processes:
 
     @contextmanager
     def whole_batch_norm(self, net: nn.Module) -> Iterator[None]:
-        """Let BatchNorm normalise by the statistics of all processes' samples."""
+        """Make BatchNorm normalize by the statistics of all processes' samples."""
         norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training] if self.count > 1 else []
         for norm in norms:
             norm.forward = partial(whole_batch_norm, norm=norm, add_up=self.added_up)  # type: ignore[method-assign]
@@ -128,10 +128,10 @@ class Processes:
 
 
 def start_processes(device: str) -> Processes:
-    """Return the processes of this run, computing on a device.
+    """Return the processes of this run on a device.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: this machine has no such device.
     """
     present = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device not in present:

@@ -12,21 +12,21 @@ from csqtool.text import printable
 
 
 class Progress(Protocol):
-    """What a long loop reports to."""
+    """Receives the progress of long work."""
 
-    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+    def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
         """Report a finished step."""
         ...
 
     def line(self, text: str) -> None:
-        """Report something worth a line of its own."""
+        """Report a line of text."""
         ...
 
 
 class Silent:
-    """Reports nothing: the default of the Python functions."""
+    """Ignores all progress: the default of the Python functions."""
 
-    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+    def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
         """Ignore the step."""
 
     def line(self, text: str) -> None:
@@ -34,7 +34,7 @@ class Silent:
 
 
 class Told(Silent):
-    """Passes lines on, and nothing else.
+    """Forwards lines, and ignores steps.
 
     Args:
         tell: called with each line.
@@ -44,7 +44,7 @@ class Told(Silent):
         self._tell = tell
 
     def line(self, text: str) -> None:
-        """Pass the line on."""
+        """Forward the line."""
         self._tell(text)
 
 
@@ -57,16 +57,16 @@ class PlainLines:
         self._last = time.monotonic()
         self._start: dict[str, tuple[float, int]] = {}
 
-    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
-        """Write a line if the last one is long enough ago, or if the phase ends."""
+    def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
+        """Write a line if enough time has passed since the last one, or if the stage ends."""
         now = time.monotonic()
-        began, first = self._start.setdefault(phase, (now, done))
+        began, first = self._start.setdefault(stage, (now, done))
         if now - self._last < self._every and done < total:
             return
         self._last = now
         rate = (done - first) / max(now - began, 1e-9)
         eta = f"{(total - done) / rate:.0f} s left" if rate > 0 else "…"
-        words = "  ".join([f"{phase} {done}/{total} steps", f"{rate:.1f} steps/s", eta, *format_facts(facts)])
+        words = "  ".join([f"{stage} {done}/{total} steps", f"{rate:.1f} steps/s", eta, *format_facts(facts)])
         self._write(words)
 
     def line(self, text: str) -> None:
@@ -94,11 +94,11 @@ def stderr_progress() -> Iterator[Progress]:
             self._bars = bars
             self._tasks: dict[str, tuple[int, float, int]] = {}
 
-        def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
-            if phase not in self._tasks:
-                task = self._bars.add_task(phase, total=total, completed=done, facts="")
-                self._tasks[phase] = (int(task), time.monotonic(), done)
-            task_id, began, first = self._tasks[phase]
+        def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
+            if stage not in self._tasks:
+                task = self._bars.add_task(stage, total=total, completed=done, facts="")
+                self._tasks[stage] = (int(task), time.monotonic(), done)
+            task_id, began, first = self._tasks[stage]
             rate = (done - first) / max(time.monotonic() - began, 1e-9)
             words = "  ".join([f"{rate:.1f} steps/s", *format_facts(facts)])
             self._bars.update(task_id, completed=done, facts=words)  # type: ignore[arg-type]

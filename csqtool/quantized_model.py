@@ -1,7 +1,7 @@
 """`QuantizedModel`, the intermediate representation: numpy only, no input or output, no framework.
 
-Its truth is one product: the quantized weight of a layer is exactly ``float32(q) * scale``.
-Everything that is written, shipped or verified is checked against it.
+The quantized weight of a layer is exactly ``float32(q) * scale``. Everything that is written, shipped or verified
+is checked against this product.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def twos_complement_bits(q: NDArray[Any]) -> int:
     """Return the smallest two's-complement width (bits) that holds every integer of `q`; at least 1."""
     if not q.size:
         return 1
-    # Behind the sign bit, ~v needs as many bits as v when v is negative.
+    # Besides the sign bit, a negative v needs as many bits as ~v.
     return 1 + max((~v if v < 0 else v).bit_length() for v in (int(q.min()), int(q.max())))
 
 
 def smallest_dtype(q: NDArray[Any]) -> IntegerArray:
-    """Return `q` as int8, or as int16 where its values need it."""
+    """Return `q` as int8, or as int16 if its values need it."""
     return q.astype(np.int8) if twos_complement_bits(q) <= 8 else q.astype(np.int16)
 
 
 class LayerIntegers(NamedTuple):
-    """The integers of one layer, as training hands them over.
+    """The integers of one layer, the result of training.
 
     Attributes:
-        q: signed integers, int8, int16 where they need it, in the weight's shape.
+        q: signed integers, int8, or int16 if they need it, in the weight's shape.
         scale: Δ > 0; the weight is ``float32(q) * scale``.
         mask: planes kept, most significant first, such as ``00000111``.
     """
@@ -62,7 +62,7 @@ class QuantizedLayer:
         mask: planes the search kept, most significant first, such as ``00000111``.
         input_quantizer: name of the activation quantizer on the layer's input, if there is one.
         batch_norm: module name of the BatchNorm that directly follows and folds into the scale, if any.
-        batch_norm_epsilon: its ε; None where there is no such BatchNorm, or the file does not record it.
+        batch_norm_epsilon: its ε; None if there is no such BatchNorm, or the file does not record it.
     """
 
     name: str
@@ -134,7 +134,7 @@ class ActivationQuantizer:
     Attributes:
         name: the place, ``MODULE.output`` or ``MODULE.input``.
         scale: step size, float32, above zero.
-        zero_point: the integer that stands for 0.0.
+        zero_point: the integer that represents 0.0.
         bits: 2 … 8.
     """
 
@@ -165,8 +165,8 @@ class QuantizedModel:
         layers: the quantized parameters, in the model's order.
         activations: the activation quantizers, in the order of the forward pass.
         tensors: every other parameter and buffer, by name.
-        tied: parameters that are another name of a quantized one: alias to name.
-        info: where it comes from, as far as that is recorded.
+        tied: other names of quantized parameters: alias to name.
+        info: the recorded description of its origin.
     """
 
     layers: tuple[QuantizedLayer, ...]
@@ -182,7 +182,7 @@ class QuantizedModel:
         taken = [*self.tensors, *names, *(f"{name}_scale" for name in names)]
         taken += [f"{a.name}_{part}" for a in self.activations for part in ("scale", "zero_point")]
         if duplicates := [name for name, count in Counter(taken).items() if count > 1]:
-            raise FormatError(f"tensor names stand twice: {', '.join(sorted(duplicates))}")
+            raise FormatError(f"repeated tensor names: {', '.join(sorted(duplicates))}")
         if dangling := set(self.tied.values()) - set(names):
             raise FormatError(f"tied to layers that do not exist: {', '.join(sorted(dangling))}")
         quantizers = {a.name for a in self.activations}
@@ -206,12 +206,12 @@ class QuantizedModel:
 
     @property
     def average_bit_width(self) -> float:
-        """Two's-complement bits, averaged over weight elements: what the packed file pays."""
+        """Two's-complement bits, averaged over weight elements: the cost of a weight in a densely packed file."""
         return sum(layer.bit_width * layer.elements for layer in self.layers) / self.elements
 
     @property
     def layer_mean_precision(self) -> float:
-        """Planes kept, averaged over layers: the paper's own count."""
+        """Planes kept, averaged over layers: the paper's count."""
         return sum(layer.precision for layer in self.layers) / len(self.layers)
 
     def layer(self, name: str) -> QuantizedLayer:

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of where they are drawn, so that a run which resumes draws the same."""
+"""Random numbers as functions of where they are drawn, so that a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hash_seed(*parts: object) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed every random state that a model or data set may draw from: what a step draws depends on nothing before."""
+    """Seed every random state that a model or data set may draw from, so that no step depends on earlier draws."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -26,7 +26,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """Let what is drawn within come from `seed`, and leave the random states of the CPU as they were before."""
+    """Draw from `seed` within the block, and restore the CPU's random states after it."""
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     seed_all(seed)
     try:

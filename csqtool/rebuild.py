@@ -1,4 +1,4 @@
-"""From a finalized model back to its PyTorch network, the reference of every comparison, and to its data."""
+"""Rebuilds a finalized model's PyTorch network, the reference of every comparison, and loads its data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rebuilt_net(
 def rebuilt_module(
     model: QuantizedModel, *, factory: str | nn.Module | None = None, near: Path | None = None
 ) -> nn.Module:
-    """Return a fresh module of the user's code, without the finalized values; a module that is given is copied.
+    """Return a new module from the user's code, without the finalized values; a given module is copied.
 
     Args:
         model: the finalized model.
@@ -74,7 +74,7 @@ def rebuilt_data(
     name = data or (recorded.source if recorded else None)
     if name is None:
         raise DataError(f"{_named(near)} records no data; give --data DATA, or data= in Python")
-    # A task of the user's own comes with the factory of the data.
+    # A custom task is provided by the data's factory.
     task = recorded.task if recorded and recorded.task in TASKS else None
     return load_data(name, task=task, near=near, recorded=not data)
 

@@ -1,4 +1,4 @@
-"""What is installed under an entry point group: search methods, exporters, backends, activation quantizers."""
+"""Installed entry points: search methods, exporters, backends, activation quantizers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Registry:
 
     Args:
         group: the entry point group, such as ``csqtool.methods``.
-        what: what one of them is called in messages, such as ``method``.
+        what: the word for one of them in messages, such as ``method``.
     """
 
     def __init__(self, group: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""A starter project that runs as it stands."""
+"""A starter project that runs without changes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def init(folder: Path) -> list[Path]:
     """Write a starter project: a model, its data, a pipeline and jobs for GitHub and GitLab.
 
     Args:
-        folder: where to; made if it is missing.
+        folder: the folder to write to; it is created if it is missing.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: one of the files is there already, or the folder cannot be written; nothing is replaced.
+        InputError: one of the files already exists, or the folder cannot be written; nothing is replaced.
     """
     targets = {source: folder / target for source, target in FILES.items()}
     taken = [str(target) for target in targets.values() if target.exists()]
     if taken:
-        raise InputError(f"{taken[0]} is there already; name another folder, or move it away")
+        raise InputError(f"{taken[0]} already exists; name another folder, or move it away")
     for source, target in targets.items():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a finalized model amounts to, in tables a person reads."""
+"""Summaries of a finalized model as text: tables, compression, metrics, origin."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Compression:
 
 
 def compression(model: QuantizedModel) -> Compression:
-    """Return a finalized model's compression; the real bytes are those of its packed file."""
+    """Return a finalized model's compression; the bytes are measured on its packed file."""
     packed_bytes, float32_bytes = len(csq.pack(model)), csq.float32_size(model)
     return Compression(32 / model.layer_mean_precision, 32 / model.average_bit_width, packed_bytes, float32_bytes)
 
 
 def layer_table(model: QuantizedModel) -> str:
-    """Return one line a layer: precision, mask, bit width, elements, bytes."""
+    """Return a line for each layer: precision, mask, bit width, elements, bytes."""
     rows = [
         (layer.name, layer.precision, layer.mask, layer.bit_width, layer.elements, layer.packed_bytes)
         for layer in model.layers
@@ -51,7 +51,7 @@ def layer_table(model: QuantizedModel) -> str:
 
 
 def compression_text(model: QuantizedModel) -> str:
-    """Return the three compressions of a finalized model, a line each."""
+    """Return the three compression rates of a finalized model, a line each."""
     try:
         rates = compression(model)
     except ExportError as error:
@@ -66,7 +66,7 @@ def compression_text(model: QuantizedModel) -> str:
 
 
 def target_text(target_bits: float | None, target_size: str | None) -> str:
-    """Return the budget of a search as it was given: ``target 3 bits``, ``target 60KB``."""
+    """Return the target of a search: ``target 3 bits``, ``target 60KB``."""
     if target_size is not None:
         return f"target {target_size}"
     return "no target" if target_bits is None else f"target {target_bits:g} bits"
@@ -82,7 +82,7 @@ def metric_text(model: QuantizedModel) -> str:
 
 
 def origin_text(model: QuantizedModel) -> str:
-    """Return where a model comes from, a line for each of model, data, input and method, as far as it is recorded."""
+    """Return a model's recorded origin, a line for each of model, data, input and method."""
     info = model.info
     inputs = ", ".join(str(list(i.shape)) for i in info.inputs or ())
     factory = info.model.factory if info.model else "factory not recorded"
@@ -103,7 +103,7 @@ def origin_text(model: QuantizedModel) -> str:
 
 
 def model_text(model: QuantizedModel) -> str:
-    """Return the layer table, the three compressions and the metrics of a finalized model."""
+    """Return the layer table, the three compression rates and the metrics of a finalized model."""
     return "\n\n".join([layer_table(model), compression_text(model), metric_text(model)])
 
 

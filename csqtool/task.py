@@ -1,4 +1,4 @@
-"""What a model is trained for: a loss to minimise, and a metric of which more is better."""
+"""Tasks: a loss that training minimizes, and a metric of which more is better."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """How outputs are judged; a data factory may return a task of its own, any object with these five members.
+    """The loss and the metric of outputs; any object with these five members is a task.
 
     Attributes:
         name: a word for reports.
-        metric_name: what the metric is called.
-        labels: outputs are scores of classes [N, classes] and targets are class numbers [N], so that two networks
-            can be asked whether they choose the same label.
+        metric_name: the metric's name.
+        labels: whether outputs are class scores [N, classes] and targets class numbers [N], so that two networks can
+            be compared by the labels that they choose.
     """
 
     name: str
@@ -25,11 +25,11 @@ class Task(Protocol):
     labels: bool
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of a batch, a scalar that training makes smaller."""
+        """Return the mean loss of a batch, a scalar that training minimizes."""
         ...
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return the metric over a whole data set: more is better, so an error is returned with its sign changed."""
+        """Return the metric over a whole data set. More is better, so return the negative of an error."""
         ...
 
 
@@ -51,7 +51,7 @@ class Classification:
         return cross_entropy(outputs, targets)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Return the share of right labels."""
+        """Return the share of correct labels."""
         _check_labels(outputs, targets)
         return float((outputs.argmax(-1) == targets).double().mean())
 
@@ -59,8 +59,8 @@ class Classification:
 class Regression:
     """Mean squared error and the coefficient of determination R²; outputs and targets of the same shape [N, …].
 
-    R² is 1 for perfect outputs and 0 for a model that always answers the mean. Both raise `DataError` for outputs
-    of another shape than the targets: broadcasting would compare what does not belong together.
+    R² is 1 for perfect outputs and 0 for a model whose output is always the mean. Both raise `DataError` for outputs
+    of another shape than the targets: broadcasting would compare values of different samples.
     """
 
     name = "regression"
@@ -80,7 +80,7 @@ class Regression:
         residual = (targets - outputs).double().square().sum()
         spread = (targets.double() - targets.double().mean(0)).square().sum()
         if not spread > 0:
-            raise DataError(f"R² has no meaning: the {len(targets)} targets are all the same")
+            raise DataError(f"R² is undefined: the {len(targets)} targets are all the same")
         return float(1 - residual / spread)
 
 
@@ -122,7 +122,7 @@ def task_by_name(name: str) -> Task:
 
 
 def as_task(task: str | Task | None) -> Task:
-    """Return a task that is named, given as an object, or left out: classification.
+    """Return a task given by name or as an object; None is classification.
 
     Raises:
         ConfigError: there is no such task, or the object lacks members of the `Task` protocol.

@@ -1,4 +1,4 @@
-"""Text for people: tables, sizes, and names that cannot smuggle escape codes onto a terminal."""
+"""Text for people: tables, sizes, and escaping of control characters."""
 
 from __future__ import annotations
 

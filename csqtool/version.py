@@ -1,3 +1,3 @@
-"""The version of csqtool: the one place that says it."""
+"""The version of csqtool."""
 
 __version__ = "0.1.0"

@@ -30,7 +30,7 @@ extern const size_t csq_model_size;
 
 
 class CExporter(Exporter):
-    """Writes a folder: the reader `csq.h`, the packed model `model.c` and `model.h`, and the program `example.c`."""
+    """Writes a folder with the reader `csq.h`, the packed model `model.c`, `model.h`, and the program `example.c`."""
 
     name = "c"
     suffix = ""
@@ -44,7 +44,7 @@ class CExporter(Exporter):
             How to compile the example.
 
         Raises:
-            ExportError: the model holds something that the `.csq` format cannot carry.
+            ExportError: the `.csq` format cannot represent the model.
         """
         source = model_source(csq.pack(model))
         # The array comes last: after an interruption, the other files fit the old array and the new one.

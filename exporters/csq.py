@@ -20,8 +20,8 @@ class CsqOptions:
     Attributes:
         encoding: ``smallest`` for each tensor, or ``dense``: two's complement throughout, fastest to decode.
         with_graph: carry the ONNX graph along, so that `unpack` can write the ONNX file, too.
-        float16: round what is left in float32 to float16 first, see `csqtool.float16`.
-        max_metric_change: how far float16 may move the task's metric; None takes 0.001.
+        float16: round the remaining float32 tensors to float16 first, see `csqtool.float16`.
+        max_metric_change: how much float16 may change the task's metric; None takes 0.001.
     """
 
     encoding: str = field(
@@ -29,13 +29,13 @@ class CsqOptions:
         metadata={"help": "smallest for each tensor, or dense: random access, fastest to decode", "metavar": "NAME"},
     )
     with_graph: bool = field(
-        default=False, metadata={"help": "Carry the ONNX graph along: unpack -o model.onnx then works, too"}
+        default=False, metadata={"help": "Include the ONNX graph, so that unpack -o model.onnx can restore the file"}
     )
     float16: bool = field(
-        default=False, metadata={"help": "Round what is left in float32 to float16, if the metric stays"}
+        default=False, metadata={"help": "Round the remaining float32 tensors to float16, if the metric allows it"}
     )
     max_metric_change: float | None = field(
-        default=None, metadata={"help": "How far float16 may move the metric, 0.001 unless given", "metavar": "X"}
+        default=None, metadata={"help": "How much float16 may change the metric, 0.001 unless given", "metavar": "X"}
     )
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class CsqOptions:
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < math.inf:
             raise ConfigError(f"max-metric-change is a number of at least 0, got {limit!r}")
         if not self.float16:
-            raise ConfigError("--max-metric-change only goes with --float16")
+            raise ConfigError("--max-metric-change needs --float16")
 
 
 class CsqExporter(Exporter):
@@ -67,14 +67,14 @@ class CsqExporter(Exporter):
 
     @property
     def measures(self) -> bool:
-        """Whether float16 has to keep the metric."""
+        """Whether the metric is measured, for float16."""
         return self.options.float16
 
     def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
         """Write `model` to `path` atomically.
 
         Raises:
-            ExportError: the model holds something that the format cannot carry, or float16 moves its metric too far.
+            ExportError: the format cannot represent the model, or float16 changes its metric too much.
             InputError: the module or the data that an option needs cannot be built.
         """
         notes: list[str] = []
@@ -92,7 +92,7 @@ class CsqExporter(Exporter):
 
 
 def _as_float16(model: QuantizedModel, origin: Origin, limit: float | None) -> tuple[QuantizedModel, str]:
-    """Return the model rounded to float16, and what that did to its metric."""
+    """Return the model rounded to float16, and a note on its metric."""
     from csqtool.float16 import MAX_METRIC_CHANGE, to_float16
 
     rounded = to_float16(
@@ -105,6 +105,6 @@ def _as_float16(model: QuantizedModel, origin: Origin, limit: float | None) -> t
     record = rounded.info.float16
     assert record is not None
     return rounded, (
-        f"float16 moves the metric from {record.metric_float32:.4f} to {record.metric:.4f}; "
-        "unpack gives back the rounded model, not the one that was packed"
+        f"float16 changes the metric from {record.metric_float32:.4f} to {record.metric:.4f}; "
+        "unpack restores the rounded model, not the original"
     )

@@ -61,7 +61,7 @@ def test_a_spec_is_split_at_its_last_colon(spec: str, parts: tuple[str, str]) ->
 
 @pytest.mark.parametrize("spec", ["", "model.py", ":build", "model.py:", "model.py:not a name", "model.py:a.b", "a:1"])
 def test_what_names_no_factory_is_refused_with_how_to_write_it(spec: str) -> None:
-    with pytest.raises(ConfigError, match=r"names no factory; write path/to/file\.py:factory") as caught:
+    with pytest.raises(ConfigError, match=r"is not a factory; write path/to/file\.py:factory") as caught:
         split_spec(spec)
     assert repr(spec) in str(caught.value)
 

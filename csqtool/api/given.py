@@ -1,4 +1,4 @@
-"""From what a user hands over to what the engine works with."""
+"""Converts arguments of the Python interface into the engine's types."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PathLike = str | Path
 
 
 def named_or_module(model: nn.Module | str | None) -> tuple[dict[str, Any], ModelSource | None]:
-    """Return a model as a setting, where it is a name, and as a source, where it is a module."""
+    """Return a model that is a name as a setting, and one that is a module as a source."""
     if model is None:
         return {}, None
     if isinstance(model, str):
@@ -30,7 +30,7 @@ def named_or_module(model: nn.Module | str | None) -> tuple[dict[str, Any], Mode
 
 
 def model_source(model: nn.Module | str | None) -> ModelSource | None:
-    """Return where a module that was given, or its factory, comes from; None where neither was given."""
+    """Return the source of a given module or factory; None if neither is given."""
     from csqtool.model_source import ModelSource
 
     return None if model is None else ModelSource.of(model)
@@ -39,7 +39,7 @@ def model_source(model: nn.Module | str | None) -> ModelSource | None:
 def named_or_source(
     data: Any, train: Any, test: Any, task: str | Task | None, batch_size: int | None = None
 ) -> tuple[DataSource | None, dict[str, Any]]:
-    """Return data as a source, where they are objects, and as settings, where they are names."""
+    """Return data that are objects as a source, and data that are names as settings."""
     objects = train is not None or test is not None or not (data is None or isinstance(data, str))
     if not objects and (task is None or isinstance(task, str)):
         return None, {name: value for name, value in (("data", data), ("task", task)) if value is not None}
@@ -49,7 +49,7 @@ def named_or_source(
 
 
 def data_to_test_on(data: Any, task: str | Task | None = None) -> DataSource | str | None:
-    """Return test data: a name without a task stays one, so that the recorded task goes with it."""
+    """Return test data; a name without a task stays a name, to be loaded with the recorded task."""
     if data is None or (isinstance(data, str) and task is None):
         return data
     from csqtool.data import as_source
@@ -58,13 +58,13 @@ def data_to_test_on(data: Any, task: str | Task | None = None) -> DataSource | s
 
 
 def model_or_path(quantized: QuantizedModel | PathLike) -> QuantizedModel | Path:
-    """Return a finalized model as it is, and the name of its file as a path."""
+    """Return a finalized model unchanged, and the name of its file as a path."""
     return Path(quantized) if isinstance(quantized, str | Path) else quantized
 
 
 @contextmanager
 def shown(progress: bool | Progress) -> Iterator[Progress]:
-    """Yield what is told of progress: a bar or plain lines for True, nothing for False, or the object given."""
+    """Yield the receiver of progress: a bar or plain lines for True, a silent one for False, or the given object."""
     from csqtool.progress import Silent, stderr_progress
 
     if progress is True:

@@ -21,13 +21,13 @@ def inspect(path: PathLike) -> dict[str, Any]:
 
 
 def report(sources: PathLike | Iterable[PathLike], output: PathLike, *, bench: bool = False) -> Path:
-    """Write one HTML page about runs and files, to look at and to pass on.
+    """Write a self-contained HTML page about runs and files.
 
     Args:
         sources: run directories, outputs of pipelines, pipeline files, finalized models, ``.csq`` and ``.onnx``
             files, and what ``verify --json`` and ``bench --json`` wrote.
         output: the ``.html`` file to write.
-        bench: measure the latency of the ONNX files among them, now.
+        bench: also measure the latency of the ONNX files among them.
 
     Raises:
         InputError: a source is missing, damaged or of another kind, or `output` cannot be written.
@@ -39,7 +39,7 @@ def report(sources: PathLike | Iterable[PathLike], output: PathLike, *, bench: b
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Return the installed search methods by name: a ``description``, and the ``options`` that each has of its own."""
+    """Return the installed search methods by name, each with its ``description`` and the names of its ``options``."""
     from csqtool.searching.declarations import declared
     from csqtool.searching.options import METHODS, method_kind
 
@@ -50,7 +50,7 @@ def methods() -> dict[str, dict[str, Any]]:
 
 
 def formats() -> dict[str, str]:
-    """Return the installed export formats, and a line about each."""
+    """Return the installed export formats by name, each with a one-line description."""
     from csqtool.exporting import EXPORTERS
 
     return EXPORTERS.descriptions()

@@ -34,7 +34,7 @@ def search(
     progress: bool | Progress = False,
     **settings: Any,
 ) -> SearchResult:
-    """Search how many bits each layer needs, and train the weights that go with them.
+    """Search how many bits each layer needs, and train the weights for these bit widths.
 
     Args:
         model: a module, which is copied and never changed, or a name such as ``net.py:build``.
@@ -70,7 +70,7 @@ def search(
     with shown(progress) as told, trusting(trust_factory):
         if resume is not None:
             if run is not None or overwrite:
-                raise ConfigError("resume goes on in its own run directory; leave out run and overwrite")
+                raise ConfigError("resume continues in its own run directory; leave out run and overwrite")
             return runs.resume(Path(resume), given=given, model=module, data=source, progress=told)
         if model is None or (source is None and "data" not in given):
             raise ConfigError(f"search needs {'a model' if model is None else 'data'} (or resume)")
@@ -93,7 +93,7 @@ def finetune(
     progress: bool | Progress = False,
     **settings: Any,
 ) -> SearchResult:
-    """Train the weights of a finished search on, with its scheme fixed.
+    """Finetune the weights of a finished search, with its scheme fixed.
 
     Args:
         run: a result, or a run directory.
@@ -103,7 +103,7 @@ def finetune(
         train: as in `search`.
         test: as in `search`.
         task: as in `search`.
-        overwrite: replace a run that is in the run directory.
+        overwrite: replace an earlier run in the run directory.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         settings: those that differ from the search's: ``epochs``, ``finetune_with``, ``learning_rate`` and so on.
@@ -144,8 +144,8 @@ def finalize(
     Args:
         run: a result, or a run directory.
         output: the ``.safetensors`` file to write; None writes none.
-        model: the module of a run that was given one as an object.
-        data: as in `search`, for a run that was given objects, as the next three.
+        model: the module, if the run was given an object.
+        data: as in `search`, if the run was given objects; the same for the next three.
         train: as in `search`.
         test: as in `search`.
         task: as in `search`.
@@ -175,7 +175,7 @@ def run(pipeline: PathLike, *, progress: bool | Progress = False) -> PipelineRes
 
     Raises:
         InputError: the pipeline file, or something it names, cannot be used.
-        SearchInterrupted: Ctrl-C; the next run goes on.
+        SearchInterrupted: Ctrl-C; the next run continues.
     """
     from csqtool.pipeline_runner import run_pipeline
 
@@ -187,7 +187,7 @@ def init(folder: PathLike = ".") -> list[Path]:
     """Write a starter project: a model, its data, a pipeline and jobs for GitHub and GitLab.
 
     Raises:
-        InputError: one of the files is there already, or the folder cannot be written; nothing is replaced.
+        InputError: one of the files already exists, or the folder cannot be written; nothing is replaced.
     """
     from csqtool.starting import init as write
 

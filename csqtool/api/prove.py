@@ -46,12 +46,12 @@ def verify(
         against: the finalized model, or its file.
         model: a module, which is copied, or a name; None builds the factory that the model records.
         data: test data: a data set, a `DataLoader`, or a source name; None takes those that the model records.
-        task: what they are judged by; None takes the task that the model records.
+        task: the task for these data; None takes the task that the model records.
         gates: limits on what is measured; or give them one by one in `limits`.
-        samples: compare this many test samples, None all.
+        samples: compare this many test samples; None for all.
         backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``.
-        tolerances: what is still rounding.
-        threads: threads of one operator in the backends, 0 their own choice.
+        tolerances: the thresholds up to which differences are accepted as rounding.
+        threads: threads of one operator in the backends; 0 is their own choice.
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph; the report
             names them.
         save_inputs: folder that inputs are written to on which the two sides disagree.

@@ -28,7 +28,7 @@ def save(quantized: QuantizedModel, path: PathLike) -> None:
 
 
 def load(path: PathLike) -> QuantizedModel:
-    """Read a finalized model: a ``.safetensors`` file of `finalize`, or a packed ``.csq`` file.
+    """Read a finalized model from a ``.safetensors`` file that `finalize` or `save` wrote, or from a ``.csq`` file.
 
     Raises:
         InputError: the file is missing.
@@ -52,7 +52,7 @@ def to_torch(
 ) -> nn.Module:
     """Return the finalized network in PyTorch, in evaluation mode: the reference of every comparison.
 
-    Its weights are exactly ``float32(q) * scale``, and its activations are rounded where the model says so.
+    Its weights are exactly ``float32(q) * scale``, and its activations are rounded by the model's quantizers.
 
     Args:
         quantized: a finalized model, or its file.
@@ -88,14 +88,14 @@ def export(
         output: the file to write.
         format: the format's name, see `formats`; None takes it from the suffix of `output`.
         model: a module, which is copied, or a name; None builds the factory that the model records. Formats that
-            carry a graph need it.
-        data: test data that the export measures on, where an option makes it measure; None takes those that the model
-            records.
+            contain a graph need it.
+        data: test data for exports that measure, such as ``float16``; None takes those that the model records.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         options: options of the format, such as ``weights="int8"`` for ``onnx``.
 
     Raises:
-        InputError: the format or an option is unknown, the model cannot be carried, or the output cannot be written.
+        InputError: the format or an option is unknown, the format cannot represent the model, or the output cannot be
+            written.
         CheckFailed: the file would not hold a condition that an option sets; nothing is written.
     """
     from csqtool.exporting import export as write
@@ -128,7 +128,7 @@ def pack(
         quantized: a finalized model, or its file.
         output: the file to write.
         model: as in `export`; needed for ``with_graph`` and ``float16``.
-        data: test data that decide about ``float16``; None takes those that the model records.
+        data: test data on which ``float16`` is measured; None takes those that the model records.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         options: ``encoding``, ``with_graph``, ``float16``, ``max_metric_change``; see `csqtool.packing.pack`.
 

@@ -38,7 +38,7 @@ _VERBS = {
 
 
 class Verbs(click.Group):
-    """Imports a verb when it is called, and turns every way to end into the documented exit codes."""
+    """Imports a verb when it is called, and turns every error into its documented exit code."""
 
     debug = False
 
@@ -78,7 +78,7 @@ class Verbs(click.Group):
         except (click.Abort, KeyboardInterrupt):
             code = self._fail("stopped before anything was written", EXIT_INTERRUPTED, word="interrupted")
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output is gone: nothing is left to say, and nowhere to say it
+            sys.stderr.close()  # nobody reads our output any more, so nothing can be reported
             code = EXIT_FAILED
         except Exception as error:
             where = "csqtool --debug … shows the traceback; please report it with that in the project's issue tracker"

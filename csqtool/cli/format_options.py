@@ -1,4 +1,4 @@
-"""Commands that take the options of export formats, as the formats themselves declare them."""
+"""Commands with the options that export formats declare."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 
 
 class FormatCommand(click.Command):
-    """A command with the options of formats beside its own; they are read from the formats when it is called.
+    """A command with the options of formats besides its own; they are read from the formats when it is called.
 
-    A field of a format's ``Options`` becomes a flag of its name and type. What is not given arrives as None.
+    A field of a format's ``Options`` becomes a flag of its name and type. Its value is None if it is not given.
 
     Args:
-        formats: whose options it takes; None takes those of all formats that are installed.
+        formats: the formats whose options it has; None for all installed formats.
     """
 
     def __init__(self, *args: Any, formats: Sequence[str] | None = None, **kwargs: Any) -> None:
@@ -25,14 +25,14 @@ class FormatCommand(click.Command):
         self._formats = formats
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the command's own parameters, those of the formats before ``--output``."""
+        """Return the command's own parameters, with the formats' options before ``--output``."""
         own = super().get_params(ctx)
         at = [parameter.name for parameter in own].index("output")
         return [*own[:at], *format_options(self._formats), *own[at:]]
 
 
 def format_options(formats: Sequence[str] | None) -> list[click.Parameter]:
-    """Return the options of formats; two formats may share one of a name.
+    """Return the options of formats; two formats may share an option of the same name.
 
     Raises:
         ConfigError: a format is not installed.

@@ -12,7 +12,7 @@ from csqtool.cli.output import tell
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
 def init(folder: Path) -> None:
-    """Write a starter project into FOLDER: model, data, pipeline, CI jobs. It runs as it stands."""
+    """Write a starter project into FOLDER: model, data, pipeline, CI jobs. It runs without changes."""
     import csqtool
 
     for path in csqtool.init(folder):

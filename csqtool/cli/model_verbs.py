@@ -20,20 +20,22 @@ FILE = click.Path(path_type=Path)
 output_option = click.option("-o", "--output", type=FILE, required=True, help="The file to write.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 factory_option = click.option(
-    "--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one."
+    "--model", "factory", metavar="FACTORY", help="Build the module with this factory instead of the recorded one."
 )
-data_option = click.option("--data", help="Measure --float16 on this data's test set, not on the recorded one's.")
+data_option = click.option(
+    "--data", help="Measure --float16 on the test set of these data instead of the recorded ones."
+)
 
 
 @click.command()
 @click.argument("run", type=FILE)
-@click.option("--model", "factory", metavar="FACTORY", help="Builds the module of a search that was given an object.")
-@click.option("--data", help="The data of a search that was given objects.")
+@click.option("--model", "factory", metavar="FACTORY", help="Factory of the module, if the search was given an object.")
+@click.option("--data", help="The data, if the search was given objects.")
 @trust_option
 @output_option
 @json_option
 def finalize(run: Path, factory: str | None, data: str | None, output: Path, as_json: bool) -> None:
-    """Turn the finished search in RUN into integers, scales and bit widths, one file."""
+    """Turn the finished search in RUN into one file of integers, scales and bit widths."""
     import csqtool
     from csqtool.summaries import model_text
 
@@ -142,7 +144,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the installed search methods, and the options that each has of its own."""
+    """List the installed search methods and the options of each."""
     import csqtool
 
     found = csqtool.methods()

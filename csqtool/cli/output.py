@@ -28,22 +28,22 @@ def show(text: str) -> None:
 
 
 def tell(text: str, *, coloured: bool = False) -> None:
-    """Say something to the person, on stderr.
+    """Print text to stderr.
 
     Args:
-        text: lines; control characters in them are shown as escapes, for names come from files.
-        coloured: the text is printable already and may hold colours of ours.
+        text: lines; control characters in them are shown as escapes, because names come from files.
+        coloured: the text is already printable, and may contain colours.
     """
     click.echo(text if coloured else "\n".join(map(printable, text.split("\n"))), err=True)
 
 
 def process_index() -> int:
-    """Return which of several processes this is, as the launcher (torchrun) numbers them: 0 for one alone."""
+    """Return the number of this process, set by the launcher (torchrun); 0 for a single process."""
     return int(os.environ.get("RANK", "0") or 0)
 
 
 def styled(text: str, colour: str) -> str:
-    """Return `text` in a colour, unless NO_COLOR is set; click drops colours where there is no terminal."""
+    """Return `text` in a colour, unless NO_COLOR is set; click drops colours if the output is no terminal."""
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=colour, bold=True)
 
 
@@ -53,7 +53,7 @@ def verdict(passed: bool) -> str:
 
 
 def layers_text(report: VerifyReport) -> str:
-    """Return what a verification found of each layer, as a table."""
+    """Return a table of the comparison of each layer."""
     if not report.layers:
         return "no layers were compared: they are in ONNX files with test data"
     rows = [(item.name, item.optimizations, "ok" if item.passed else "FAIL", item.detail) for item in report.layers]
@@ -69,7 +69,7 @@ def report_text(report: VerifyReport) -> str:
         if check.passed or wrong[check.level] <= SHOWN_FAILURES:
             detail = f"{check.layer}: {check.detail}" if check.layer else check.detail
             rows.append((check.level, check.name, "ok" if check.passed else "FAIL", detail))
-    for level, number in wrong.items():  # where everything is wrong, the first few say so on one screen
+    for level, number in wrong.items():  # if everything is wrong, the first few failures fit on one screen
         if number > SHOWN_FAILURES:
             place = max(i for i, row in enumerate(rows) if row[0] == level) + 1
             rows.insert(place, (level, "…", "FAIL", f"{number - SHOWN_FAILURES} more, all of them in --json"))

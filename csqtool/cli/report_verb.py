@@ -14,10 +14,10 @@ PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="The file to write.")
 @click.option("--bench", is_flag=True, help="Measure the latency of the ONNX files, side by side.")
 def report(sources: tuple[Path, ...], output: Path, bench: bool) -> None:
-    """Write one HTML page about RUNs and FILEs, to look at and to pass on.
+    """Write a self-contained HTML page about RUNs and FILEs.
 
-    Takes run directories, outputs of pipelines, pipeline files, finalized models, .csq and .onnx files, and what
-    verify --json and bench --json wrote; what belongs to one model is shown together.
+    They may be run directories, outputs of pipelines, pipeline files, finalized models, .csq and .onnx files, and the
+    output of verify --json and bench --json. Everything that belongs to one model is shown together.
     """
     import csqtool
 

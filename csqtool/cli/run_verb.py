@@ -35,7 +35,7 @@ def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
 
 
 def _summary(result: PipelineResult, page: Path) -> str:
-    """Return what came out, at a glance."""
+    """Return a summary of the results."""
     from csqtool.finalized_file import read_finalized
     from csqtool.summaries import model_text, target_text
 

@@ -35,7 +35,7 @@ def search(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Search how many bits each layer of MODEL needs, and train the weights that go with them.
+    """Search how many bits each layer of MODEL needs, and train the weights for these bit widths.
 
     MODEL is path/to/file.py:factory or package.module:factory.
     """
@@ -46,7 +46,7 @@ def search(
         if missing := [name for name, there in needed.items() if not there]:
             raise ConfigError(f"search needs {', '.join(missing)} (or --resume RUN)")
     elif output is not None:
-        raise ConfigError("--resume goes on in its own run directory; it takes no -o")
+        raise ConfigError("--resume continues in its own run directory; it takes no -o")
     import csqtool
 
     with flags_named():
@@ -58,12 +58,12 @@ def search(
 @click.argument("run", type=FOLDER)
 @click.option("-o", "--output", type=FOLDER, required=True, help="The run directory to write.")
 @trust_option
-@click.option("--overwrite", is_flag=True, help="Replace a run that is in the run directory.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def finetune(run: Path, output: Path, overwrite: bool, as_json: bool, **values: Any) -> None:
-    """Train the weights of the finished search in RUN on, with its scheme fixed.
+    """Finetune the weights of the finished search in RUN, with its scheme fixed.
 
-    Settings that are not given are those of that search; --epochs is what it had for finetuning.
+    Settings that are not given are those of the search; --epochs is its number of finetuning epochs.
     """
     import csqtool
 

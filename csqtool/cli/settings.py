@@ -1,4 +1,4 @@
-"""Options of the command line that are made from the declarations of settings."""
+"""Options of the command line, made from the declarations of settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from csqtool.searching.settings import Row
 
 
 class SettingsCommand(click.Command):
-    """A command whose last options are settings; they are looked up when it is run, for plug-ins bring some."""
+    """A command whose last options are settings; they are looked up when it is run, because plug-ins may add some."""
 
     rows: Callable[[], list[Row]]
 
@@ -27,8 +27,8 @@ class SettingsCommand(click.Command):
         settings = []
         for row in self.rows():
             if row.flag in taken:
-                raise ConfigError(f"{row.methods}: {row.flag} is an option of the command, and none of a method's")
-            if row.name not in taken:  # or else it is an argument
+                raise ConfigError(f"{row.methods}: {row.flag} is an option of the command; rename the method's option")
+            if row.name not in taken:  # otherwise it is an argument
                 settings.append(option(row))
         return [*own, *settings, help_option]
 
@@ -39,7 +39,7 @@ def settings_command(rows: Callable[[], list[Row]]) -> type[SettingsCommand]:
 
 
 class WordOr(click.ParamType[Any]):
-    """A whole number, or the word that None has."""
+    """A whole number, or the word for None."""
 
     def __init__(self, word: str) -> None:
         self.name = f"integer or {word}"
@@ -56,7 +56,7 @@ class WordOr(click.ParamType[Any]):
 
 
 def option(row: Row) -> click.Option:
-    """Return the option of a setting; it yields None where it is not given, so that defaults are the library's own."""
+    """Return the option of a setting. It is None if it is not given, so that the library's defaults apply."""
     declared, flag = row.declared, row.flag
     kind: Any = declared.kind
     text = row.help
@@ -77,7 +77,7 @@ def option(row: Row) -> click.Option:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that were given, in the library's words.
+    """Return the settings that were given, by the library's names and with its values.
 
     Raises:
         ConfigError: an entry of a table is wrong.
@@ -103,7 +103,7 @@ def whole_numbers(entries: tuple[str, ...], flag: str) -> dict[str, int]:
     """Parse ``PATTERN=BITS`` entries.
 
     Raises:
-        ConfigError: one has another form.
+        ConfigError: an entry is not of this form.
     """
     found = {}
     for entry in entries:
@@ -116,7 +116,7 @@ def whole_numbers(entries: tuple[str, ...], flag: str) -> dict[str, int]:
 
 @contextmanager
 def flags_named() -> Iterator[None]:
-    """Let messages about settings name the options of the command line."""
+    """Make messages about settings name the options of the command line."""
     try:
         yield
     except SettingError as error:

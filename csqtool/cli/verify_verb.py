@@ -20,18 +20,18 @@ FILE = click.Path(path_type=Path)
 
 
 def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each gate; their names are those of `csqtool.verifying.Gates`."""
+    """Add an option for each gate, named as in `csqtool.verifying.Gates`."""
     share = click.FloatRange(0, 1)
     for option in reversed([
         click.option("--max-abs-diff", type=float, help="Largest difference of any output, optimizations off."),
-        click.option("--max-rel-diff", type=float, help="The same over the largest output."),
-        click.option("--min-agreement", type=float, help="Least share of equal labels, 0 to 1."),
-        click.option("--min-metric", type=float, help="Least metric of the file."),
-        click.option("--max-metric-drop", type=float, help="How far the metric may lie below the float model's."),
+        click.option("--max-rel-diff", type=float, help="The same, divided by the largest output."),
+        click.option("--min-agreement", type=float, help="Smallest share of equal labels, 0 to 1."),
+        click.option("--min-metric", type=float, help="Smallest metric of the file."),
+        click.option("--max-metric-drop", type=float, help="How far the metric may be below the float model's."),
         click.option("--max-size", metavar="SIZE", help="Largest file size: bytes, or such as 60KB."),
         click.option("--max-bit-width", type=float, help="Largest average bit width of the weights."),
-        click.option("--min-integer-share", type=share, help="Least share of nodes on integer kernels."),
-        click.option("--max-latency-ratio", type=float, help="Largest latency over that of --latency-against."),
+        click.option("--min-integer-share", type=share, help="Smallest share of nodes on integer kernels."),
+        click.option("--max-latency-ratio", type=float, help="Largest latency, divided by that of --latency-against."),
         click.option("--latency-against", metavar="FILE", help="An ONNX file to compare latencies with."),
         click.option("--baseline", metavar="REPORT", help="A report (--json) of an earlier verification."),
         click.option("--max-regression", type=float,
@@ -44,8 +44,9 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("file", type=FILE)
 @click.option("--against", type=FILE, required=True, help="The finalized model.")
-@click.option("--data", help="Compare on this data's test set, not on the recorded one's.")
-@click.option("--model", "factory", metavar="FACTORY", help="Build the module with this factory, not the recorded one.")
+@click.option("--data", help="Compare on the test set of these data instead of the recorded ones.")
+@click.option("--model", "factory", metavar="FACTORY",
+              help="Build the module with this factory instead of the recorded one.")  # fmt: skip
 @trust_option
 @click.option("--samples", type=int, help="Compare this many test samples. [default: all]")
 @click.option(
@@ -60,7 +61,7 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--threads", type=int, default=0, help="Threads of one operator in the backends. [default: their choice]")
 @click.option("--layers", is_flag=True, help="Also print every layer's difference.")
 @click.option("--tolerance", "tolerances", multiple=True, metavar="NAME=VALUE",
-              help="Allow more or less rounding, such as layer_share=0.01 (docs/verify.md). Repeatable.")  # fmt: skip
+              help="Set a threshold for rounding, such as layer_share=0.01 (docs/verify.md). Repeatable.")  # fmt: skip
 @click.option(
     "--allow-unaccounted",
     multiple=True,
@@ -132,7 +133,7 @@ def verify(
 
 
 def _tell_github(report: VerifyReport) -> None:
-    """Write annotations and the step summary, where GitHub Actions asks for them."""
+    """Write annotations and the step summary, if this runs in GitHub Actions."""
     from csqtool.verifying import documents
 
     if os.environ.get("GITHUB_ACTIONS") != "true":

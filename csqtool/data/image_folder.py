@@ -212,7 +212,7 @@ def _placed(width: int, height: int, left: int, top: int) -> Box:
 
 
 def _decode(file: Path, crop: Any) -> NDArray[np.uint8]:
-    """Return what `crop` makes of an image, uint8 [H, W, 3]."""
+    """Return an image, cropped by `crop`, uint8 [H, W, 3]."""
     pillow = _pillow()
     try:
         with pillow.open(file, formats=FORMATS) as image:

@@ -15,10 +15,10 @@ from csqtool.errors import DataError
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a sample: `steps`, then (x − mean) / std.
+    """The preprocessing of a sample: `steps`, then (x − mean) / std.
 
     Attributes:
-        steps: what comes before the normalisation, in words, such as ``RGB pixels 0 … 255``.
+        steps: a description of the steps before the normalization, such as ``RGB pixels 0 … 255``.
         mean, std: in the units of the stored values; one number, or one a channel.
     """
 

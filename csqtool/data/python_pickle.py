@@ -145,9 +145,9 @@ def _check_operations(content: bytes) -> None:
             ):  # pickle's table of stored values is as long as the largest of their numbers
                 raise _RefusedError(f"the number {argument} for one of {number} values")
         elif name in CONTAINERS or name in CALLS:
-            kind, most = ("containers", MAX_CONTAINERS) if name in CONTAINERS else (name, MAX_CALLS)
+            kind, limit = ("containers", MAX_CONTAINERS) if name in CONTAINERS else (name, MAX_CALLS)
             counts[kind] += 1
-            if counts[kind] > most:
-                raise _RefusedError(f"more than {most} {kind}")
+            if counts[kind] > limit:
+                raise _RefusedError(f"more than {limit} {kind}")
         elif name not in PLAIN:
             raise _RefusedError(f"the operation {name}")

@@ -16,13 +16,13 @@ EVALUATION_BATCH = 500
 
 
 def batches_of(
-    data: Part, *, most: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
+    data: Part, *, max_samples: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
 ) -> Iterator[Batch]:
     """Yield inputs [B, …] and targets [B, …] in order; the same ones each time.
 
     Args:
         data: a data set, or a loader.
-        most: stop after this many samples, None reads all.
+        max_samples: stop after this many samples, None reads all.
         size: samples of a batch; a loader keeps its own batches, but never one sample alone where more follow.
         share: which of the batches to yield.
 
@@ -30,27 +30,27 @@ def batches_of(
         DataError: samples make no batch.
     """
     if isinstance(data, Stream):
-        yield from islice(_cut(never_one(data.read(READING_SEED)), most), share.start, share.stop, share.step)
+        yield from islice(_cut(never_one(data.read(READING_SEED)), max_samples), share.start, share.stop, share.step)
         return
-    count = len(data) if most is None else min(most, len(data))
+    count = len(data) if max_samples is None else min(max_samples, len(data))
     for start in range(0, count, size)[share]:
         yield take(data, range(start, min(start + size, count)))
 
 
-def first_samples(data: Part, most: int | None = None) -> Batch | None:
+def first_samples(data: Part, max_samples: int | None = None) -> Batch | None:
     """Return the first samples as one batch, None where there are none.
 
     Args:
         data: a data set, or a loader.
-        most: this many, None all.
+        max_samples: at most this many, None all.
 
     Raises:
         DataError: samples do not fit into one batch.
     """
     if not isinstance(data, Stream):
-        count = len(data) if most is None else min(most, len(data))
+        count = len(data) if max_samples is None else min(max_samples, len(data))
         return take(data, range(count)) if count else None
-    batches = list(batches_of(data, most=most))
+    batches = list(batches_of(data, max_samples=max_samples))
     if not batches:
         return None
     try:
@@ -60,9 +60,9 @@ def first_samples(data: Part, most: int | None = None) -> Batch | None:
     return inputs, targets
 
 
-def _cut(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
-    """Yield batches up to `most` samples."""
-    left = most
+def _cut(batches: Iterable[Batch], max_samples: int | None) -> Iterator[Batch]:
+    """Yield batches up to `max_samples` samples."""
+    left = max_samples
     for inputs, targets in batches:
         if left is None:
             yield inputs, targets

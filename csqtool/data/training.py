@@ -35,8 +35,8 @@ class TrainingBatches(Protocol):
         """Yield inputs [B, …] and targets [B, …] of an epoch's batches, from number `first` on."""
         ...
 
-    def in_order(self, most: int, *, size: int) -> Iterator[Batch]:
-        """Yield about `most` samples once, augmented as in training; `size` a batch where that is not given."""
+    def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
+        """Yield about `max_samples` samples once, augmented as in training; `size` a batch where that is not given."""
         ...
 
 
@@ -84,9 +84,9 @@ class IndexedBatches:
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield self.data.training_batch(chosen.tolist(), seed)
 
-    def in_order(self, most: int, *, size: int) -> Iterator[Batch]:
-        """Yield the first `most` samples in the data set's order, augmented, `size` a batch."""
-        samples = min(len(self.data.train), most)
+    def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
+        """Yield the first `max_samples` samples in the data set's order, augmented, `size` a batch."""
+        samples = min(len(self.data.train), max_samples)
         for start in range(0, samples, size):
             chosen = range(start, min(start + size, samples))
             yield self.data.training_batch(chosen, hash_seed(self.seed, "batch norm", start))
@@ -132,13 +132,13 @@ class StreamedBatches:
                 "each pass must start anew and give as many as its length says"
             )
 
-    def in_order(self, most: int, *, size: int) -> Iterator[Batch]:
-        """Yield batches of one pass, augmented, until there are `most` samples; `size` is the loader's."""
+    def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
+        """Yield batches of one pass, augmented, until there are `max_samples` samples; `size` is the loader's."""
         seen = 0
         for number, batch in enumerate(never_one(self.stream.read(hash_seed(self.seed, "batch norm")))):
             yield self._augmented(batch, hash_seed(self.seed, "batch norm", number), number)
             seen += len(batch[1])
-            if seen >= most:
+            if seen >= max_samples:
                 return
 
     def _augmented(self, batch: Batch, seed: int, number: int) -> Batch:

@@ -61,7 +61,7 @@ def quantized_model(
 
 
 def _is_foldable(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
-    """Tell whether a module is an affine BatchNorm with running statistics."""
+    """Return whether a module is an affine BatchNorm with running statistics."""
     return (
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         and module.affine

@@ -39,7 +39,7 @@ class BitGates(WeightSource):
         A weight of shape [2, 2] on planes 0 and 1: the integers −3 to 3, times a scale.
 
         >>> weight = torch.tensor([[3.0, -1.0], [0.0, 2.0]]) / 8
-        >>> gates = BitGates(weight, exponents=(0, 1), planes=2)
+        >>> gates = BitGates(weight, exponents=(0, 1), n_planes=2)
         >>> gates.m_p.shape  # a logit for each plane and weight; m_n has the same shape
         torch.Size([2, 2, 2])
         >>> bool(torch.allclose(gates(), weight, atol=0.01))  # soft gates
@@ -56,7 +56,7 @@ class BitGates(WeightSource):
         m_b: logits of the bit mask m_B, shape [k]; None where the planes are fixed.
         s: scale, a scalar.
         exponents: plane b weighs 2^b, ascending.
-        planes: n, the number of planes in a mask string.
+        n_planes: n, the number of planes in a mask string.
         beta: gate temperature β.
         plane_weights: 2^b/(2^n − 1) for each plane b, constant; shape [k].
         open_planes: which planes take part in the computation, bool [k].
@@ -74,7 +74,7 @@ class BitGates(WeightSource):
         weight: Tensor,
         exponents: Sequence[int],
         *,
-        planes: int = 8,
+        n_planes: int = 8,
         gate_init: float = 1.0,
         mask_init: float | None = None,
         paper_init: bool = False,
@@ -85,7 +85,7 @@ class BitGates(WeightSource):
         Args:
             weight: the float weight.
             exponents: the planes to start with, ascending.
-            planes: n.
+            n_planes: n, the number of planes in a mask string.
             gate_init: logits start at ± this.
             mask_init: the mask logit of the plane at index b starts at (b + 1) times this; None fixes the planes.
             paper_init: start as the authors' code does: logits 0 and 1, mask logits 0, scale max|W|; with masks only.
@@ -94,13 +94,13 @@ class BitGates(WeightSource):
         """
         super().__init__()
         self.exponents = tuple(exponents)
-        self.planes = planes
+        self.n_planes = n_planes
         self.hard = False
         self.register_buffer("beta", torch.ones(()))
         self.register_buffer("open_planes", torch.ones(len(self.exponents), dtype=torch.bool))
         self._used = [slice(None)]  # the open planes, copied from their device once and not in every step
         self.register_load_state_dict_post_hook(lambda gates, _: gates._note_used())  # type: ignore[no-untyped-call]
-        weights = torch.tensor([2.0**b for b in self.exponents], device=weight.device) / float(2**planes - 1)
+        weights = torch.tensor([2.0**b for b in self.exponents], device=weight.device) / float(2**n_planes - 1)
         self.register_buffer("plane_weights", weights, persistent=False)
         with torch.no_grad():
             weight = weight.detach().float()
@@ -186,16 +186,16 @@ class BitGates(WeightSource):
     def _hard_weight(self) -> Tensor:
         values = torch.tensor([1 << b if b in self.kept else 0 for b in self.exponents], device=self.s.device)
         q: Tensor = (values.view(-1, *[1] * (self.m_p.ndim - 1)) * self._digits()).sum(0)
-        weight: Tensor = q.float() * (self.s / (2**self.planes - 1))
+        weight: Tensor = q.float() * (self.s / (2**self.n_planes - 1))
         return weight
 
     @torch.no_grad()
     def integers(self) -> LayerIntegers:
         """Return q, Δ and the mask string with all gates as unit steps."""
-        digits = np.zeros((self.planes, *self.m_p.shape[1:]), np.int8)
+        digits = np.zeros((self.n_planes, *self.m_p.shape[1:]), np.int8)
         digits[list(self.exponents)] = self._digits().cpu().numpy()
-        mask = np.isin(np.arange(self.planes), self.kept)
-        scale = (self.s / (2**self.planes - 1)).cpu().numpy()[()]
+        mask = np.isin(np.arange(self.n_planes), self.kept)
+        scale = (self.s / (2**self.n_planes - 1)).cpu().numpy()[()]
         return digits_to_integers(digits, mask, np.float32(scale))
 
     @torch.no_grad()

@@ -28,13 +28,13 @@ class LatentWeight(WeightSource):
     Attributes:
         latent: the trained float weight.
         kept: the planes, ascending.
-        planes: n, the number of planes in a mask string.
+        n_planes: n, the number of planes in a mask string.
     """
 
-    def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, n_planes: int) -> None:
         super().__init__()
         self.kept = tuple(kept)
-        self.planes = planes
+        self.n_planes = n_planes
         self.levels = Levels([b - self.kept[0] for b in self.kept])
         self.latent = nn.Parameter(weight.detach().float().clone())
 
@@ -56,7 +56,7 @@ class LatentWeight(WeightSource):
         """Return q, Δ and the mask string."""
         q, scale = self.quantized()
         integers, delta = reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy()))
-        return LayerIntegers(integers, delta, mask_string(self.kept, self.planes))
+        return LayerIntegers(integers, delta, mask_string(self.kept, self.n_planes))
 
 
 class _LsqRound(torch.autograd.Function):
@@ -87,8 +87,8 @@ class LsqWeight(LatentWeight):
         scale: the step size, a trained scalar above zero.
     """
 
-    def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
-        super().__init__(weight, kept, planes=planes)
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, n_planes: int) -> None:
+        super().__init__(weight, kept, n_planes=n_planes)
         # The paper starts from 2·mean|w|/√Q; the least squared error changes a pretrained or searched weight less.
         self.scale = nn.Parameter(self.levels.fit_scale(weight))
         self._before_step = self.scale.detach().clone()
@@ -130,8 +130,8 @@ class DorefaWeight(LatentWeight):
 
     size: Tensor
 
-    def __init__(self, weight: Tensor, kept: Sequence[int], *, planes: int) -> None:
-        super().__init__(weight, kept, planes=planes)
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, n_planes: int) -> None:
+        super().__init__(weight, kept, n_planes=n_planes)
         self.register_buffer("size", torch.ones(()))
         with torch.no_grad():
             q, scale = self.quantized()

@@ -17,7 +17,7 @@ _markers_on = False
 
 
 def markers_on() -> bool:
-    """Tell whether a graph is being captured now."""
+    """Return whether a graph is being captured now."""
     return _markers_on
 
 

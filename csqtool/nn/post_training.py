@@ -57,7 +57,7 @@ def post_training_model(
     integers = {}
     for weight in quantizable_weights(module, recorded.weights, exclude):
         count = planes if isinstance(planes, int) else planes(weight.name)
-        found = LsqWeight(weight.parameter, range(count), planes=count).integers()
+        found = LsqWeight(weight.parameter, range(count), n_planes=count).integers()
         integers[weight.name] = found
         attach(weight, DequantizedWeight(weight.name, torch.from_numpy(found.q), torch.tensor(found.scale)))
     shapes = ModelInfo.of(inputs=inputs_of(samples[0]))

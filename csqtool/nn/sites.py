@@ -93,7 +93,7 @@ _WEIGHT_ARGUMENTS[torch.einsum] = (tuple(range(1, 9)), ())
 
 
 def is_operation(module: nn.Module) -> bool:
-    """Tell whether a module is one of torch's own: its path alone then identifies the operation."""
+    """Return whether a module is one of torch's own: its path alone then identifies the operation."""
     kind = type(module)
     if parametrize.is_parametrized(module):
         kind = kind.__bases__[0]  # torch gives a parametrized module a subclass of its own class

@@ -1,4 +1,4 @@
-"""Report: one self-contained HTML file about searches, the models they gave, and what verified them."""
+"""Report: one self-contained HTML file about searches, their models, and the models' verifications."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From gathered sources to one HTML file, without scripts and without anything loaded from elsewhere."""
+"""Renders gathered sources as one HTML file, without scripts and without external resources."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def render(found: Gathered) -> str:
 
 
 def _without_control_characters(value: Any) -> Any:
-    """Escape control characters, for names come from files; line ends stay, and what is markup already."""
+    """Escape control characters, because names come from files; line ends and markup are kept."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return "\n".join(printable(line) for line in value.split("\n"))
@@ -95,7 +95,7 @@ def _verdict(passed: bool | None) -> str:
 
 
 def _view(subject: Subject) -> dict[str, Any]:
-    """Return what the page shows of one subject."""
+    """Return the values that the page shows for one subject."""
     layers = _layers(subject)
     return {
         "label": subject.label,
@@ -123,7 +123,7 @@ def _view(subject: Subject) -> dict[str, Any]:
 
 
 def _metrics(subject: Subject) -> tuple[str, float | None, float | None]:
-    """Return the metric's name, and its value of the float and of the quantized model."""
+    """Return the metric's name, and its value for the float and for the quantized model."""
     if subject.model is not None and (metrics := subject.model.info.metrics) is not None:
         return metrics.name, metrics.float_model, metrics.finalized
     summary = subject.summary
@@ -131,7 +131,7 @@ def _metrics(subject: Subject) -> tuple[str, float | None, float | None]:
 
 
 def _cards(subject: Subject) -> list[tuple[str, str, str]]:
-    """Return the main figures, each as (value, name, remark)."""
+    """Return (value, name, details) of the most important figures."""
     cards = []
     name, before, after = _metrics(subject)
     if after is not None:
@@ -157,7 +157,7 @@ def _target(subject: Subject) -> str:
 
 
 def _settings(subject: Subject) -> dict[str, Any]:
-    """Return the settings of the search by the run's own names: all of the run's, or those that the model records."""
+    """Return the settings of the search by name: all of the run's, or those that the model records."""
     if subject.config is not None:
         return subject.config.to_json()
     method = subject.model.info.method if subject.model is not None else None
@@ -179,7 +179,7 @@ def _float_bytes(subject: Subject) -> int | None:
 
 
 def _facts(subject: Subject) -> list[tuple[str, str]]:
-    """Return what was searched, and how, as far as it is recorded."""
+    """Return the recorded facts about model, data and method."""
     info = subject.model.info if subject.model is not None else ModelInfo()
     config, summary, settings = _config(subject), subject.summary, _settings(subject)
     data = info.data
@@ -212,7 +212,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A line of the table of layers; shape and scale are empty where there is no finalized model."""
+    """A row of the table of layers; shape and scale are empty without a finalized model."""
 
     name: str
     mask: str
@@ -260,7 +260,7 @@ def _course(
     label: str,
     level: tuple[str, float] | None = None,
 ) -> Markup | None:
-    """Return a chart of one figure over the epochs, with a series a stage; None if no epoch has the figure."""
+    """Return a chart of a figure over the epochs, a series for each stage; None if no epoch has it."""
     points: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
     for number, entry in enumerate(log, 1):
         value = next((found for key in keys if (found := getattr(entry, key)) is not None), None)
@@ -315,7 +315,7 @@ def _accuracy(subjects: list[Subject]) -> dict[str, Any] | None:
 
 
 def _verification_view(report: VerifyReport) -> dict[str, Any]:
-    """Return a report with its checks in the order of the levels and its layers as a table's rows."""
+    """Return a report with its checks in the order of the levels, and its layers as rows of a table."""
     checks = sorted(report.checks, key=lambda check: LEVELS.index(check.level) if check.level in LEVELS else 9)
     findings: dict[str, dict[str, Any]] = {}
     for finding in report.layers:
@@ -334,7 +334,7 @@ def _verification_view(report: VerifyReport) -> dict[str, Any]:
 
 
 def pipeline_text(subject: Subject) -> str | None:
-    """Return a pipeline file that repeats a search: settings that are not the recipe's own."""
+    """Return a pipeline file that repeats a search; settings with the recipe's defaults are left out."""
     if subject.config is None:
         return None
     config = subject.config.to_json()
@@ -354,14 +354,14 @@ def pipeline_text(subject: Subject) -> str | None:
 
 
 def _without_none(value: Any) -> Any:
-    """Return a document without keys and items that are None: TOML has no word for it."""
+    """Return a document without keys and items that are None, which TOML cannot represent."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value if item is not None] if isinstance(value, list) else value
 
 
 def _escaped(toml: str) -> str:
-    """Return TOML with its own escapes for characters that are not printable; such characters are in strings only."""
+    """Return TOML with control characters as TOML's own escapes; they only occur in strings."""
     return "".join(
         c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" if ord(c) < 2**16 else f"\\U{ord(c):08x}"
         for c in toml

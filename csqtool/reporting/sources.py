@@ -30,7 +30,7 @@ ORIGIN = "csqtool.finalized_sha256"  # metadata key of an exported ONNX file
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An exported file, with the bytes of each of its `PARTS`."""
+    """An exported file, with the bytes of each part named in `PARTS`."""
 
     path: Path
     size_bytes: int
@@ -40,10 +40,10 @@ class ExportedFile:
 
 @dataclass
 class Subject:
-    """One search and its results; each part is None, or empty, where it was not named.
+    """One search and its results; a part that was not named is None or empty.
 
     Attributes:
-        label: its name on the page.
+        label: a name that differs from other subjects'.
         config, summary, scheme, log: of the run directory; an unfinished run has no summary and scheme.
         model: the finalized model, with its path and the SHA-256 of its file.
         exports: exported files.
@@ -63,7 +63,7 @@ class Subject:
 
     @property
     def passed(self) -> bool | None:
-        """Whether all its verifications hold; None without any."""
+        """Whether all its verifications passed; None without any."""
         return all(report.passed for report in self.verifications) if self.verifications else None
 
 
@@ -183,7 +183,7 @@ def _add_model(subject: Subject, path: Path) -> None:
 
 
 def _join_run(found: Gathered, subject: Subject) -> None:
-    """Join a finalized model with the run that it was made from, if that was named: one subject instead of two."""
+    """Add a finalized model to the run that it comes from, if that was named, instead of to a new subject."""
     runs = [run for run in found.subjects if run.model is None and run.scheme and _comes_from(subject, run)]
     if len(runs) == 1:  # of twins no one knows which
         run = runs[0]
@@ -208,7 +208,7 @@ def _comes_from(subject: Subject, run: Subject) -> bool:
 
 
 def _read_export(path: Path) -> tuple[str, ExportedFile]:
-    """Return the SHA-256 of the finalized model that a file was made from, and what it holds."""
+    """Return the SHA-256 of the finalized model that a file was made from, and the bytes of its parts."""
     content = read_bytes(path)
     origin, parts = (_csq_parts if path.suffix == ".csq" else _onnx_parts)(content, str(path))
     parts["graph and metadata"] = len(content) - sum(parts.values())
@@ -245,7 +245,7 @@ def _onnx_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
 
 
 def _attach_export(found: Gathered, origin: str, export: ExportedFile) -> None:
-    """Add an exported file to the model with the SHA-256 `origin`, or a new subject if there is none."""
+    """Add an exported file to the model with the SHA-256 `origin`, or to a new subject if that was not named."""
     subject = next((s for s in found.subjects if origin and origin == s.model_sha256), None)
     if subject is None:
         subject = Subject(str(export.path))
@@ -256,7 +256,7 @@ def _attach_export(found: Gathered, origin: str, export: ExportedFile) -> None:
 
 
 def _attach_report(found: Gathered, report: VerifyReport) -> None:
-    """Add a verification to the subject whose files it names, or a new subject if there is none."""
+    """Add a verification to the subject of its files, or to a new subject if they were not named."""
     named = {_resolved(report.against), _resolved(report.file)}
     for subject in found.subjects:
         files = [subject.model_path, *(export.path for export in subject.exports)]

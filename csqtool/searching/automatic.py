@@ -1,4 +1,4 @@
-"""What ``auto`` means for mixed precision and memory layout, decided once and recorded in the run directory."""
+"""Decides ``auto`` for mixed precision and memory layout, once a search; the run directory records the decision."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from csqtool.nn.modes import evaluating
 from csqtool.searching.config import SearchConfig
 
-# Floating-point operations of a step's forward pass from which both pay. ResNet-20 at batch 128 (1e10) takes 0.56
-# times as long with both; in nets of a hundredth of that, converting costs what computing saves.
+# Floating-point operations of a step's forward pass from which on both pay off. ResNet-20 at batch 128 (1e10) takes
+# 0.56 times as long with both; with a hundredth of that, the conversions cost as much time as they save.
 PAYS_FROM_FLOPS = 1e9
 
 
@@ -23,7 +23,7 @@ def resolve(config: SearchConfig, model: nn.Module, sample: Tensor, device: torc
         config: the settings.
         model: the model, on the CPU.
         sample: inputs [B, …] of a few samples.
-        device: where it will be trained.
+        device: the device that it will be trained on.
     """
     if config.amp != "auto" and config.channels_last is not None:
         return config
@@ -44,7 +44,7 @@ def flops(model: nn.Module, sample: Tensor) -> int:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 itself; where it is emulated, it is slower than float32."""
+    """Return whether a device has instructions for bfloat16; where it is emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":

@@ -16,8 +16,8 @@ from csqtool.quantized_model import LayerIntegers
 from csqtool.searching.method import BaseMethod, MethodContext
 from csqtool.searching.options import BsqOptions
 
-LARGEST_BIT = 2.0  # a trained bit may grow beyond 1, and carries into the next plane when it is requantized
-REQUANTIZE_EVERY = 2 / 7  # of the training: the authors do it every 100 of 350 epochs
+MAX_BIT = 2.0  # a trained bit may grow above 1, and then carries into the next plane when it is requantized
+REQUANTIZE_EVERY = 2 / 7  # share of the training: the authors requantize every 100 of 350 epochs
 
 
 class BitWeight(WeightSource):
@@ -26,7 +26,8 @@ class BitWeight(WeightSource):
     Attributes:
         p, n: positive and negative bits, [k, *weight].
         s: scale, a trained scalar.
-        first, last: the planes in use, as indices of `exponents`; the others are zero and stay so.
+        exponents: the initial planes, ascending.
+        first, last: the planes in use, as indices of `exponents`; the others are zero and stay zero.
         rounds: how often the weight was requantized.
     """
 
@@ -34,10 +35,10 @@ class BitWeight(WeightSource):
     last: Tensor
     rounds: Tensor
 
-    def __init__(self, weight: Tensor, exponents: Sequence[int], *, planes: int) -> None:
+    def __init__(self, weight: Tensor, exponents: Sequence[int], *, n_planes: int) -> None:
         super().__init__()
         self.exponents = tuple(exponents)
-        self.planes = planes
+        self.n_planes = n_planes
         with torch.no_grad():
             weight = weight.detach().float()
             levels = Levels(self.exponents)
@@ -45,7 +46,7 @@ class BitWeight(WeightSource):
             digits = levels.digits.to(weight.device)[levels.nearest(weight / unit)].movedim(-1, 0)  # (k, *weight)
             self.p = nn.Parameter((digits > 0).float().contiguous())
             self.n = nn.Parameter((digits < 0).float().contiguous())
-            self.s = nn.Parameter(unit * (2**planes - 1))
+            self.s = nn.Parameter(unit * (2**n_planes - 1))
         self.register_buffer("first", torch.tensor(0))
         self.register_buffer("last", torch.tensor(len(self.exponents) - 1))
         self.register_buffer("rounds", torch.tensor(0))
@@ -70,7 +71,7 @@ class BitWeight(WeightSource):
         """Return round(Σ_b (p_b − n_b)·2^b)·s/(2^n − 1) (BSQ, eq. 6)."""
         with torch.autocast(self.s.device.type, enabled=False):
             total = self._sum()
-            weight: Tensor = (total + (self._rounded(total) - total).detach()) * (self.s / (2**self.planes - 1))
+            weight: Tensor = (total + (self._rounded(total) - total).detach()) * (self.s / (2**self.n_planes - 1))
             return weight
 
     def plane_norms(self) -> Tensor:
@@ -81,7 +82,7 @@ class BitWeight(WeightSource):
 
     @torch.no_grad()
     def requantize(self, at_least: int) -> None:
-        """Split the rounded weight into bits again and leave empty planes at both ends; `at_least` stay."""
+        """Split the rounded weight into bits again and drop empty planes at both ends; keep `at_least` planes."""
         q = self._rounded(self._sum())
         magnitude = q.abs().to(torch.int64)
         bits = torch.stack([(magnitude >> b) & 1 for b in self.exponents]).float()  # (k, *weight)
@@ -98,12 +99,12 @@ class BitWeight(WeightSource):
     def integers(self) -> LayerIntegers:
         """Return q, Δ and the mask string."""
         q = self._rounded(self._sum()).cpu().numpy().astype(np.int64)
-        scale = np.float32((self.s / (2**self.planes - 1)).cpu().numpy())
-        return LayerIntegers(*reduced(q, scale), mask_string(self.kept, self.planes))
+        scale = np.float32((self.s / (2**self.n_planes - 1)).cpu().numpy())
+        return LayerIntegers(*reduced(q, scale), mask_string(self.kept, self.n_planes))
 
 
 class Bsq(BaseMethod[BitWeight]):
-    """Trains bits under a group lasso, and leaves planes that become empty."""
+    """Trains bits with a group lasso over planes, and drops planes that become empty."""
 
     description = "bit-level sparsity by group lasso over bit planes (BSQ, Yang et al. 2021)"
     searches = True
@@ -112,23 +113,23 @@ class Bsq(BaseMethod[BitWeight]):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        self._free = [name for name in self.sources if self.budget.least[name] < self.budget.most[name]]
+        self._free = [name for name in self.sources if self.budget.min_planes[name] < self.budget.max_planes[name]]
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitWeight:
-        """Return the bits."""
-        return BitWeight(weight.parameter, planes, planes=self.config.planes)
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> BitWeight:
+        """Return trained bits over the given planes."""
+        return BitWeight(weight.parameter, exponents, n_planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return a group for the bits and scales; they do not decay."""
+        """Return a group for the bits and scales, without weight decay."""
         parameters = [x for bits in self.sources.values() for x in (bits.p, bits.n, bits.s)]
         return [{"params": parameters, "lr": self.config.learning_rate, "weight_decay": 0.0}]
 
     def at_epoch(self, share: float) -> None:
-        """Requantize when another two sevenths of the training are done."""
+        """Requantize after every two sevenths of the training."""
         due = int(share / REQUANTIZE_EVERY + 1e-9)
         for name in self._free:
             if due > int(self.sources[name].rounds):
-                self.sources[name].requantize(self.budget.least[name])
+                self.sources[name].requantize(self.budget.min_planes[name])
                 self.sources[name].rounds.fill_(due)
 
     def regularization(self) -> Tensor | None:
@@ -142,15 +143,15 @@ class Bsq(BaseMethod[BitWeight]):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Hold the bits, and nothing else, in [0, 2]."""
+        """Clamp the bits to [0, 2]."""
         for bits in self.sources.values():
-            bits.p.clamp_(0, LARGEST_BIT)
-            bits.n.clamp_(0, LARGEST_BIT)
+            bits.p.clamp_(0, MAX_BIT)
+            bits.n.clamp_(0, MAX_BIT)
 
     def finish(self) -> None:
-        """Requantize a last time: the bits are zeros and ones now."""
+        """Requantize a last time, so that all bits are zeros and ones."""
         for name, bits in self.sources.items():
-            bits.requantize(self.budget.least[name])
+            bits.requantize(self.budget.min_planes[name])
 
     def status(self) -> dict[str, float]:
         """Return the average precision."""

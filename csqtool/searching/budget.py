@@ -1,4 +1,4 @@
-"""The budget of a search: what a scheme costs, and what it may cost."""
+"""The budget of a search: the cost of a scheme and its limit."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ from csqtool.errors import ConfigError
 from csqtool.searching.config import SearchConfig
 from csqtool.text import parse_size
 
-# The planes that each layer keeps, ascending, by parameter name: what a search looks for.
+# The planes that each layer keeps, ascending, by parameter name.
 Scheme = Mapping[str, tuple[int, ...]]
 
 
 def uniform(bits: int) -> tuple[int, ...]:
-    """Return `bits` contiguous planes."""
+    """Return the `bits` lowest planes."""
     return tuple(range(bits))
 
 
-def deployed_bits(planes: tuple[int, ...]) -> int:
-    """Return the two's-complement bits of a layer's integers: the span of its planes, and the sign."""
-    return planes[-1] - planes[0] + 2
+def deployed_bits(exponents: tuple[int, ...]) -> int:
+    """Return the two's-complement bits of a layer's integers: the span of its planes and a sign bit."""
+    return exponents[-1] - exponents[0] + 2
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many planes all layers may keep together.
+    """The limit on the planes, or bytes, of all layers together.
 
     Attributes:
         elements: number of weights a layer, by parameter name.
-        least, most: planes a layer must and may keep, by parameter name.
+        min_planes, max_planes: how many planes a layer must and may keep, by parameter name.
         limit: the largest cost allowed.
-        unit: what is counted. ``elements``: precision, weighted by elements. ``layers``: its plain mean over
-            layers (the CSQ paper's compression rates count so). ``bytes``: bytes of the packed file.
-        fixed_bytes: bytes of the packed file that no plane changes; only for the unit ``bytes``.
-        layer_bytes: returns the bytes that a layer's integers take at given planes; likewise. They change with the
-            weights: `most_bytes` is what they never exceed, and what is taken where this is not given.
+        unit: the unit of cost. ``elements``: average precision, weighted by elements. ``layers``: its plain mean over
+            layers, as in the CSQ paper's compression rates. ``bytes``: bytes of the packed file.
+        fixed_bytes: bytes of the packed file that do not depend on planes; only for the unit ``bytes``.
+        layer_bytes: returns the bytes of a layer's integers at given planes; only for the unit ``bytes``. They depend
+            on the weights; without it, the upper bound `max_bytes` is used.
     """
 
     elements: Mapping[str, int]
-    least: Mapping[str, int]
-    most: Mapping[str, int]
+    min_planes: Mapping[str, int]
+    max_planes: Mapping[str, int]
     limit: float
     unit: str = "elements"
     fixed_bytes: int = 0
     layer_bytes: Callable[[str, tuple[int, ...]], int] | None = None
 
     def __post_init__(self) -> None:
-        least = {name: uniform(bits) for name, bits in self.least.items()}
-        smallest = self.cost(least) if self.unit != "bytes" else self.fixed_bytes + self._most_bytes(least)
-        if smallest > self.limit:
+        cheapest = {name: uniform(bits) for name, bits in self.min_planes.items()}
+        min_cost = self.cost(cheapest) if self.unit != "bytes" else self.fixed_bytes + self._max_bytes(cheapest)
+        if min_cost > self.limit:
             raise ConfigError(
                 f"the budget of {self.describe(self.limit)} cannot be met: the least that the layers and pins allow "
-                f"is {self.describe(smallest)}"
+                f"is {self.describe(min_cost)}"
             )
 
     @property
     def weights(self) -> dict[str, float]:
-        """What one plane of a layer adds to the average precision."""
+        """By how much one plane of a layer raises the average precision, by parameter name."""
         if self.unit == "layers":
             return dict.fromkeys(self.elements, 1 / len(self.elements))
         total = sum(self.elements.values())
@@ -70,31 +70,31 @@ class Budget:
 
     @cached_property
     def target_bits(self) -> float:
-        """The average precision that uses the budget up; of bytes, as uniform precisions would use it."""
+        """The average precision that uses up the budget; for bytes, interpolated between uniform schemes."""
         if self.unit != "bytes":
             return self.limit
         schemes = [self.uniform(bits) for bits in range(1, 9)]
-        averages = [self.average({name: len(planes) for name, planes in scheme.items()}) for scheme in schemes]
+        averages = [self.average({name: len(exponents) for name, exponents in scheme.items()}) for scheme in schemes]
         return float(np.interp(self.limit, [self.cost(scheme) for scheme in schemes], averages))
 
     def uniform(self, bits: int) -> dict[str, tuple[int, ...]]:
-        """Return the scheme of as many planes in every layer, within each layer's bounds."""
-        return {name: uniform(min(max(bits, self.least[name]), most)) for name, most in self.most.items()}
+        """Return the scheme with `bits` planes in every layer, within each layer's bounds."""
+        return {name: uniform(min(max(bits, self.min_planes[name]), high)) for name, high in self.max_planes.items()}
 
     def cost(self, scheme: Scheme) -> float:
-        """Return what a scheme costs: planes a weight, or bytes."""
+        """Return the cost of a scheme: planes a weight (or a layer), or bytes."""
         if self.unit != "bytes":
-            return self.average({name: len(planes) for name, planes in scheme.items()})
+            return self.average({name: len(exponents) for name, exponents in scheme.items()})
         if self.layer_bytes is None:
-            return self.fixed_bytes + self._most_bytes(scheme)
-        return self.fixed_bytes + sum(self.layer_bytes(name, planes) for name, planes in scheme.items())
+            return self.fixed_bytes + self._max_bytes(scheme)
+        return self.fixed_bytes + sum(self.layer_bytes(name, exponents) for name, exponents in scheme.items())
 
-    def _most_bytes(self, scheme: Scheme) -> int:
-        return sum(most_bytes(self.elements[name], planes) for name, planes in scheme.items())
+    def _max_bytes(self, scheme: Scheme) -> int:
+        return sum(max_bytes(self.elements[name], exponents) for name, exponents in scheme.items())
 
     def average(self, precisions: Mapping[str, int]) -> float:
         """Return the average precision, in planes a weight."""
-        # Whole numbers are added up and divided once: a budget of 2 is met by 2 planes everywhere, exactly.
+        # Integers are summed and divided once, so that 2 planes in every layer meet a budget of 2 exactly.
         counted = self.elements if self.unit != "layers" else dict.fromkeys(self.elements, 1)
         return sum(counted[name] * bits for name, bits in precisions.items()) / sum(counted.values())
 
@@ -104,7 +104,7 @@ class Budget:
 
     @property
     def tolerance(self) -> float:
-        """How far below the limit counts as met: 0.02 planes a weight (or a layer)."""
+        """How much of the budget may stay unused: 0.02 planes a weight (or a layer)."""
         return 0.02 if self.unit != "bytes" else 0.02 * sum(self.elements.values()) / 8
 
     def describe(self, cost: float) -> str:
@@ -114,12 +114,13 @@ class Budget:
         return f"{cost:.4g} planes a {'weight' if self.unit == 'elements' else 'layer'}"
 
 
-def most_bytes(elements: int, planes: tuple[int, ...]) -> int:
-    """Return what integers of given planes take at most in the packed file: five ternary ones a byte, others densely.
+def max_bytes(elements: int, exponents: tuple[int, ...]) -> int:
+    """Return an upper bound on the bytes of a layer's integers in the packed file, aligned to eight bytes.
 
-    The smallest encoding, which the file takes, is never larger; tensors are aligned to eight bytes.
+    It is the size of the ternary encoding (five integers a byte) for one plane, of the dense one for more. The file
+    uses the smallest encoding, which is never larger.
     """
-    taken = elements / 5 if len(planes) == 1 else elements * deployed_bits(planes) / 8
+    taken = elements / 5 if len(exponents) == 1 else elements * deployed_bits(exponents) / 8
     return math.ceil(taken / 8) * 8
 
 
@@ -129,38 +130,38 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
     Args:
         config: the settings.
         elements: number of weights a layer, by parameter name.
-        fixed_bytes: what a packed file takes beside its packed integers, when the target is a size.
+        fixed_bytes: bytes of the packed file without its integers, if the target is a size.
 
     Raises:
-        ConfigError: a pattern matches no layer, or the target is below the least or above the most that a scheme takes.
+        ConfigError: a pattern matches no layer, or no scheme within the layers' bounds can meet the target.
     """
-    most = dict.fromkeys(elements, min(config.planes, config.max_bits))
-    least = dict.fromkeys(elements, config.min_bits)
+    max_planes = dict.fromkeys(elements, min(config.planes, config.max_bits))
+    min_planes = dict.fromkeys(elements, config.min_bits)
     for pattern, bits in config.pin.items():
         matching = [name for name in elements if fnmatchcase(name, pattern)]
         if not matching:
             raise ConfigError(f"pin {pattern!r} matches no quantized layer; the layers are {', '.join(elements)}")
-        most |= dict.fromkeys(matching, bits)
-        least |= dict.fromkeys(matching, bits)
+        max_planes |= dict.fromkeys(matching, bits)
+        min_planes |= dict.fromkeys(matching, bits)
     if config.target_size is not None:
         assert fixed_bytes is not None
-        return Budget(elements, least, most, parse_size(config.target_size), "bytes", fixed_bytes)
+        return Budget(elements, min_planes, max_planes, parse_size(config.target_size), "bytes", fixed_bytes)
     assert config.target_bits is not None
-    budget = Budget(elements, least, most, config.target_bits, config.budget_weighting)
-    largest = budget.cost({name: uniform(bits) for name, bits in most.items()})
-    if largest < config.target_bits:
+    budget = Budget(elements, min_planes, max_planes, config.target_bits, config.budget_weighting)
+    max_cost = budget.cost({name: uniform(bits) for name, bits in max_planes.items()})
+    if max_cost < config.target_bits:
         raise ConfigError(
             f"the target of {budget.describe(config.target_bits)} cannot be met: the layers and pins allow at most "
-            f"{budget.describe(largest)}; lower the target or raise --max-bits"
+            f"{budget.describe(max_cost)}; lower the target or raise --max-bits"
         )
     return budget
 
 
 def uniform_scheme(budget: Budget, *, method: str) -> dict[str, tuple[int, ...]]:
-    """Return the largest scheme within the budget that gives every layer the same planes, pins aside.
+    """Return the largest scheme within the budget that has the same planes in every layer, except for pinned ones.
 
     Raises:
-        ConfigError: the budget asks for a broken number of planes, which a uniform method cannot give.
+        ConfigError: the target is a fraction of planes, which a uniform scheme cannot have.
     """
     if budget.unit != "bytes" and budget.limit != int(budget.limit):
         raise ConfigError(f"{method} gives every layer the same bits: target bits must be whole, got {budget.limit:g}")

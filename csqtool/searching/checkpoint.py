@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, read without unpickling anything else."""
+"""Checkpoints: tensors and plain values only; reading one unpickles nothing else."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, lists and dicts of them) as the last checkpoint; keep the one before.
+    """Write `state` (tensors, numbers, text, lists and dicts of them) as the last checkpoint; keep the previous one.
 
-    A process that dies at any moment leaves at least one of the two whole.
+    If the process dies at any moment, at least one of the two is intact.
 
     Raises:
-        InputError: the folder cannot be written to, or the disk is full; the checkpoints are as before.
+        InputError: the folder cannot be written to, or the disk is full; the checkpoints are unchanged.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -37,11 +37,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """Return the last checkpoint, or the one before if the last is missing or damaged; None without any.
+    """Return the last checkpoint, or the previous one if the last is missing or damaged; None if there is none.
 
     Args:
-        folder: where they are.
-        warn: told when the one before has to serve.
+        folder: the folder of the checkpoints.
+        warn: called with a message if the previous one is used.
 
     Raises:
         FormatError: there are checkpoints, but none is readable.
@@ -56,7 +56,7 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
             problem = error
             continue
         if problem is not None:
-            warn(f"warning: {problem}; going on from {name}, saved before it")
+            warn(f"warning: {problem}; continuing from {name}, which was saved before it")
         return state
     if problem is not None:
         raise problem

@@ -1,4 +1,4 @@
-"""Everything that decides a search, frozen and complete; the run directory records it as ``config.json``."""
+"""All settings of a search, frozen and complete; the run directory records them as ``config.json``."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from csqtool.text import parse_size
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Settings of a search; `make` fills in a recipe's, and takes the options of methods beside the general settings.
+    """Settings of a search. `make` takes general settings and a method's options, and adds the recipe's defaults.
 
-    What each setting is, stands in its declaration; `csqtool.searching.settings.reference` lists them all.
+    Each setting is described in its declaration; `csqtool.searching.settings.reference` lists them all.
 
     Attributes:
-        options: the options of the method, and of the one that finetunes, by name. Methods get them as a record of
-            their own, see `options_of`.
+        options: the options of the method, and of the one that finetunes, by name. A method is given its own as a
+            record, see `options_of`.
     """
 
     model: Annotated[str | None, Setting("Factory of the model: file.py:name or module:name.")] = None
@@ -44,7 +44,7 @@ class SearchConfig:
     target_size: Annotated[str | None, Setting("Budget: size of the packed file, such as 60KB.")] = None
     weights: Annotated[str | None, Setting("Start from these weights: safetensors or a torch checkpoint.")] = None
     act_bits: Annotated[
-        int | None, Setting("Bits of the activations that feed weights, 2 to 8.", least=2, most=8, none="float")
+        int | None, Setting("Bits of the activations that feed weights, 2 to 8.", minimum=2, maximum=8, none="float")
     ] = None
     act_quantizer: Annotated[str, Setting("learned, pact, dorefa or dynamic.")] = "learned"
     method: Annotated[str, Setting("The search method, see csqtool methods.")] = "csq"
@@ -52,27 +52,27 @@ class SearchConfig:
     scheme: Annotated[
         str | None, Setting("Train the planes of this scheme.json instead of uniform ones.", users=Users.FIXED)
     ] = None
-    pretrain_epochs: Annotated[float, Setting("Epochs of float training before the search.", least=0)] = 0
+    pretrain_epochs: Annotated[float, Setting("Epochs of float training before the search.", minimum=0)] = 0
     epochs: Annotated[
         float, Setting("Epochs of the search, or of training with fixed bits; 0.5 is half an epoch.", above=0,
                        finetune=True)
     ] = 20  # fmt: skip
     finetune_epochs: Annotated[
-        float, Setting("Epochs after the search, with the scheme fixed.", least=0, users=Users.SEARCHING, unused=0)
+        float, Setting("Epochs after the search, with the scheme fixed.", minimum=0, users=Users.SEARCHING, unused=0)
     ] = 20
     finetune_with: Annotated[
         Literal["lsq", "csq"], Setting("Finetune latent weights with learned step sizes (lsq), or bit gates with β "
                                        "from 1 again (csq).", users=Users.SEARCHING, finetune=True)
     ] = "lsq"  # fmt: skip
     distill: Annotated[
-        float, Setting("Share of the loss that the float model teaches, 0 to 1.", least=0, most=1, finetune=True)
+        float, Setting("Share of the loss that the float model teaches, 0 to 1.", minimum=0, maximum=1, finetune=True)
     ] = 0.0
     budget_weighting: Annotated[
         Literal["elements", "layers"], Setting("The average is over weights, or over layers as in the CSQ paper.")
     ] = "elements"
-    min_bits: Annotated[int, Setting("Planes that each layer keeps at least.", least=1, most=8)] = 1
+    min_bits: Annotated[int, Setting("Planes that each layer keeps at least.", minimum=1, maximum=8)] = 1
     # Eight planes would give integers of nine bits, for which runtimes have no integer kernels.
-    max_bits: Annotated[int, Setting("Planes that each layer keeps at most.", least=1, most=8)] = 7
+    max_bits: Annotated[int, Setting("Planes that each layer keeps at most.", minimum=1, maximum=8)] = 7
     pin: Annotated[Mapping[str, int], Setting("Planes of matching layers. Repeatable.", metavar="PATTERN=BITS")] = (
         field(default_factory=dict)
     )
@@ -88,22 +88,22 @@ class SearchConfig:
         Setting("Keep or drop planes by measured loss until the budget is met.", users=Users.SHRINKING, unused=False),
     ] = True
     repair_samples: Annotated[
-        int, Setting("Training samples that this loss is measured on.", least=1, users=Users.SHRINKING)
+        int, Setting("Training samples that this loss is measured on.", minimum=1, users=Users.SHRINKING)
     ] = 512
     seed: Annotated[int, Setting("Seed of initialisation, order and augmentation.")] = 0
     task: Annotated[str | None, Setting("classification or regression, where the data name no task.")] = None
-    planes: Annotated[int, Setting("Bit planes a layer, n.", least=1, most=8)] = 8
-    batch_size: Annotated[int, Setting("Samples a step, over all processes.", least=1, finetune=True)] = 64
+    planes: Annotated[int, Setting("Bit planes a layer, n.", minimum=1, maximum=8)] = 8
+    batch_size: Annotated[int, Setting("Samples a step, over all processes.", minimum=1, finetune=True)] = 64
     optimizer: Annotated[Literal["sgd", "adamw"], Setting("The optimizer.", finetune=True)] = "sgd"
     learning_rate: Annotated[
-        float, Setting("Learning rate of weights, BatchNorm and scales; it falls to zero along a cosine.", least=0,
+        float, Setting("Learning rate of weights, BatchNorm and scales; it falls to zero along a cosine.", minimum=0,
                        finetune=True)
     ] = 0.05  # fmt: skip
     warmup_epochs: Annotated[
-        float, Setting("Learning rates rise over this many epochs of each stage.", least=0, finetune=True)
+        float, Setting("Learning rates rise over this many epochs of each stage.", minimum=0, finetune=True)
     ] = 0.0
-    momentum: Annotated[float, Setting("Momentum of SGD.", least=0, finetune=True)] = 0.9
-    weight_decay: Annotated[float, Setting("Weight decay of float weights.", least=0, finetune=True)] = 5e-4
+    momentum: Annotated[float, Setting("Momentum of SGD.", minimum=0, finetune=True)] = 0.9
+    weight_decay: Annotated[float, Setting("Weight decay of float weights.", minimum=0, finetune=True)] = 5e-4
     decay_all: Annotated[
         bool, Setting("BatchNorm, biases and activation scales decay as float weights do.", finetune=True)
     ] = False
@@ -153,7 +153,7 @@ class SearchConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Check what no setting alone can get wrong."""
+        """Check settings that depend on each other."""
         if (self.target_bits is None) == (self.target_size is None):
             raise ConfigError("give either target bits or a target size, and not both")
         if self.target_bits is not None and not 1 <= self.target_bits <= self.planes:
@@ -173,16 +173,16 @@ class SearchConfig:
             raise SettingError("act_quantizer", problem)
 
     def options_of(self, method: str) -> Options:
-        """Return the options of the search's method, or of the one that finetunes, as that method's record."""
+        """Return the options of the search's method, or of the one that finetunes, as the method's own record."""
         return as_options(method_kind(method).options, self.options)
 
     @classmethod
     def make(cls, *, where: str = "settings", **given: Any) -> SearchConfig:
-        """Return the settings and options that are given, and the recipe's for the others.
+        """Return the given settings and options, with the recipe's defaults for the others.
 
         Args:
-            where: what messages begin with; nothing if empty.
-            given: by name, general settings and options of the method alike.
+            where: the beginning of messages; may be empty.
+            given: general settings and options of the method, by name.
 
         Raises:
             SettingError: a setting has a wrong value, or the method does not use it.
@@ -201,9 +201,9 @@ class SearchConfig:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], *, where: str) -> SearchConfig:
-        """Return the settings that a run directory records, none of them from a recipe.
+        """Return the settings that a run directory records; no defaults of a recipe are added.
 
-        Settings that its method does not use are left out: earlier versions recorded all.
+        Settings that the method does not use are ignored: earlier versions recorded all.
 
         Raises:
             ConfigError: a key is unknown, missing, or its value is wrong.
@@ -221,7 +221,7 @@ class SearchConfig:
                     GENERAL[name].check(document[name])
             values = dict(document)
             if not method_kind(values.get("method", "csq")).searches:
-                # Earlier versions trained fixed bits for the sum of both.
+                # Earlier versions trained methods of fixed bits for the sum of both.
                 values["epochs"] = values.get("epochs", GENERAL["epochs"].default) + values.pop("finetune_epochs", 0)
             used = settings_used(values)
             return cls._from_flat({name: value for name, value in values.items() if name in used})
@@ -232,11 +232,11 @@ class SearchConfig:
         return cls(**general, options={name: value for name, value in values.items() if name not in GENERAL})
 
     def check_used(self, names: Iterable[str]) -> None:
-        """Check that the search uses settings of these names.
+        """Check that the search uses the settings of these names.
 
         Raises:
-            SettingError: its method does not use one.
-            ConfigError: one is unknown.
+            SettingError: its method does not use one of them.
+            ConfigError: one of them is unknown.
         """
         used = settings_used(vars(self))
         for name in names:
@@ -244,13 +244,13 @@ class SearchConfig:
                 raise not_used(name, self.method)
 
     def for_finetuning(self, changes: Mapping[str, Any]) -> SearchConfig:
-        """Return the settings with which the result of this search is trained on.
+        """Return the settings for finetuning the result of this search.
 
         Args:
-            changes: settings that differ from the search's; ``finetune_with`` decides on the method.
+            changes: settings that differ from the search's; ``finetune_with`` chooses the method.
 
         Raises:
-            ConfigError: a setting is unknown, wrong, or not of that method.
+            ConfigError: a setting is unknown, has a wrong value, or does not belong to that method.
         """
         changes = dict(changes)
         recipes = recipe_defaults({"recipe": self.recipe})
@@ -283,7 +283,7 @@ GENERAL = declared(SearchConfig)  # the settings that belong to no method
 
 @contextmanager
 def _placed(where: str) -> Iterator[None]:
-    """Let configuration errors say where they are."""
+    """Put `where` before the messages of configuration errors."""
     try:
         yield
     except SettingError as error:
@@ -296,10 +296,10 @@ def settings_used(values: Mapping[str, Any]) -> dict[str, Declared]:
     """Return the settings and options that a search uses.
 
     Args:
-        values: what is known of it, by name; of interest are the method, what finetunes, and the kind of budget.
+        values: settings by name; the method, what finetunes, and the kind of budget are used.
 
     Raises:
-        ConfigError: no such method is installed, or an option of it is called as a general setting is.
+        ConfigError: no such method is installed, or one of its options has the name of a general setting.
     """
     values = {name: values.get(name, one.default) for name, one in GENERAL.items()}
     method = values["method"]
@@ -324,12 +324,12 @@ def _is_used(users: Users, *, searches: bool, sized: bool) -> bool:
 
 
 def name_taken(name: str, method: str) -> ConfigError:
-    """Return the error for an option that is called as a general setting is."""
+    """Return the error for an option that has the name of a general setting."""
     return ConfigError(f"the method {method} has an option {name}, which is the name of a general setting")
 
 
 def not_used(name: str, method: str) -> ConfigError:
-    """Return the error for a setting that a method does not use, or that nobody knows."""
+    """Return the error for a setting that a method does not use, or that is unknown."""
     if name in GENERAL:
         users = GENERAL[name].setting.users
         if users is Users.SHRINKING:

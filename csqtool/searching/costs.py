@@ -1,4 +1,4 @@
-"""What a network costs against the budget of its search: planes, or bytes of the packed file as it is written."""
+"""The cost of a network in the unit of its budget: planes, or bytes of the packed file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from csqtool.searching.packed_size import SLACK, PackedSizes, as_trained, fixed_
 
 
 class Costs:
-    """Counts what schemes and integers of a network cost.
+    """Computes what a network's schemes and integers cost.
 
     Args:
-        network: the network, before a method is in place.
+        network: the network, with its weights as plain parameters.
         config: the settings.
-        info: returns what the finalized file will record, with stand-ins for what is measured later.
+        info: returns the description for the finalized file, with placeholders for metrics that are measured later.
 
     Attributes:
-        budget: what may be spent.
+        budget: the limit.
 
     Raises:
         ConfigError: the budget cannot be met.
@@ -45,19 +45,19 @@ class Costs:
         if config.target_size is None:
             return None
         weights = self._network.weights
-        latents = {w.name: LsqWeight(w.parameter, uniform(1), planes=config.planes) for w in weights}
+        latents = {w.name: LsqWeight(w.parameter, uniform(1), n_planes=config.planes) for w in weights}
         integers = {name: latent.integers() for name, latent in latents.items()}
         aliases = [alias for weight in weights for alias in weight.aliases]
         packed = self._network.quantized(integers, self._info())
         return fixed_bytes(as_trained(packed, aliases=aliases)) + SLACK * len(weights)
 
     def measure_sizes(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Let a budget of bytes count what layers take when these weights are rounded."""
+        """Make a budget of bytes count the packed size of these weights when they are rounded."""
         if self.counts_bytes:
             self.budget = dataclasses.replace(self.budget, layer_bytes=PackedSizes(weights()))
 
     def fix_other_bytes(self, integers: Integers) -> None:
-        """Let a budget of bytes count what the file takes beside the integers as the network is now."""
+        """Make a budget of bytes count the file's other parts as they are in the present network."""
         fixed = fixed_bytes(self._network.quantized(integers, self._info()))
         self.budget = dataclasses.replace(self.budget, fixed_bytes=fixed)
 

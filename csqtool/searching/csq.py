@@ -22,19 +22,19 @@ class CsqUniform(BaseMethod[BitGates]):
     Options = GateOptions
     options: GateOptions
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitGates:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> BitGates:
         """Return gates over the given planes."""
         return BitGates(
             weight.parameter,
-            planes,
-            planes=self.config.planes,
+            exponents,
+            n_planes=self.config.planes,
             gate_init=self.options.gate_init,
             weight_steps=self._weight_steps,
         )
 
     @property
     def _weight_steps(self) -> bool:
-        """Whether an optimizer steps weights instead of logits: decay and AdamW are defined on the logits."""
+        """Whether the optimizer updates weights instead of logits; weight decay and AdamW are defined on logits."""
         return self.config.optimizer == "sgd" and self.options.gate_weight_decay == 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -51,12 +51,12 @@ class CsqUniform(BaseMethod[BitGates]):
         ]
 
     def at_epoch(self, share: float) -> None:
-        """Raise the temperature, and carry the weights' norms over."""
+        """Raise the temperature, and keep the weights' norms by their scales."""
         if self.options.beta_schedule == "epoch":
             self._raise_temperature(share, keep_norms=self.options.keep_norms)
 
     def at_step(self, share: float) -> None:
-        """Raise the temperature by so little that norms need no care."""
+        """Raise the temperature by so little that norms hardly change."""
         if self.options.beta_schedule == "step":
             self._raise_temperature(share, keep_norms=False)
 
@@ -65,7 +65,7 @@ class CsqUniform(BaseMethod[BitGates]):
         beta = torch.tensor(self.options.beta_max**share)
         for gates in self.sources.values():
             if torch.equal(gates.beta.cpu(), beta):
-                continue  # also when a run resumes: nothing may change then
+                continue  # for example when a run resumes: the weights must not change then
             before = self._norm(gates) if keep_norms else None
             gates.beta.copy_(beta)
             if before is not None:
@@ -74,7 +74,7 @@ class CsqUniform(BaseMethod[BitGates]):
             self._leave_planes(gates)
 
     def _leave_planes(self, gates: BitGates) -> None:
-        """Do nothing: all planes given are kept."""
+        """Do nothing: all given planes are kept."""
 
     @staticmethod
     @torch.no_grad()
@@ -83,7 +83,7 @@ class CsqUniform(BaseMethod[BitGates]):
         return norm
 
     def after_step(self) -> None:
-        """Let the logits take the steps of the weights."""
+        """Apply the weights' step to the logits."""
         for gates in self.sources.values():
             gates.take_step()
 
@@ -110,24 +110,24 @@ class Csq(CsqUniform):
         self._masked = {name: gates for name, gates in self.sources.items() if gates.m_b is not None}
         shares = self.budget.weights
         mean = sum(shares.values()) / len(shares)
-        # Eq. 7 presses on every plane alike; in proportion to what a plane costs the budget, the trade between
-        # loss and budget is the same for a small layer and a large one.
+        # Eq. 7 has the same penalty for every plane. In proportion to the cost of a plane, the trade-off between
+        # loss and budget is the same for small and large layers.
         self._pressure = torch.cat([
             torch.full_like(gates.m_b, shares[name] / mean if self.options.element_pressure else 1.0)
             for name, gates in self._masked.items() if gates.m_b is not None
         ]) if self._masked else torch.zeros(0)  # one a mask gate, in the order of the layers  # fmt: skip
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> BitGates:
-        """Return gates with a mask; a pinned layer's planes are given."""
-        if self.budget.least[weight.name] == self.budget.most[weight.name]:
-            return super().make_source(weight, planes)
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> BitGates:
+        """Return gates with a mask; without one for a pinned layer, whose planes are given."""
+        if self.budget.min_planes[weight.name] == self.budget.max_planes[weight.name]:
+            return super().make_source(weight, exponents)
         return BitGates(
             weight.parameter,
-            planes,
-            planes=self.config.planes,
+            exponents,
+            n_planes=self.config.planes,
             gate_init=self.options.gate_init,
             mask_init=self.options.mask_init,
-            # The authors' start knows nothing of weights that few planes already hold.
+            # The authors' initialization does not use the model's weights.
             paper_init=self.options.init == "paper",
             weight_steps=self._weight_steps,
         )
@@ -155,7 +155,7 @@ class Csq(CsqUniform):
         return self.options.strength * excess * torch.dot(self._pressure.to(kept.device), kept)
 
     def _mask_logits(self) -> dict[str, list[float]]:
-        """Read the mask logits of all layers in one go: each reading makes an accelerator wait."""
+        """Read the mask logits of all layers at once: every read makes an accelerator wait."""
         logits = [gates.m_b.detach() for gates in self._masked.values() if gates.m_b is not None]
         values = iter(torch.cat(logits).tolist() if logits else [])
         return {name: list(islice(values, len(gates.exponents))) for name, gates in self._masked.items()}
@@ -166,12 +166,12 @@ class Csq(CsqUniform):
         return self.budget.average(kept)
 
     def after_step(self) -> None:
-        """Let the logits step, and keep every layer's strongest planes: none ever has fewer than its minimum."""
+        """Update the logits, and keep the planes with the largest mask logits where a layer falls below its minimum."""
         super().after_step()
         for name, values in self._mask_logits().items():
-            least = min(self.budget.least[name], len(values))
-            if sorted(values)[-least] < LAST_PLANE_LOGIT:
-                self._masked[name].keep_planes(least)
+            min_planes = min(self.budget.min_planes[name], len(values))
+            if sorted(values)[-min_planes] < LAST_PLANE_LOGIT:
+                self._masked[name].keep_planes(min_planes)
 
     def status(self) -> dict[str, float]:
         """Return the gate temperature and the average precision."""

@@ -1,10 +1,10 @@
-"""How a setting is declared: a field of a frozen dataclass, annotated with all that is said and checked of it.
+"""Declarations of settings: fields of a frozen dataclass, each annotated with its description and allowed values.
 
-The command line's option, the key in a pipeline file, the checks and the reference all come from the declaration:
+The command line's option, the key in a pipeline file, the checks and the reference are all made from the declaration:
 
     >>> @dataclass(frozen=True)
     ... class Options:
-    ...     rate: Annotated[float, Setting("Learning rate.", least=0)] = 0.1
+    ...     rate: Annotated[float, Setting("Learning rate.", minimum=0)] = 0.1
     >>> declared(Options)["rate"].check(0.5)
     >>> declared(Options)["rate"].check(-1)
     Traceback (most recent call last):
@@ -24,7 +24,7 @@ import msgspec
 
 from csqtool.errors import ConfigError, nearest
 
-# What a value shall be, in words for messages and the reference.
+# Types as messages and the reference call them.
 WORDS = {
     "float": "a number",
     "int": "a whole number",
@@ -43,7 +43,7 @@ class SettingError(ConfigError):
 
     Attributes:
         key: the setting.
-        problem: what is wrong with it, a sentence that begins after the setting's name.
+        problem: what is wrong with it, the rest of a sentence that begins with the setting's name.
     """
 
     def __init__(self, key: str, problem: str, *, where: str = "") -> None:
@@ -53,7 +53,7 @@ class SettingError(ConfigError):
 
 
 class Users(StrEnum):
-    """Which methods a general setting is for."""
+    """The methods that use a general setting."""
 
     ALL = "all methods"
     SEARCHING = "methods that search"
@@ -63,23 +63,23 @@ class Users(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """What is said and checked of a setting, beside its type, name and default.
+    """The description of a setting and the checks of its value; its type, name and default are the field's.
 
     Attributes:
-        help: what it is, a sentence or two.
-        least, most: the range of a number, both included.
-        above: a number must be above this.
-        users: which methods use it.
+        help: a sentence or two.
+        minimum, maximum: the range of a number, both included.
+        above: a number must be larger than this.
+        users: the methods that use it.
         unused: its value with methods that do not use it; None for the default.
-        finetune: ``csqtool finetune`` has it, too.
-        none: what None is called; without a blank in it the command line takes it as a value.
-        metavar: what an entry of a table or list is called on the command line.
-        flag: the command line's option, where it is not the setting's name.
+        finetune: whether ``csqtool finetune`` has it, too.
+        none: the text for None; the command line accepts it as a value if it has no space.
+        metavar: the command line's placeholder for an entry of a table or list.
+        flag: the command line's option, if it is not the setting's name.
     """
 
     help: str
-    least: float | None = None
-    most: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     users: Users = Users.ALL
     unused: Any = None
@@ -96,9 +96,9 @@ class Declared:
     Attributes:
         name: the field, which is the key in pipeline files and the keyword in Python.
         kind: its type, without None.
-        optional: None is a value.
-        default: its default; `dataclasses.MISSING` where it has none.
-        setting: what is said of it.
+        optional: whether None is allowed.
+        default: its default; `dataclasses.MISSING` if it has none.
+        setting: its description and checks.
     """
 
     name: str
@@ -114,12 +114,12 @@ class Declared:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The texts that it can be, where these are few."""
+        """The allowed texts of a `Literal`; empty for other types."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @property
     def words(self) -> str:
-        """What a value shall be, in words."""
+        """The type of a value, as messages and the reference call it."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         of = " of whole numbers" if get_args(self.kind)[-1:] == (int,) else ""
@@ -144,25 +144,25 @@ class Declared:
             self._check_range(value)
 
     def _check_range(self, value: float) -> None:
-        setting, least, most = self.setting, self.setting.least, self.setting.most
+        setting, low, high = self.setting, self.setting.minimum, self.setting.maximum
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         if not abs(value) < LARGEST:  # nor is NaN
             raise SettingError(self.name, f"must be a finite number, got {shown:.40}")
-        if (least is not None and value < least) or (most is not None and value > most):
-            if most is not None:
-                wanted = f"be {least:g} to {most:g}"
+        if (low is not None and value < low) or (high is not None and value > high):
+            if high is not None:
+                wanted = f"be {low:g} to {high:g}"
             else:
-                wanted = f"be at least {least:g}" if least else "not be negative"
+                wanted = f"be at least {low:g}" if low else "not be negative"
             raise SettingError(self.name, f"must {wanted}, got {shown}")
         if setting.above is not None and value <= setting.above:
             raise SettingError(self.name, f"must be above {setting.above:g}, got {shown}")
 
 
 def declared(record: type) -> dict[str, Declared]:
-    """Return the settings that a dataclass declares, by name; fields that are not annotated with a `Setting` are none.
+    """Return the settings that a dataclass declares, by name; fields without a `Setting` are left out.
 
     Raises:
-        ConfigError: a setting has a type for which there is no option.
+        ConfigError: a setting has a type that no option of the command line can have.
     """
     hints = get_type_hints(record, include_extras=True)
     found = {}
@@ -187,7 +187,7 @@ def check(record: Any) -> None:
     """Check all settings of a record.
 
     Raises:
-        SettingError: one has the wrong type, or is out of range.
+        SettingError: a setting has the wrong type, or is out of range.
     """
     for name, one in declared(type(record)).items():
         one.check(getattr(record, name))

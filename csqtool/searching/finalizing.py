@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def finalized_model(session: Session, metric_float: float | None) -> QuantizedModel:
-    """Turn the network of a finished search into a finalized model.
+    """Turn the network of a finished search into a finalized model, and evaluate it.
 
-    All gates become unit steps, biases are snapped to the integer grid of their layer where its input is
-    quantized, and the network that results, which is what every export is compared with, is evaluated.
+    All gates become unit steps, and biases are rounded to the integer grid of their layer if its input is
+    quantized. The result is the reference that every export is compared with.
 
     Args:
         session: a finished search.
-        metric_float: the float model's metric, for the record.
+        metric_float: the float model's metric, which is recorded in the result.
     """
     session.network.harden()
     model = session.network.quantized(session.method.integers(), session.info())

@@ -1,4 +1,4 @@
-"""What the methods with latent weights and fixed bits share."""
+"""The base of methods with latent weights and fixed bits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from csqtool.searching.method import BaseMethod
 
 
 class FixedBits(BaseMethod[LatentWeight]):
-    """Trains latent weights that are rounded to given planes; `kind` says how."""
+    """Trains latent weights that are rounded to given planes; `kind` is the class of the latent weights."""
 
     kind: ClassVar[type[LatentWeight]]
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> LatentWeight:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> LatentWeight:
         """Return the latent weight."""
-        return self.kind(weight.parameter, planes, planes=self.config.planes)
+        return self.kind(weight.parameter, exponents, n_planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return a group for the latent weights, which decay as float weights do."""
+        """Return a group for the latent weights, with the weight decay of float weights."""
         latents = [latent.latent for latent in self.sources.values()]
         return [{"params": latents, "lr": self.config.learning_rate, "weight_decay": self.config.weight_decay}]

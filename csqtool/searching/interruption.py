@@ -14,10 +14,10 @@ SAME_SIGNAL_SECONDS = 2.0
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether to stop: after Ctrl-C, or SIGTERM as schedulers send it.
+    """Yield a function that returns whether to stop: after Ctrl-C, or after SIGTERM, which schedulers send.
 
-    A second signal interrupts at once, but not within two seconds: launchers of several processes pass on what
-    the terminal has sent already.
+    A second signal raises KeyboardInterrupt at once, unless it comes within two seconds: launchers of several
+    processes forward signals that the terminal has already sent.
     """
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What a search writes while it runs: lines of its log, and TensorBoard events."""
+"""Records that a search writes while it runs: lines of its log, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from csqtool.searching.tensorboard import Events, check_available
 
 
 class Journal:
-    """Writes entries into a run directory.
+    """Writes log entries into a run directory.
 
     Args:
         directory: the run directory.
-        writes: this process is the one that writes.
+        writes: whether this process writes; of several processes only the first one does.
         tensorboard: also write events.
 
     Raises:
-        ConfigError: TensorBoard is asked for and not installed.
+        ConfigError: TensorBoard is requested but not installed.
     """
 
     def __init__(self, directory: RunDirectory, *, writes: bool, tensorboard: bool) -> None:

@@ -1,7 +1,8 @@
-"""The training loop: one phase (float training, search, finetuning) of epochs, exact to resume at any step.
+"""The training loop of one stage (float training, search, finetuning), which can stop and resume at any step.
 
-Everything random in a step is a function of (seed, phase, epoch, batch); checkpoints carry torch's state as well;
-learning rate and what a method schedules are functions of the step. So a run that stops and resumes is the same run.
+All random numbers of a step are a function of (seed, stage, epoch, batch), and checkpoints hold torch's random state.
+The learning rate and a method's schedules are functions of the step. So a run that resumes gives the same result as
+one that never stopped.
 """
 
 from __future__ import annotations
@@ -30,32 +31,32 @@ from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
 
-# Values of a parameter from which its gradient is used and freed as soon as it is there: the gradients of all gates of
-# a large net would take as much memory as the gates.
+# Parameters with at least this many values take their optimizer step as soon as their gradient is computed, and the
+# gradient is freed: together, the gradients of a large net's gates would take as much memory as the gates.
 EARLY_FROM = 1 << 20
 
 
 @dataclass
 class Position:
-    """Where a phase stands: `batch` batches of epoch `epoch` are done, and their summed loss."""
+    """How far a stage is: `batch` batches of epoch `epoch` are done, with their summed loss."""
 
     epoch: int = 0
     batch: int = 0
     loss_sum: float = 0.0
 
 
-class Phase:
-    """One training phase over a net.
+class StageTraining:
+    """The training of one stage.
 
     Args:
         name: ``float``, ``search``, ``train`` or ``finetune``.
-        epochs: its length, may be broken; the learning rate is annealed to zero over it.
-        net: what is trained.
-        method: trains the quantized weights, None in float training.
+        epochs: its length, which may be a fraction; the learning rate is annealed to zero over it.
+        net: the network to train.
+        method: trains the quantized weights; None in float training.
         config: the search's settings.
         data: training and test sets.
-        processes: who else trains it.
-        teacher: the float model, when it teaches.
+        processes: the processes that train together.
+        teacher: the float model, for distillation.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Phase:
         self.config = config
         self.data = data
         self.position = Position()
-        self.measured: dict[str, float] = {}  # behind the last epoch, to be shown with every step
+        self.measured: dict[str, float] = {}  # after the last epoch, shown with every step
         self.training_batches = training_batches(data, batch_size=config.batch_size, seed=config.seed)
         self.batches = self.training_batches.count
         self.steps = max(1, round(epochs * self.batches)) if epochs else 0
@@ -90,19 +91,19 @@ class Phase:
 
     @property
     def device(self) -> torch.device:
-        """Where the net lives."""
+        """The device that the net is on."""
         return self.processes.device
 
     @property
     def epochs(self) -> int:
-        """How many epochs it takes, the last one whole or not."""
+        """The number of epochs, rounded up."""
         return math.ceil(self.steps / self.batches)
 
     def _choose_kernels(self) -> None:
         parameters = sum(p.numel() for p in self.net.parameters()) if self.method else 0
         values = 0
         if self.net.quantizers and self.steps:
-            x, _ = next(batches_of(self.data.train, most=1))
+            x, _ = next(batches_of(self.data.train, max_samples=1))
             values = self.training_batches.samples * self.net.quantized_values(x.to(self.device))
         Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
 
@@ -116,13 +117,13 @@ class Phase:
         """Train to the end.
 
         Args:
-            progress: told about every step.
-            after_epoch: called with (epoch, mean loss) behind every epoch, `position` already moved on.
-            stop: asked after every step; True ends the run where it stands.
-            save: called within an epoch, every so many minutes.
+            progress: is informed of every step.
+            after_epoch: called with (epoch, mean loss) after every epoch; `position` is then the next epoch's.
+            stop: called after every step; True stops the training.
+            save: called within an epoch, every `checkpoint_minutes`.
 
         Returns:
-            True if the phase is finished, False if it was stopped.
+            True if the stage is finished, False if it was stopped.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -143,7 +144,7 @@ class Phase:
                     where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
                     raise TrainingError(
                         f"the loss became {loss} in {where}: "
-                        "lower the learning rates or check the data; what was saved before is kept"
+                        "lower the learning rates or check the data; earlier checkpoints are kept"
                     )
                 self.position.batch += 1
                 self.position.loss_sum += loss
@@ -166,18 +167,18 @@ class Phase:
         return True
 
     def _annealing(self, epochs_done: float) -> float:
-        """Return the share of the learning rate: a linear warm-up under a cosine that falls to zero."""
+        """Return the factor of the learning rate: a linear warm-up, times a cosine that falls to zero."""
         warmup = self.config.warmup_epochs
         rising = min(1.0, (epochs_done + 1 / self.batches) / warmup) if warmup else 1.0
         return rising * 0.5 * (1 + math.cos(math.pi * epochs_done * self.batches / self.steps))
 
     def _step(self, whole: Batch, epoch: int, batch: int) -> float:
-        """Take a step on a batch, which every process has whole, and return its loss."""
+        """Take a step on a batch and return its loss; every process is given the whole batch."""
         seed = hash_seed(self.config.seed, self.name, epoch, batch)
         inputs, targets = whole
         mine, weight = self.processes.share(targets)
         inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
-        seed_all(hash_seed(seed, self.processes.index))  # for dropout and the like, which differ between processes
+        seed_all(hash_seed(seed, self.processes.index))  # for dropout and so on, which differ between processes
         inputs = laid_out(inputs, channels_last=bool(self.config.channels_last))
         annealing = self._annealing(epoch + batch / self.batches)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
@@ -200,7 +201,7 @@ class Phase:
         penalty = sum(extra for extra in extras if extra is not None)
         value = float(self.processes.added_up(weight * loss.detach()))
         if not math.isfinite(value):
-            return value  # nothing is trained with it
+            return value  # the step is not taken
         with self._early_steps():
             torch.autograd.backward(weight * loss + penalty / self.processes.count)
         self.processes.add_up_gradients(self._parameters)
@@ -213,10 +214,10 @@ class Phase:
 
     @contextmanager
     def _early_steps(self) -> Iterator[None]:
-        """Let parameters take their step within the backward pass, once a large one's gradient is there.
+        """Let large parameters take their step within the backward pass, once their gradient is computed.
 
-        A gradient that is there is whole, and nothing in the rest of the pass reads the parameter again: the step is
-        the one that it would take afterwards. Several processes need all gradients at once, to exchange them.
+        By then the gradient is complete, and the rest of the pass does not read the parameter: the step is the same as
+        after the pass. Several processes first exchange all gradients, and take no early steps.
         """
 
         def step(_parameter: Tensor) -> None:
@@ -233,7 +234,7 @@ class Phase:
                 handle.remove()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of this phase."""
+        """Return the part of a checkpoint that describes this stage."""
         position = self.position
         return {
             "phase": self.name,
@@ -253,11 +254,11 @@ class Phase:
 
 
 def compute_small_weights(net: nn.Module) -> None:
-    """Compute the small parametrized weights before the net does, for `parametrize.cached` to hand them out.
+    """Compute the small parametrized weights before the net runs; `parametrize.cached` then returns them.
 
-    One behind the other they take less time than between layers, whose data leaves no cache warm. The backward pass
-    follows: what was computed first has its gradient computed last, and one behind the other. Large weights stay
-    where they are: their gradients are to be used and freed one by one.
+    Computed consecutively they take less time than between layers, whose data evicts them from the caches. The
+    same holds for the backward pass, which computes their gradients consecutively at its end. Large weights are
+    computed in their layers, so that their gradients can be used and freed one by one.
     """
     for module in net.modules():
         for name, sources in getattr(module, "parametrizations", {}).items():
@@ -266,7 +267,7 @@ def compute_small_weights(net: nn.Module) -> None:
 
 
 def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchConfig) -> list[dict[str, Any]]:
-    """Return optimizer groups: the method's own, decayed weights, undecayed rest, activation scales."""
+    """Return optimizer groups: the method's own, decayed weights, other parameters, activation scales."""
     groups = method.parameter_groups() if method else []
     own = {id(p) for group in groups for p in group["params"]}
     norms = {id(p) for m in net.modules() if isinstance(m, nn.modules.batchnorm._NormBase | nn.LayerNorm)
@@ -286,7 +287,7 @@ def parameter_groups(net: QuantizedNet, method: Method | None, config: SearchCon
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: SearchConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a configuration; its update is one fused pass over each parameter."""
+    """Return the optimizer that a configuration names; it updates each parameter in one fused pass."""
     if config.optimizer == "adamw":
         for group in groups:
             group.pop("momentum", None)
@@ -300,9 +301,14 @@ DISTILLATION_TEMPERATURE = 4.0
 
 
 def distillation(outputs: Tensor, taught: Tensor, *, labels: bool) -> Tensor:
-    """Return what the float model's outputs teach (Hinton et al. 2015: T²·KL of the softened classes), a scalar.
+    """Return the distillation loss, a scalar (Hinton et al. 2015: T²·KL of the softened class probabilities).
 
     Without class labels it is the mean squared difference.
+
+    Args:
+        outputs: the network's, [B, …].
+        taught: the float model's, the same shape.
+        labels: whether outputs are scores of classes.
     """
     if not labels:
         return mse_loss(outputs, taught)

@@ -20,11 +20,11 @@ class Lsq(FixedBits):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return groups for the latent weights and the step sizes."""
         steps = [latent.scale for latent in self._steps()]
-        # As with activations: a step size is orders of magnitude smaller than a weight.
+        # As with activation quantizers: a step size is orders of magnitude smaller than a weight.
         rate = 0.1 * self.config.learning_rate
         return [*super().parameter_groups(), {"params": steps, "lr": rate, "weight_decay": 0.0}]
 
     def after_step(self) -> None:
-        """Hold the step sizes near what they were, and above zero."""
+        """Limit the change of the step sizes, and keep them above zero."""
         for latent in self._steps():
             latent.hold_step_size()

@@ -1,4 +1,4 @@
-"""What a search method is, what it is made from, and the base that leaves a method of one's own thirty lines."""
+"""The protocol of a search method, what it is constructed with, and a base class for methods."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from csqtool.searching.options import Options as NoOptions
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is made from.
+    """What a method is constructed with.
 
     Attributes:
-        weights: the weights to train; the method puts its own source in the place of each.
+        weights: the weights to train; the method replaces each by a parametrization of its own.
         model: the model that they are in.
         config: the general settings.
-        options: the method's own, an instance of its `Options`.
-        budget: what the scheme may cost.
-        scheme: the planes to begin with, by parameter name.
+        options: the method's own options, an instance of its `Options`.
+        budget: the limit on the scheme's cost.
+        scheme: the initial planes, by parameter name.
     """
 
     weights: Sequence[Weight]
@@ -41,17 +41,16 @@ class MethodContext:
 class Method(Protocol):
     """A way to train quantized weights. Register the class under the entry point group ``csqtool.methods``.
 
-    Training makes it with ``Method(context)``, which replaces the weights in place, and then calls `at_epoch` before
-    every epoch; for every step `at_step`, `regularization`, a backward pass, an optimizer step and `after_step`; in
-    the end `finish`. A method that searches moves its scheme within the budget; the others keep the one they are
-    given, and serve for finetuning as well.
+    ``Method(context)`` replaces the weights in place. Training then calls `at_epoch` before every epoch; in every step
+    `at_step`, `regularization` and, after the optimizer's step, `after_step`; and `finish` at the end. A method that
+    searches changes its scheme to meet the budget. The others keep the given scheme, and can be used for finetuning.
 
-    `BaseMethod` has everything but what is trained and how.
+    `BaseMethod` implements all of it but which parameters are trained, and how. docs/architecture.md has an example.
 
     Attributes:
         description: one line for ``csqtool methods``.
-        searches: the method finds how many planes each layer keeps.
-        softens: what is trained differs from the quantized weights, so that `set_hard` changes something.
+        searches: whether the method finds how many planes each layer keeps.
+        softens: whether the weights differ from the quantized ones during training, so that `set_hard` has an effect.
         Options: a frozen dataclass of the method's own options, its fields annotated with a
             `csqtool.searching.declarations.Setting`. They become options of ``csqtool search`` and keys in pipelines.
     """
@@ -68,25 +67,25 @@ class Method(Protocol):
         ...
 
     def at_epoch(self, share: float) -> None:
-        """Set what changes from epoch to epoch, such as a temperature.
+        """Update what changes from epoch to epoch, such as a temperature.
 
-        Called again with the same share when a run resumes, and must then change nothing.
+        When a run resumes, this is called again with the same share, and must then change nothing.
 
         Args:
-            share: how much of the stage is done, from 0 before the first epoch to 1 before the last.
+            share: the share of the stage that is done, from 0 before the first epoch to 1 before the last.
         """
         ...
 
     def at_step(self, share: float) -> None:
-        """Set what changes from step to step, likewise.
+        """Update what changes from step to step; the same rule holds.
 
         Args:
-            share: how much of the stage is done, from 0 before the first step to 1 before the last.
+            share: the share of the stage that is done, from 0 before the first step to 1 before the last.
         """
         ...
 
     def regularization(self) -> Tensor | None:
-        """Return what is added to the task's loss, a scalar."""
+        """Return a scalar that is added to the task's loss, or None."""
         ...
 
     def after_step(self) -> None:
@@ -98,15 +97,15 @@ class Method(Protocol):
         ...
 
     def set_hard(self, hard: bool) -> None:
-        """Let the weights be the quantized ones (True) or those that are trained (False)."""
+        """Make the forward pass use the quantized weights (True) or the soft ones that are trained (False)."""
         ...
 
     def status(self) -> dict[str, float]:
-        """Return what progress shows beside the loss, such as ``beta``."""
+        """Return figures that progress shows beside the loss, such as ``beta``."""
         ...
 
     def scheme(self) -> dict[str, tuple[int, ...]]:
-        """Return the planes each layer keeps now, by parameter name."""
+        """Return the planes that each layer keeps now, by parameter name."""
         ...
 
     def integers(self) -> dict[str, LayerIntegers]:
@@ -115,11 +114,11 @@ class Method(Protocol):
 
 
 class PlaneSource(Protocol):
-    """A `csqtool.nn.weights.WeightSource` of a weight that is made of bit planes."""
+    """A `csqtool.nn.weights.WeightSource` whose weight consists of bit planes."""
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The planes kept now, ascending."""
+        """The planes that are kept now, ascending."""
         ...
 
     def integers(self) -> LayerIntegers:
@@ -131,13 +130,13 @@ S = TypeVar("S", bound=PlaneSource)
 
 
 class BaseMethod(ABC, Generic[S]):
-    """A method that trains a source for each weight. Subclasses say which source, and which parameters are trained.
+    """A method that trains a source for each weight. Subclasses define the source and its optimizer groups.
 
-    What else a `Method` may do does nothing here.
+    The other members of `Method` do nothing unless a subclass overrides them.
 
     Attributes:
         config, options, budget: as in the `MethodContext`.
-        sources: what yields each weight, by parameter name.
+        sources: the source of each weight, by parameter name.
     """
 
     description: ClassVar[str]
@@ -156,8 +155,8 @@ class BaseMethod(ABC, Generic[S]):
             self.sources[weight.name] = source
 
     @abstractmethod
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> S:
-        """Return what yields a weight, a `csqtool.nn.weights.WeightSource` that begins with these planes."""
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> S:
+        """Return the source of a weight, a `csqtool.nn.weights.WeightSource` that begins with these planes."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -170,24 +169,24 @@ class BaseMethod(ABC, Generic[S]):
         """Do nothing before a step."""
 
     def regularization(self) -> Tensor | None:
-        """Return None: the task's loss is all."""
+        """Return None: nothing is added to the task's loss."""
         return None
 
     def after_step(self) -> None:
         """Do nothing: there is no constraint."""
 
     def finish(self) -> None:
-        """Do nothing: training ends complete."""
+        """Do nothing: the weights are complete when training ends."""
 
     def set_hard(self, hard: bool) -> None:
-        """Do nothing: the weights are the quantized ones throughout."""
+        """Do nothing: training uses the quantized weights throughout."""
 
     def status(self) -> dict[str, float]:
-        """Return nothing of its own."""
+        """Return no figures."""
         return {}
 
     def scheme(self) -> dict[str, tuple[int, ...]]:
-        """Return the planes each layer keeps now."""
+        """Return the planes that each layer keeps now."""
         return {name: source.kept for name, source in self.sources.items()}
 
     def integers(self) -> dict[str, LayerIntegers]:

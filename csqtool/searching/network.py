@@ -26,7 +26,7 @@ Integers = Mapping[str, LayerIntegers]
 
 
 class Network:
-    """What a search trains.
+    """The network that a search trains.
 
     Args:
         model: the user's module; it is changed.
@@ -37,11 +37,11 @@ class Network:
         model: the user's module.
         net: the module with its activation quantizers.
         weights: the parameters that are quantized.
-        placement: where the quantizers are.
+        placement: where the activation quantizers are.
         folded: names of tensors that another parametrization computed, such as weight norm, and that are plain now.
         unused: weights of layers that the forward pass does not compute, which stay in float.
         inputs: names, shapes and types of the model's inputs.
-        method: what trains the weights, once it is in place; None before.
+        method: trains the weights; None while they are plain parameters.
 
     Raises:
         ModelError: the model fails on the sample, or has nothing to quantize.
@@ -71,7 +71,7 @@ class Network:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The weights as plain parameters, where no method is in place."""
+        """The weights, while they are plain parameters."""
         return {weight.name: weight.parameter for weight in self.weights}
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class Network:
         return {weight.name: getattr(*weight.places[0]).detach().clone() for weight in self.weights}
 
     def make_plain(self) -> None:
-        """Put the quantized weights, as plain parameters, in the place of the method."""
+        """Replace the method by its quantized weights, as plain parameters."""
         assert self.method is not None
         self.method.set_hard(True)
         values = self.weight_values()
@@ -89,16 +89,16 @@ class Network:
         self.weights = quantizable_weights(self.model, self._used, self._exclude)
 
     def harden(self) -> None:
-        """Let the weights be the quantized ones, for evaluation."""
+        """Switch to the quantized weights, for evaluation."""
         assert self.method is not None
         self.method.set_hard(True)
         self.net.eval()
 
     def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> list[str]:
-        """Choose scales and zero points of the activation quantizers, and return those that saw nothing but zeros.
+        """Choose scales and zero points of the activation quantizers; return the names of those that saw only zeros.
 
         Args:
-            batches: returns inputs [B, …] to run; called only if there are quantizers.
+            batches: returns inputs [B, …] to calibrate with; called only if there are quantizers.
         """
         if not self.net.quantizers:
             return []

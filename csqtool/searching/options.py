@@ -1,6 +1,7 @@
-"""The options that each method has of its own, and which methods there are.
+"""The methods, and each method's own options.
 
-Those of csqtool are declared here, without torch, so that the command line and pipeline files know them at once.
+Those of csqtool are declared here without torch, so that the command line and pipeline files know them without
+importing it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from csqtool.registry import Registry
 from csqtool.searching.declarations import Declared, Setting, check, declared
 
 METHODS = Registry("csqtool.methods", "method")
-# The methods that train a scheme on after a search, by what `finetune_with` calls them.
+# The methods that finetune after a search, by their names for `finetune_with`.
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
 
-Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", least=0)]
+Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", minimum=0)]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a method that has none; those of others derive from it."""
+    """Base class of methods' options, and the options of a method that has none."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -34,19 +35,19 @@ class GateOptions(Options):
     """Options of ``csq-uniform``, and of finetuning with bit gates."""
 
     gate_learning_rate: Annotated[
-        float, Setting("Learning rate of the bit gates m_p and m_n.", least=0, finetune=True)
+        float, Setting("Learning rate of the bit gates m_p and m_n.", minimum=0, finetune=True)
     ] = 3.0
     gate_weight_decay: Annotated[
-        float, Setting("Weight decay of gates, masks and their scales.", least=0, finetune=True)
+        float, Setting("Weight decay of gates, masks and their scales.", minimum=0, finetune=True)
     ] = 0.0
     gate_init: Annotated[float, Setting("Bit gates start at ± this.", above=0, finetune=True)] = 1.0
-    beta_max: Annotated[float, Setting("Gate temperature β at the end.", least=1, finetune=True)] = 200.0
+    beta_max: Annotated[float, Setting("Gate temperature β at the end.", minimum=1, finetune=True)] = 200.0
     beta_schedule: Annotated[
         Literal["epoch", "step"], Setting("β rises before every epoch, or every step.", finetune=True)
     ] = "epoch"
     keep_norms: Annotated[
         bool,
-        Setting("A layer's scale makes up for what a rise of β between epochs does to its norm.", finetune=True),
+        Setting("Scales keep each layer's norm when β rises between epochs.", finetune=True),
     ] = True
 
 
@@ -54,17 +55,18 @@ class GateOptions(Options):
 class CsqOptions(GateOptions):
     """Options of ``csq``."""
 
-    mask_learning_rate: Annotated[float, Setting("Learning rate of the mask gates m_B.", least=0)] = 0.1
+    mask_learning_rate: Annotated[float, Setting("Learning rate of the mask gates m_B.", minimum=0)] = 0.1
     mask_momentum: Annotated[
-        float, Setting("Momentum of the mask gates; without any they follow the budget and do not overshoot.", least=0)
+        float,
+        Setting("Momentum of the mask gates; without any they follow the budget and do not overshoot.", minimum=0),
     ] = 0.0
-    mask_init: Annotated[float, Setting("The mask gate of plane b starts at (b + 1) times this.", least=0)] = 0.05
+    mask_init: Annotated[float, Setting("The mask gate of plane b starts at (b + 1) times this.", minimum=0)] = 0.05
     init: Annotated[
         Literal["csq", "paper"], Setting("Gates start from the weights (csq), or as in the authors' code (paper).")
     ] = "csq"
     strength: Strength = 0.01
     element_pressure: Annotated[
-        bool, Setting("λ presses on a plane in proportion to the weights it costs, not on all planes alike.")
+        bool, Setting("λ weights a plane by the weights of its layer, instead of all planes equally.")
     ] = True
 
 
@@ -77,11 +79,11 @@ class BsqOptions(Options):
 
 @dataclass(frozen=True)
 class MethodKind:
-    """What must be known of a method before torch is imported.
+    """The facts about a method that are needed before torch is imported.
 
     Attributes:
-        options: the record of its options.
-        searches: it finds how many planes each layer keeps.
+        options: the class of its options.
+        searches: whether it finds how many planes each layer keeps.
     """
 
     options: type[Options]
@@ -99,7 +101,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
 
 
 def method_kind(name: str) -> MethodKind:
-    """Return what is known of a method; one of another package is imported.
+    """Return the facts about a method; a method of another package is imported for them.
 
     Raises:
         ConfigError: no such method is installed, or it cannot be imported.
@@ -120,7 +122,7 @@ def method_kind(name: str) -> MethodKind:
 
 
 def method_kinds() -> dict[str, MethodKind]:
-    """Return all methods; those of other packages are imported.
+    """Return the facts about all methods; those of other packages are imported for them.
 
     Raises:
         ConfigError: one of another package cannot be imported.
@@ -130,7 +132,7 @@ def method_kinds() -> dict[str, MethodKind]:
 
 
 def option_owners() -> dict[str, dict[str, Declared]]:
-    """Return all options, each with the methods that have it and how they declare it."""
+    """Return all options by name, each with the methods that have it and their declarations."""
     owners: dict[str, dict[str, Declared]] = {}
     for method, kind in method_kinds().items():
         for name, one in declared(kind.options).items():
@@ -139,5 +141,5 @@ def option_owners() -> dict[str, dict[str, Declared]]:
 
 
 def as_options(record: type[Options], values: Mapping[str, Any]) -> Options:
-    """Return the record of a method's options, taken from values by name; others of these are left out."""
+    """Return the record of a method's options from values by name; values of other names are ignored."""
     return record(**{field.name: values[field.name] for field in dataclasses.fields(record) if field.name in values})

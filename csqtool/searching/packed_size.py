@@ -1,4 +1,4 @@
-"""What a model takes in the packed file: the parts that no plane changes, and each layer at given planes."""
+"""Sizes in the packed file: each layer at given planes, and the parts that do not depend on planes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from csqtool.integers import reduced
 from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.scheme import integers_at
 
-# What a layer's integers, and its numbers in the metadata, may grow by in training.
+# Bytes by which a layer's integers, and its numbers in the metadata, may grow in training.
 SLACK = 32
 
 
 class PackedSizes:
-    """Bytes that layers take in the packed file, in its smallest encoding, when rounded to given planes.
+    """Bytes of layers in the packed file, in its smallest encoding, when they are rounded to given planes.
 
-    They rest on the entropy of the rounded weights, and so on the weights, which training changes.
+    They depend on the entropy of the rounded weights, which training changes.
 
     Args:
         weights: the layers' weights, by name.
@@ -30,11 +30,11 @@ class PackedSizes:
         self._weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self._measured: dict[tuple[str, tuple[int, ...]], int] = {}
 
-    def __call__(self, name: str, planes: tuple[int, ...]) -> int:
-        """Return the bytes of a layer at these planes; only their distances matter."""
-        key = name, tuple(b - planes[0] for b in planes)
+    def __call__(self, name: str, exponents: tuple[int, ...]) -> int:
+        """Return the bytes of a layer at these planes; only the distances between them matter."""
+        key = name, tuple(b - exponents[0] for b in exponents)
         if key not in self._measured:
-            q, scale = integers_at(self._weights[name], planes)
+            q, scale = integers_at(self._weights[name], exponents)
             integers, _ = reduced(q.cpu().numpy().astype(np.int64), np.float32(scale.cpu().numpy()))
             self._measured[key] = csq.integer_bytes(integers)
         return self._measured[key]
@@ -46,18 +46,18 @@ def packed_bytes(model: QuantizedModel) -> int:
 
 
 def fixed_bytes(model: QuantizedModel) -> int:
-    """Return what the packed file of a model takes besides the layers' integers."""
+    """Return the bytes of a model's packed file without the layers' integers."""
     return packed_bytes(model) - sum(csq.integer_bytes(layer.q) for layer in model.layers)
 
 
 def as_trained(model: QuantizedModel, *, aliases: Collection[str]) -> QuantizedModel:
-    """Return an untrained model with tensors that pack as trained ones do.
+    """Return an untrained model whose tensors take as many bytes as trained ones.
 
     Args:
         model: the untrained model.
-        aliases: tensors that are another name of a layer's weight, and will not be stored.
+        aliases: tensors that are another name of a layer's weight; they are left out, as they are not stored.
     """
-    # Fresh BatchNorm is ones and zeros, which the packed file stores in half the bytes that trained values take.
+    # An untrained BatchNorm holds ones and zeros, which the packed file stores in half the bytes of trained values.
     tensors = {name: np.full_like(tensor, 1 / 3) if tensor.dtype == np.float32 else tensor
                for name, tensor in model.tensors.items() if name not in aliases}  # fmt: skip
     return dataclasses.replace(model, tensors=tensors)

@@ -1,4 +1,4 @@
-"""Where defaults come from: the recipes, and what another optimizer changes."""
+"""Defaults of the recipes, and of the AdamW optimizer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    # CSQ, section IV-A for ResNet-20, and what the authors' code does where the paper is silent. VGG19-BN takes 300
-    # epochs; ImageNet 200 and 100 of finetuning, a warm-up of 5 and a weight decay of 1e-4.
+    # CSQ, section IV-A for ResNet-20; values that the paper does not give are those of the authors' code. VGG19-BN
+    # takes 300 epochs; ImageNet 200, 100 more of finetuning, a warm-up of 5 and a weight decay of 1e-4.
     "paper": {
         "epochs": 600,
         "finetune_epochs": 0,
@@ -32,11 +32,11 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "repair": False,
     },
 }
-# Adam's steps do not grow with the gradient, so its rates are of another kind.
+# The size of Adam's steps does not depend on the gradient's, so it needs other learning rates.
 ADAMW_RATES = {"learning_rate": 1e-3, "gate_learning_rate": 0.1, "mask_learning_rate": 0.01}
 
 
 def recipe_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the recipe and the optimizer which are given set, whether a method uses them or not."""
+    """Return the defaults of the given recipe and optimizer, whether the method uses them or not."""
     rates = ADAMW_RATES if given.get("optimizer") == "adamw" else {}
     return {**RECIPES[given.get("recipe", "default")], **rates}

@@ -1,4 +1,4 @@
-"""What a finalized model records of the search that it comes from."""
+"""The description of a search that its finalized model contains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csqtool.searching.config import SearchConfig
 
 
 def recorded_info(config: SearchConfig, data: DataSource, inputs: Sequence[Input]) -> ModelInfo:
-    """Return the record; a module or data that were given as objects leave no name in it."""
+    """Return the description; it names no factory or source if the module or data were given as objects."""
     return ModelInfo.of(
         model=None if config.model is None else ModelFactory(config.model, dict(config.model_args)),
         data=msgspec.convert({"source": data.source, **data.facts()}, DataInfo),
@@ -31,5 +31,5 @@ def recorded_info(config: SearchConfig, data: DataSource, inputs: Sequence[Input
 
 
 def with_stand_in_metrics(info: ModelInfo, data: DataSource) -> ModelInfo:
-    """Return the record with metrics as long as measured ones: the size of the file is wanted before."""
+    """Return the description with placeholder metrics, as long as measured ones, to compute the file's size."""
     return info.replace(metrics=Metrics(data.task.metric_name, math.pi / 4, math.e / 3, len(data.test)))

@@ -1,4 +1,4 @@
-"""The documents of a run directory as typed records: what a search decided, measured and ended with."""
+"""The documents of a run directory as typed records: scheme, summary, log and start."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import msgspec
 from csqtool.documents import Count
 from csqtool.quantized_model import LayerIntegers, twos_complement_bits
 
-# Bounded, so that differences of two cannot overflow.
+# Bounded, so that the difference of two numbers cannot overflow.
 Measured = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | Measured
 Mask = Annotated[str, msgspec.Meta(pattern="^[01]+$", max_length=64)]  # a search has eight planes a layer at most
 
 
 class Stage(StrEnum):
-    """A part of a search, as ``log.jsonl`` and checkpoints name it."""
+    """A stage of a search, by its name in ``log.jsonl`` and checkpoints."""
 
     FLOAT = "float"  # float training; its result is the baseline
     SEARCH = "search"  # weights and planes are trained within the budget
     SETTLE = "settle"  # the scheme is fixed: holes are closed, planes dropped or added until the budget is met
-    FINETUNE = "finetune"  # the weights are trained on, with the scheme fixed
+    FINETUNE = "finetune"  # the weights are trained further, with the scheme fixed
     TRAIN = "train"  # methods of fixed bits: the planes are given and the weights are trained
-    SHRINK = "shrink"  # planes of trained weights are dropped, where the packed file exceeds its target size
+    SHRINK = "shrink"  # planes of trained weights are dropped, because the packed file exceeds its target size
 
 
 class SchemeEntry(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class SchemeEntry(msgspec.Struct, frozen=True):
 
 
 def scheme_of(integers: Mapping[str, LayerIntegers]) -> list[SchemeEntry]:
-    """Return the scheme that a network's integers have, a layer each."""
+    """Return the scheme of a network's integers, an entry for each layer."""
     return [
         SchemeEntry(name, found.mask.count("1"), found.mask, twos_complement_bits(found.q), found.q.size)
         for name, found in integers.items()
@@ -61,20 +61,20 @@ def average(scheme: Sequence[SchemeEntry], what: str) -> float:
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """``summary.json``: what a finished search ended with.
+    """``summary.json``: the result of a finished search.
 
     Attributes:
         method: the search method.
-        target_bits, target_size: the budget as it was given; one of them is None.
-        budget_unit: what is counted, see `csqtool.searching.budget.Budget`.
+        target_bits, target_size: the given target; one of them is None.
+        budget_unit: the unit of cost, see `csqtool.searching.budget.Budget`.
         budget: the limit, in that unit.
-        cost: what the result costs, in that unit.
+        cost: the cost of the result, in that unit.
         average_precision, average_bit_width: averaged over weight elements.
         act_bits: bits of the activations that feed weights; None for float.
-        metric_name: what the metrics are.
-        metric_float: of the float model; None where it was not measured.
-        metric_soft, metric_hard: before and after the gates became unit steps.
-        metric: of the result.
+        metric_name: the name of the task's metric.
+        metric_float: the float model's metric; None if it was not measured.
+        metric_soft, metric_hard: the metric before and after the gates became unit steps.
+        metric: the metric of the result.
         seconds: time that this process spent on it.
     """
 
@@ -96,14 +96,14 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of ``log.jsonl``: an epoch, or a scheme that was fixed. What a method of its own adds is left out.
+    """One line of ``log.jsonl``: an epoch, or a scheme that was fixed. Figures of other packages' methods are ignored.
 
     Attributes:
         phase: the stage.
         epoch: its number, from 1.
         loss: mean training loss of the epoch.
-        metric: of the float model; other stages have the next two.
-        metric_soft, metric_hard: with gates as they are, and as unit steps.
+        metric: the float model's metric; other stages have the next two.
+        metric_soft, metric_hard: the metric with soft gates, and with gates as unit steps.
         average_precision: planes a weight.
         precision: planes of each layer.
         beta: gate temperature.
@@ -129,14 +129,14 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StartRecord(msgspec.Struct, frozen=True):
-    """``start.json`` of a finetuning run: the run it goes on from, and that run's float metric."""
+    """``start.json`` of a finetuning run: the run that it continues, and that run's float metric."""
 
     run: str
     metric_float: Measured | None
 
 
 class BegunFrom(msgspec.Struct, frozen=True):
-    """``begun-from.json`` of a search that a pipeline began.
+    """``begun-from.json`` of a pipeline's search: the inputs that it began with.
 
     Attributes:
         inputs: digest of the settings, the data and the weights.

@@ -1,4 +1,4 @@
-"""What a search gives: figures to look at, and a network to finalize."""
+"""The result of a search: its figures, and the network to finalize."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SearchResult:
     """A finished search.
 
     Attributes:
-        summary: what it ended with: metrics, cost, averages.
+        summary: metrics, cost and averages.
         scheme: each layer's planes and bit width.
-        log: what was logged, a line an epoch.
-        run: the run directory; None where none was kept.
+        log: an entry for each epoch.
+        run: the run directory; None if none was kept.
     """
 
     summary: Summary
@@ -38,7 +38,7 @@ class SearchResult:
 
     @property
     def metric_float(self) -> float | None:
-        """The same of the float model; None where it was not measured."""
+        """The same metric of the float model; None if it was not measured."""
         return self.summary.metric_float
 
     @property
@@ -57,15 +57,15 @@ class SearchResult:
         return {entry.name: entry.bit_width for entry in self.scheme}
 
     def finalize(self) -> QuantizedModel:
-        """Return the finalized model: signed integers, a scale and a bit width a layer.
+        """Return the finalized model: signed integers, a scale and a bit width for each layer.
 
-        All gates become unit steps, biases are snapped to the integer grid of their layer where its input is
-        quantized, and the network that results, which every export is compared with, is evaluated.
+        All gates become unit steps, and biases are rounded to the integer grid of their layer if its input is
+        quantized. The result is evaluated; it is the reference that every export is compared with.
         """
         from csqtool.searching.finalizing import finalized_model
 
         return finalized_model(self.session, self.summary.metric_float)
 
     def without_run(self) -> SearchResult:
-        """Return the same result with no run directory: the folder that held it is removed."""
+        """Return the same result without its run directory, whose folder is removed."""
         return replace(self, run=None)

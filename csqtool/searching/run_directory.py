@@ -1,4 +1,4 @@
-"""The run directory of a search: its files, what is in them, who may write, and how each is read."""
+"""The run directory of a search: its files and their contents, its lock, reading and writing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class RunDirectory:
     """A folder that records one search; nothing is read or written before a method is called.
 
     ====================== =====================================================================================
-    ``config.json``        the settings, complete; its presence says that a search was begun here
-    ``begun-from.json``    of a pipeline's search: what it was begun from
+    ``config.json``        all settings; if it exists, a search was begun here
+    ``begun-from.json``    of a pipeline's search: the inputs that it began with
     ``log.jsonl``          a line an epoch, and one where a scheme was fixed
-    ``checkpoints/``       the last state and the one before
-    ``float.safetensors``  the float model, where there is one
-    ``start.json``         of a finetuning run: where it comes from, with ``start.safetensors`` (its weights) and
-                           ``start-scheme.json`` (its planes)
+    ``checkpoints/``       the last state and the previous one
+    ``float.safetensors``  the float model, if there is one
+    ``start.json``         of a finetuning run: the run that it continues; with ``start.safetensors`` (weights) and
+                           ``start-scheme.json`` (planes)
     ``scheme.json``        each layer's planes and bit width
-    ``summary.json``       what the search ended with; written last, its presence says that the search is finished
-    ``tensorboard/``       events, if they were asked for
+    ``summary.json``       the result; written last, so if it exists, the search is finished
+    ``tensorboard/``       events, with ``--tensorboard``
     ====================== =====================================================================================
 
     Args:
@@ -68,28 +68,28 @@ class RunDirectory:
         """Whether the search here is finished."""
         return self.summary.is_file()
 
-    # --- who may write -----------------------------------------------------------------------------------
+    # --- locking -----------------------------------------------------------------------------------------
 
     def check_free(self, *, overwrite: bool) -> None:
         """Check that a new search may be recorded here.
 
         Raises:
-            InputError: the path is a file, or holds a search that `overwrite` does not give up.
+            InputError: the path is a file, or holds a search and `overwrite` is False.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self} is a file; name a folder for the run")
         if self.is_run and not overwrite:
             raise InputError(
-                f"{self} already holds a search; go on with --resume {self}, replace it with --overwrite, "
+                f"{self} already holds a search; continue it with --resume {self}, replace it with --overwrite, "
                 "or name another folder"
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out, until the block ends or this process does, however that comes.
+        """Lock the folder until the block ends, or the process does.
 
         Raises:
-            InputError: the folder cannot be made, or another process works in it.
+            InputError: the folder cannot be created, or another process has locked it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class RunDirectory:
             raise InputError(f"cannot write {self}: {error.strerror or error}") from error
 
     def clear(self) -> None:
-        """Remove the files of an earlier search, the summary and settings first, and make the folders."""
+        """Remove the files of an earlier search, summary and settings first, and create the folders."""
         leftover = self.path / "plots"  # written by versions before 0.1
         for old in (self.summary, self.config, self.begun_from, self.log, self.scheme, self.float_weights, self.start,
                     self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, leftover):  # fmt: skip
@@ -122,16 +122,16 @@ class RunDirectory:
         return SearchConfig.from_json(read_json(self.config), where=str(self.config))
 
     def read_summary(self) -> Summary:
-        """Return what the search ended with.
+        """Return the result of the search.
 
         Raises:
-            InputError: there is no search here, or it is not finished.
+            InputError: the folder holds no search, or one that is not finished.
             FormatError: the file is not a summary.
         """
         if not self.is_finished:
             if not self.is_run:
                 raise InputError(f"{self} holds no search (no {self.config.name})")
-            raise InputError(f"the search in {self} is not finished; go on with: csqtool search --resume {self}")
+            raise InputError(f"the search in {self} is not finished; continue with: csqtool search --resume {self}")
         return documents.read(Summary, self.summary)
 
     def read_scheme(self) -> list[SchemeEntry]:
@@ -152,7 +152,7 @@ class RunDirectory:
         return read_log(self.log) if self.log.is_file() else []
 
     def read_start(self) -> StartRecord | None:
-        """Return where a finetuning run comes from; None for any other run.
+        """Return the run that a finetuning run continues; None for any other run.
 
         Raises:
             FormatError: the file is damaged.
@@ -160,7 +160,7 @@ class RunDirectory:
         return documents.read(StartRecord, self.start) if self.start.is_file() else None
 
     def read_begun_from(self) -> BegunFrom | None:
-        """Return what a pipeline began this search from; None where that is not known: then it is begun anew."""
+        """Return the inputs that a pipeline's search began with; None if they are unknown."""
         try:
             return documents.read(BegunFrom, self.begun_from)
         except InputError:
@@ -169,19 +169,19 @@ class RunDirectory:
     # --- writing -----------------------------------------------------------------------------------------
 
     def write_config(self, config: SearchConfig) -> None:
-        """Write the settings: from here on the folder holds a search."""
+        """Write the settings; from then on the folder holds a search."""
         write_json(self.config, config.to_json())
 
     def write_begun_from(self, begun: BegunFrom) -> None:
-        """Write what a pipeline begins this search from: before the settings, after the old run is cleared."""
+        """Write the inputs that a pipeline begins this search with: after `clear` and before the settings."""
         write_json(self.begun_from, documents.plain(begun))
 
     def write_start_scheme(self, scheme: Sequence[SchemeEntry]) -> None:
-        """Write the planes that were given: the run needs no other file for them then."""
+        """Write the given planes, so that the run does not depend on the file that they come from."""
         write_json(self.start_scheme, documents.plain(scheme))
 
     def write_start(self, start: StartRecord, weights: bytes, scheme: Sequence[SchemeEntry]) -> None:
-        """Write what a finetuning run starts from: it needs nothing of the run that it comes from."""
+        """Write what a finetuning run starts from, so that it does not depend on the run that it continues."""
         write_bytes(self.start_weights, weights)
         self.write_start_scheme(scheme)
         write_json(self.start, documents.plain(start))
@@ -201,17 +201,17 @@ class RunDirectory:
 
     @property
     def log_bytes(self) -> int:
-        """Length of the log."""
+        """Length of the log, in bytes."""
         return self.log.stat().st_size if self.log.is_file() else 0
 
     def cut_log(self, size: int) -> None:
-        """Remove what was logged after a checkpoint, at which the log had `size` bytes: it is logged again."""
+        """Cut the log to the `size` bytes it had at a checkpoint: what follows will be logged again."""
         if self.log_bytes > size:
             with open(self.log, "r+b") as log:
                 log.truncate(size)
 
     def write_result(self, scheme: Sequence[SchemeEntry], summary: Summary) -> None:
-        """Write scheme and summary, in this order: with the summary the search is finished."""
+        """Write the scheme, then the summary, whose presence marks the search as finished."""
         write_json(self.scheme, documents.plain(scheme))
         write_json(self.summary, documents.plain(summary))
 
@@ -227,7 +227,7 @@ def read_scheme(path: Path) -> list[SchemeEntry]:
 
 
 def read_log(path: Path) -> list[LogEntry]:
-    """Return the entries of a ``log.jsonl``; a last line that was cut off is left out.
+    """Return the entries of a ``log.jsonl``; an incomplete last line is ignored.
 
     Raises:
         InputError: the file is missing.

@@ -1,4 +1,4 @@
-"""The verbs `search` and `finetune`: begin a run, go on with one, and read a finished one."""
+"""The verbs `search` and `finetune`: begin a run, resume it, finetune its result, and read a finished one."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def begin(
 
     Args:
         config: the settings.
-        run: the run directory; must not hold a run already, unless `overwrite`. None keeps none.
-        model: where the module comes from; None builds what the settings name.
-        data: training and test data; None loads what the settings name.
-        overwrite: remove a run that is there.
-        progress: told about every step.
-        begun_from: called when model and data are built; what it returns is kept in the run directory, so that a
-            pipeline knows later whether the search was begun from what it would begin it from.
+        run: the run directory; it must not hold a run, unless `overwrite` is True. None keeps none.
+        model: builds the module; None takes the factory in the settings.
+        data: training and test data; None loads the source in the settings.
+        overwrite: remove an earlier run in the directory.
+        progress: is informed of every step.
+        begun_from: called after model and data are built. Its result is kept in the run directory, so that a pipeline
+            can compare it later with the present inputs.
 
     Raises:
         InputError: model, data, weights, budget or folder cannot be used, or training diverged.
@@ -81,14 +81,14 @@ def resume(
     data: DataSource | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """Go on with an interrupted search from its last checkpoint; a finished one is returned as it is.
+    """Continue an interrupted search from its last checkpoint; a finished one is returned unchanged.
 
     Args:
         run: the run directory.
         given: settings that the search is expected to have.
-        model: where the module comes from; None builds what the settings name.
-        data: training and test data; None loads what the settings name.
-        progress: told about every step.
+        model: builds the module; None takes the factory in the settings.
+        data: training and test data; None loads the source in the settings.
+        progress: is informed of every step.
 
     Raises:
         InputError: `run` holds no search, or one with other settings.
@@ -97,7 +97,7 @@ def resume(
     directory = RunDirectory(run)
     config = directory.read_config()
     named = dict(given or {})
-    if config.model is None and "model" in named:  # it was begun with an object, which a name may stand in for
+    if config.model is None and "model" in named:  # it was begun with an object; a name may replace it
         model = ModelSource(named.pop("model"), named.pop("model_args", {}))
     if config.data is None and "data" in named:
         data = load_data(named.pop("data"), task=named.pop("task", config.task), near=directory.config)
@@ -111,7 +111,7 @@ def resume(
     with _alone(directory, processes):
         session = _session(directory, config, progress, model=model, data=data)
         state = load_checkpoint(directory.checkpoints, session.progress.line)
-        if state is None:  # it was stopped before the first one
+        if state is None:  # it was stopped before its first checkpoint
             if processes.first:
                 directory.log.unlink(missing_ok=True)
         else:
@@ -132,15 +132,15 @@ def train_on(
     progress: Progress | None = None,
     **changes: Any,
 ) -> SearchResult:
-    """Train the weights of a finished search on, with its scheme fixed, into a run directory of its own.
+    """Finetune the weights of a finished search, with its scheme fixed, in a new run directory.
 
     Args:
         run: the finished search.
-        output: the new run directory; None keeps none. It may be that of `run`, with `overwrite`.
-        model: where the module comes from; None takes the search's.
+        output: the new run directory; None keeps none. With `overwrite` it may be that of `run`.
+        model: builds the module; None takes the search's.
         data: training and test data; None takes the search's.
-        overwrite: remove a run that is there.
-        progress: told about every step.
+        overwrite: remove an earlier run in the directory.
+        progress: is informed of every step.
         changes: settings that differ from the search's: ``epochs``, ``finetune_with``, learning rates and so on.
 
     Raises:
@@ -205,7 +205,7 @@ def _session(
     model: ModelSource | None,
     data: DataSource | None,
 ) -> Session:
-    """Return a session that goes on in a run directory, from what is in it."""
+    """Return a session that continues the run in a directory."""
     start = Start.of_run(directory, config)
     return Session(config, directory, start, progress or Silent(), model=model, data=data, recorded=True)
 
@@ -223,7 +223,7 @@ def _to_end(session: Session, *, kept: bool) -> SearchResult:
 
 @contextmanager
 def _directory(run: Path | None) -> Iterator[RunDirectory]:
-    """Yield the run directory, or one that is removed in the end where none shall be kept."""
+    """Yield the run directory; without one, a temporary directory that is removed at the end."""
     with nullcontext(run) if run is not None else tempfile.TemporaryDirectory(prefix="csqtool-") as path:
         yield RunDirectory(path)
 
@@ -236,20 +236,20 @@ def _alone(directory: RunDirectory, processes: Processes) -> Iterator[None]:
 
 
 def _check_given(directory: RunDirectory, config: SearchConfig, given: Mapping[str, Any]) -> None:
-    """Compare settings that are repeated on resuming with those the search has.
+    """Compare settings that are given on resuming with those of the search.
 
     Raises:
         ConfigError: one differs.
     """
     config.check_used(given)
     recorded = config.to_json()
-    # What auto meant when the search began is recorded, and stays as it is.
+    # What auto was resolved to is recorded, and does not change.
     changed = {k: v for k, v in given.items() if recorded[k] != v and (k, v) != ("amp", "auto")}
     if changed:
         listed = ", ".join(f"{key} {_shown(recorded[key])}, not {_shown(value)}" for key, value in changed.items())
         raise ConfigError(
-            f"the search in {directory} was begun with {listed}: leave these out to go on with it, "
-            "or begin another in a folder of its own"
+            f"the search in {directory} was begun with {listed}: leave these out to continue it, "
+            "or begin another search in another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""From the planes that a search kept to a scheme that meets the budget exactly."""
+"""Changes the planes that a search found so that they meet the budget, by measured loss."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ from torch import Tensor, nn
 from csqtool.nn.levels import Levels
 from csqtool.searching.budget import Budget, Scheme
 
-# Returns the loss with one layer rounded to the given planes and the others as they are.
+# Returns the loss with one layer rounded to the given planes, the others unchanged.
 LossWith = Callable[[str, tuple[int, ...]], float]
-# A plane more divides the squared rounding error, and with it about the loss it costs, by four.
+# One more plane divides the squared rounding error, and so roughly the loss that it causes, by four.
 NEXT_PLANE_GAIN = 0.25
-LEAST_WIN = 1e-6  # of loss; a trade that wins less is rounding noise
+MIN_GAIN = 1e-6  # of loss; a smaller gain of a trade is rounding noise
 
 
-def close_holes(planes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return as many planes without holes: the integers span fewer bits, at the same precision."""
-    first = max(0, planes[-1] + 1 - len(planes))
-    return tuple(range(first, first + len(planes)))
+def close_holes(exponents: tuple[int, ...]) -> tuple[int, ...]:
+    """Return as many contiguous planes: the integers need fewer bits, at the same precision."""
+    first = max(0, exponents[-1] + 1 - len(exponents))
+    return tuple(range(first, first + len(exponents)))
 
 
-def one_fewer(planes: tuple[int, ...]) -> tuple[int, ...]:
+def one_fewer(exponents: tuple[int, ...]) -> tuple[int, ...]:
     """Return the planes without the lowest."""
-    return planes[1:]
+    return exponents[1:]
 
 
-def one_more(planes: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Return the planes and one more: below the lowest, else in the highest hole, else above the highest."""
-    if planes[0] > 0:
-        added = planes[0] - 1
+def one_more(exponents: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
+    """Return the planes with one more: below the lowest, else in the highest hole, else above the highest."""
+    if exponents[0] > 0:
+        added = exponents[0] - 1
     else:
-        holes = [b for b in range(planes[-1]) if b not in planes]
-        added = holes[-1] if holes else planes[-1] + 1
-    assert added < most
-    return tuple(sorted((*planes, added)))
+        holes = [b for b in range(exponents[-1]) if b not in exponents]
+        added = holes[-1] if holes else exponents[-1] + 1
+    assert added < max_planes
+    return tuple(sorted((*exponents, added)))
 
 
 def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
-    """Drop and add planes until the budget is met: never above it, and as near as exchanges of planes bring it.
+    """Drop, add and trade planes until the budget is met: never exceeded, and used as far as possible.
 
-    What a plane is worth is measured: the loss without and with a layer's lowest plane. Planes are dropped where
-    that costs least for what it saves; what is left of the budget goes where a plane is worth most for what it
-    costs. Then planes are traded as long as one is worth more than those that make room for it, and where what is
-    left of the budget is large, planes are exchanged to use it.
+    The benefit of a plane is measured: by how much a layer's lowest plane lowers the loss. Four steps follow:
+
+    1. While the budget is exceeded, the plane with the smallest benefit for its cost is dropped.
+    2. While another plane fits, the one with the largest benefit for its cost is added.
+    3. Planes are traded while one has more benefit than the planes that are dropped to make room for it.
+    4. While more than the budget's tolerance is unused, planes are traded to use more of it.
 
     Args:
         found: the planes that the search kept.
-        budget: what they may cost.
-        loss_with: measures a change of one layer.
+        budget: the limit on their cost.
+        loss_with: measures the loss with one layer changed.
 
     Returns:
         The planes each layer keeps.
@@ -70,7 +72,7 @@ def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, t
 
 
 def drop_planes(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
-    """Drop planes where that costs least for what it saves, until the budget is met; otherwise as `settle`."""
+    """Drop planes until the budget is met, as the first step of `settle` does."""
     scheme = dict(found)
     _Repair(budget, loss_with).drop(scheme)
     return scheme
@@ -84,79 +86,89 @@ class _Repair:
         self._loss_with = loss_with
         self._measured: dict[tuple[str, tuple[int, ...]], float] = {}
 
-    def _loss(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return the measured loss with a layer at these planes; only their distances matter."""
-        key = name, tuple(b - planes[0] for b in planes)
+    def _loss(self, name: str, exponents: tuple[int, ...]) -> float:
+        """Return the measured loss with a layer at these planes; only the distances between them matter."""
+        key = name, tuple(b - exponents[0] for b in exponents)
         if key not in self._measured:
             self._measured[key] = self._loss_with(*key)
         return self._measured[key]
 
-    def _worth(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return by how much the lowest of a layer's planes lowers the loss.
+    def _benefit(self, name: str, exponents: tuple[int, ...]) -> float:
+        """Return the benefit of a layer's lowest plane: by how much it lowers the loss.
 
-        Weights that are rounded to fewer planes already cannot show what one more would bring: the plane above it
-        says at least a quarter of its own worth.
+        Weights that are already rounded to fewer planes cannot show it. So it counts as at least a quarter of the
+        benefit of the next higher plane.
         """
-        fewer = one_fewer(planes)
+        fewer = one_fewer(exponents)
         if not fewer:
             return torch.inf
-        worth = self._loss(name, fewer) - self._loss(name, planes)
+        benefit = self._loss(name, fewer) - self._loss(name, exponents)
         if one_fewer(fewer):
-            worth = max(worth, NEXT_PLANE_GAIN * (self._loss(name, one_fewer(fewer)) - self._loss(name, fewer)))
-        return max(worth, 0.0)
+            benefit = max(benefit, NEXT_PLANE_GAIN * (self._loss(name, one_fewer(fewer)) - self._loss(name, fewer)))
+        return max(benefit, 0.0)
 
-    def _difference(self, scheme: Scheme, name: str, planes: tuple[int, ...]) -> float:
-        """Return what changing a layer's planes changes of the cost, at least a little."""
-        return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: planes})), 1e-12)
+    def _difference(self, scheme: Scheme, name: str, exponents: tuple[int, ...]) -> float:
+        """Return by how much the cost changes with a layer's planes, never zero."""
+        return max(abs(self._budget.cost(scheme) - self._budget.cost({**scheme, name: exponents})), 1e-12)
 
     def drop(self, scheme: dict[str, tuple[int, ...]], *, but: str | None = None) -> float | None:
-        """Drop planes, of any layer but one, until the budget is met; return their worth, None if it cannot be."""
+        """Drop planes until the budget is met.
+
+        Args:
+            scheme: is changed.
+            but: a layer that keeps its planes.
+
+        Returns:
+            The summed benefit of the dropped planes; None if the budget cannot be met.
+        """
         budget, lost = self._budget, 0.0
         while budget.cost(scheme) > budget.limit:
-            able = [name for name, planes in scheme.items() if len(planes) > budget.least[name] and name != but]
+            able = [
+                name for name, exponents in scheme.items() if len(exponents) > budget.min_planes[name] and name != but
+            ]
             if not able:
                 return None
             prices = {
-                name: self._worth(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
+                name: self._benefit(name, scheme[name]) / self._difference(scheme, name, one_fewer(scheme[name]))
                 for name in able
             }
             name = min(able, key=prices.__getitem__)
-            lost += self._worth(name, scheme[name])
+            lost += self._benefit(name, scheme[name])
             scheme[name] = one_fewer(scheme[name])
         return lost
 
     def fill(self, scheme: dict[str, tuple[int, ...]]) -> float:
-        """Add planes as long as one fits, and return their worth."""
-        won = 0.0
+        """Add planes to `scheme` while one fits, and return their summed benefit."""
+        gained = 0.0
         while fitting := {n: p for n, p in self._wider(scheme).items() if self._fits({**scheme, n: p})}:
-            # Where nothing says what a second plane is worth, layers with one come first, small ones first.
+            # If the benefit of a second plane is unknown, layers with one plane come first, the smallest before others.
             keys = {
-                name: (len(planes) == 2 and not self._worth(name, planes),
-                       self._worth(name, planes) / self._difference(scheme, name, planes),
-                       -self._difference(scheme, name, planes))
-                for name, planes in fitting.items()
+                name: (len(exponents) == 2 and not self._benefit(name, exponents),
+                       self._benefit(name, exponents) / self._difference(scheme, name, exponents),
+                       -self._difference(scheme, name, exponents))
+                for name, exponents in fitting.items()
             }  # fmt: skip
             name = max(fitting, key=keys.__getitem__)
-            won += self._worth(name, fitting[name])
+            gained += self._benefit(name, fitting[name])
             scheme[name] = fitting[name]
-        return won
+        return gained
 
     def trades(self, scheme: Scheme) -> Iterator[tuple[dict[str, tuple[int, ...]], float]]:
-        """Yield, for each layer that can take a plane, the scheme in which others make room, and what that wins."""
-        for name, planes in self._wider(scheme).items():
-            changed = {**scheme, name: planes}
+        """Yield a scheme for each layer that can take a plane, for which others lose theirs, and the net benefit."""
+        for name, exponents in self._wider(scheme).items():
+            changed = {**scheme, name: exponents}
             lost = self.drop(changed, but=name)
             if lost is not None:
-                yield changed, self._worth(name, planes) - lost + self.fill(changed)
+                yield changed, self._benefit(name, exponents) - lost + self.fill(changed)
 
     def best_trade(self, scheme: Scheme) -> dict[str, tuple[int, ...]] | None:
-        """Return the scheme behind the trade that wins most, None if none wins."""
-        changed, won = max(self.trades(scheme), key=lambda trade: trade[1], default=(None, 0.0))
-        return changed if won > LEAST_WIN else None
+        """Return the scheme after the trade with the largest net benefit; None if no trade has one."""
+        changed, gained = max(self.trades(scheme), key=lambda trade: trade[1], default=(None, 0.0))
+        return changed if gained > MIN_GAIN else None
 
     def _wider(self, scheme: Scheme) -> dict[str, tuple[int, ...]]:
-        most = self._budget.most
-        return {name: one_more(p, most[name]) for name, p in scheme.items() if len(p) < most[name]}
+        limits = self._budget.max_planes
+        return {name: one_more(p, limits[name]) for name, p in scheme.items() if len(p) < limits[name]}
 
     def _fits(self, scheme: Scheme) -> bool:
         return self._budget.cost(scheme) <= self._budget.limit
@@ -167,7 +179,7 @@ class LossProbe:
 
     Args:
         parameters: the weights, by name.
-        loss: returns the loss of the module as it stands.
+        loss: returns the module's loss with its present weights.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], loss: Callable[[], float]) -> None:
@@ -175,11 +187,11 @@ class LossProbe:
         self._loss = loss
 
     @torch.no_grad()
-    def __call__(self, name: str, planes: tuple[int, ...]) -> float:
-        """Return the loss; the weight is put back."""
+    def __call__(self, name: str, exponents: tuple[int, ...]) -> float:
+        """Return the loss; the weight is restored."""
         parameter = self._parameters[name]
         before = parameter.data
-        parameter.data = round_to(before, planes)
+        parameter.data = round_to(before, exponents)
         try:
             return self._loss()
         finally:
@@ -187,7 +199,7 @@ class LossProbe:
 
     @torch.no_grad()
     def of_scheme(self, scheme: Scheme) -> float:
-        """Return the loss with all weights rounded to their planes; they are put back."""
+        """Return the loss with all weights rounded to their planes; they are restored."""
         before = {name: parameter.data for name, parameter in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.data = round_to(parameter.data, scheme[name])
@@ -198,14 +210,14 @@ class LossProbe:
                 parameter.data = before[name]
 
 
-def integers_at(weight: Tensor, planes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return a weight's integers (float32) at given planes, and their scale: the one with the least squared error."""
-    levels = Levels([b - planes[0] for b in planes])
+def integers_at(weight: Tensor, exponents: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return a weight's integers (float32) at given planes, and the scale with the least squared error."""
+    levels = Levels([b - exponents[0] for b in exponents])
     scale = levels.fit_scale(weight)
     return levels.project(weight, scale), scale
 
 
-def round_to(weight: Tensor, planes: tuple[int, ...]) -> Tensor:
+def round_to(weight: Tensor, exponents: tuple[int, ...]) -> Tensor:
     """Return a weight rounded to given planes."""
-    q, scale = integers_at(weight, planes)
+    q, scale = integers_at(weight, exponents)
     return q * scale

@@ -1,4 +1,4 @@
-"""A search in one process: its stages in order, and what they record."""
+"""A search in one process: its stages in order, and their records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from csqtool.searching.checkpoint import save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.costs import Costs
 from csqtool.searching.journal import Journal
-from csqtool.searching.loop import Phase
+from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
 from csqtool.searching.options import FINETUNE_METHODS
@@ -43,15 +43,15 @@ CALIBRATION_SAMPLES = 1024
 
 
 class Session:
-    """The state of a search, and the way through its stages.
+    """The state of a search; `to_end` runs its stages.
 
     Args:
         config: the settings.
-        directory: where everything is recorded; nothing is written before `to_end`.
+        directory: the run directory; nothing is written before `to_end`.
         start: what the search starts from.
-        progress: told about every step.
-        model: where the module comes from; None builds what the settings name.
-        data: training and test data; None loads what the settings name.
+        progress: is informed of every step.
+        model: builds the module; None takes the factory in the settings.
+        data: training and test data; None loads the source in the settings.
         recorded: whether the settings are those of a file, not the user's; see `csqtool.trust`.
 
     Raises:
@@ -74,7 +74,7 @@ class Session:
         self.progress = progress if self.processes.first else Silent()
         self.scheme: Settled | None = None
         self.float_metric: float | None = start.metric_float
-        self.phase: Phase | None = None
+        self.training: StageTraining | None = None
         self._start = start
         self._float_weights: bytes | None = None
         self._stop: Callable[[], bool] = lambda: False
@@ -95,7 +95,7 @@ class Session:
         self.method_class = load_method(config.method)
         module = self.model_source.build(near=directory.config)
         start.load_into(module)
-        sample, _ = next(batches_of(self.data.test, most=2))
+        sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
@@ -104,30 +104,30 @@ class Session:
 
     @property
     def method(self) -> Method:
-        """What trains the weights; there is none in float training."""
+        """The method that trains the weights; float training has none."""
         assert self.network.method is not None
         return self.network.method
 
     @property
     def device(self) -> torch.device:
-        """Where the network is computed."""
+        """The device that the network is on."""
         return self.processes.device
 
     def info(self) -> ModelInfo:
-        """Return what a finalized file records of this search."""
+        """Return the description of this search that a finalized file contains."""
         return recorded_info(self.config, self.data, self.network.inputs)
 
     # --- stages ------------------------------------------------------------------------------------------
 
     def to_end(self, stop: Callable[[], bool]) -> Summary:
-        """Go through the stages that are left and return the summary.
+        """Run the remaining stages and return the summary.
 
         Args:
-            stop: asked after every step; True ends the run where it is.
+            stop: called after every step; True stops the search.
 
         Raises:
-            SearchInterrupted: `stop` said so; the state is saved.
-            TrainingError: the loss is no number any more.
+            SearchInterrupted: `stop` returned True; the state is saved.
+            TrainingError: the loss is not finite.
         """
         self._stop = stop
         if self.network.folded:
@@ -135,16 +135,16 @@ class Session:
         if unused := self.network.unused:
             words = "layers that the forward pass does not compute stay in float"
             self.progress.line(f"{len(unused)} {words}: {', '.join(unused)}")
-        if self.phase is None:
+        if self.training is None:
             if self._start.weights is not None and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
                 self._know_float_metric()
             self._enter(self.stages[0])
         while True:
-            phase = self._phase
-            if not phase.run(self.progress, self._after_epoch, stop, self._save):
+            training = self._training
+            if not training.run(self.progress, self._after_epoch, stop, self._save):
                 self._save()
                 raise self._interrupted()
-            stage = Stage(phase.name)
+            stage = Stage(training.name)
             if stage == Stage.FLOAT:
                 self._know_float_metric()
             elif stage == Stage.SEARCH and stage != self.stages[-1]:
@@ -158,12 +158,12 @@ class Session:
             self._save()
 
     @property
-    def _phase(self) -> Phase:
-        assert self.phase is not None
-        return self.phase
+    def _training(self) -> StageTraining:
+        assert self.training is not None
+        return self.training
 
     def _interrupted(self) -> SearchInterrupted:
-        return SearchInterrupted(f"stopped; state saved, go on with: csqtool search --resume {self.directory}")
+        return SearchInterrupted(f"stopped; state saved, continue with: csqtool search --resume {self.directory}")
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
@@ -171,21 +171,23 @@ class Session:
         self.float_metric = state["float_metric"]
         self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
         if stage not in self.stages:
-            self.stages.append(stage)  # shrinking, which few searches need
+            self.stages.append(stage)  # shrinking, which is appended when it turns out to be needed
         self._enter(stage, restoring=True)
         try:
-            self._phase.load_state(state)
+            self._training.load_state(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             wanted = f"{self.directory.config.name} and the model"
             raise FormatError(f"{self.directory}: the last checkpoint does not fit {wanted}: {first}") from error
 
     def _enter(self, stage: Stage, *, restoring: bool = False) -> None:
-        """Begin a stage; `restoring` leaves to a checkpoint what it brings."""
+        """Begin a stage; with `restoring`, a checkpoint provides the calibration and the state."""
         config, network = self.config, self.network
         if stage == Stage.FLOAT:
             net = QuantizedNet(network.model, [])
-            self.phase = Phase(stage.value, config.pretrain_epochs, net, None, config, self.data, self.processes)
+            self.training = StageTraining(
+                stage.value, config.pretrain_epochs, net, None, config, self.data, self.processes
+            )
             return
         if stage not in FIXED_SCHEME and not restoring:
             self._calibrate()
@@ -193,7 +195,7 @@ class Session:
         if stage in FIXED_SCHEME:
             assert self.scheme is not None
             scheme, epochs = self.scheme, config.finetune_epochs if stage == Stage.FINETUNE else 0
-            # Without epochs nothing may change: gates start soft, and hardened they have another scale.
+            # Without epochs the weights must not change: gates would start soft and get another scale when hardened.
             name = FINETUNE_METHODS[config.finetune_with if epochs else "lsq"]
         else:
             self.costs.measure_sizes(self._start_weights)
@@ -203,12 +205,12 @@ class Session:
         )
         network.method = load_method(name)(context)
         teacher = self._teacher() if config.distill else None
-        self.phase = Phase(
+        self.training = StageTraining(
             stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
         )
 
     def _start_weights(self) -> dict[str, Tensor]:
-        """Return the weights that training starts from, also when it goes on from a checkpoint."""
+        """Return the weights that training starts from, also when it continues from a checkpoint."""
         saved = self.directory.float_weights
         state = read_state(saved) if saved.is_file() else self.network.model.state_dict()
         return {name: state[name] for name in self.network.elements}
@@ -220,33 +222,33 @@ class Session:
         return self._float_weights
 
     def keep_float_weights(self) -> None:
-        """Hold the float model's weights in memory: the run directory is about to be removed."""
+        """Keep the float model's weights in memory, before the run directory is removed."""
         self._float_weights = self.float_weights()
 
     def _calibrate(self) -> None:
         def inputs() -> Iterator[Tensor]:
-            return (x for x, _ in batches_of(self.data.train, most=CALIBRATION_SAMPLES))
+            return (x for x, _ in batches_of(self.data.train, max_samples=CALIBRATION_SAMPLES))
 
         if dead := self.network.calibrate(inputs):
             self.progress.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
 
     def _first_scheme(self) -> Settled:
-        """Return the planes to begin with: all that are allowed, those that are given, or a method's uniform ones."""
+        """Return the initial planes: all allowed ones for methods that search, else given or uniform ones."""
         budget = self.costs.budget
         if self.method_class.searches:
-            return {name: uniform(most) for name, most in budget.most.items()}
+            return {name: uniform(planes) for name, planes in budget.max_planes.items()}
         given = self._start.planes(budget.elements)
         return uniform_scheme(budget, method=self.config.method) if given is None else given
 
     def _teacher(self) -> nn.Module:
-        """Return the float model that teaches: as it was trained here, or as it was given."""
+        """Return the float model for distillation: trained by this search, or given with --weights."""
         teacher = self.model_source.build(near=self.directory.config)
         if self.directory.float_weights.is_file():
             load_and_fold(teacher, read_state(self.directory.float_weights), str(self.directory.float_weights))
         elif self._start.weights is not None:
             self._start.load_into(teacher)
         else:
-            raise ModelError("distill needs a float model that can teach: give --weights or --pretrain-epochs")
+            raise ModelError("distill needs a trained float model: give --weights or --pretrain-epochs")
         return teacher
 
     def _know_float_metric(self) -> None:
@@ -272,32 +274,32 @@ class Session:
         if self.config.repair:
             scheme = within_budget(scheme, self.costs.budget, probe)
         self.scheme = self.processes.agreed(scheme)  # machines may round losses differently
-        self.progress.line(f"{self._log_scheme(Stage.SETTLE, found, start=start)}; going on from the {start} weights")
+        self.progress.line(f"{self._log_scheme(Stage.SETTLE, found, start=start)}; continuing from the {start} weights")
 
     def _is_too_large(self) -> bool:
-        """Tell whether the packed file exceeds a target size: training changes the entropy of integers."""
+        """Return whether the packed file exceeds the target size: training changes the entropy of integers."""
         if not self.costs.counts_bytes or not self.config.repair:
             return False
         return self.processes.agreed(self.costs.of(self.method.integers()) > self.costs.budget.limit)
 
     def _shrink(self) -> None:
-        """Drop planes of trained weights by measured loss until the packed file is as small as it shall be."""
+        """Drop planes of trained weights by measured loss until the packed file meets its target size."""
         found = self.method.scheme()
         self.costs.fix_other_bytes(self.method.integers())
         probe = self._make_plain()
         self.costs.measure_sizes(lambda: self.network.parameters)
         self.scheme = self.processes.agreed(drop_planes(found, self.costs.budget, loss_with=probe))
-        self.progress.line(f"trained integers pack worse than before: {self._log_scheme(Stage.SHRINK, found)}")
+        self.progress.line(f"the packed file exceeds the target size; {self._log_scheme(Stage.SHRINK, found)}")
 
     def _make_plain(self) -> LossProbe:
-        """Put the method's hard weights in its place, and return what measures the loss with them."""
+        """Replace the method by its hard weights, and return a function that measures the loss with changed ones."""
         self.network.make_plain()
         loss = partial(training_loss, self.network.net, self.data, self.device, samples=self.config.repair_samples,
                        channels_last=bool(self.config.channels_last))  # fmt: skip
 
         def measured() -> float:
-            # What was measured is lost: a resumed search goes on from the last checkpoint. Several processes may
-            # measure a different number of times, so that they could not agree here.
+            # The measurements are lost: a resumed search continues from the last checkpoint. Several processes may
+            # measure a different number of times, so they cannot agree to stop here.
             if self.processes.count == 1 and self._stop():
                 raise self._interrupted()
             return loss()
@@ -314,29 +316,29 @@ class Session:
     # --- records -----------------------------------------------------------------------------------------
 
     def _after_epoch(self, epoch: int, loss: float) -> None:
-        phase, method = self._phase, self.network.method
-        entry: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1, "loss": loss}
+        training, method = self._training, self.network.method
+        entry: dict[str, Any] = {"phase": training.name, "epoch": epoch + 1, "loss": loss}
         self.network.check_scales()
-        metric = self._evaluate(phase.net)
-        if phase.method is None or method is None:
+        metric = self._evaluate(training.net)
+        if training.method is None or method is None:
             entry["metric"] = metric
         else:
             entry["metric_soft"] = metric
             method.set_hard(True)
-            entry["metric_hard"] = self._evaluate(phase.net) if method.softens else metric
+            entry["metric_hard"] = self._evaluate(training.net) if method.softens else metric
             method.set_hard(False)
             precisions = {name: len(planes) for name, planes in method.scheme().items()}
             entry |= method.status() | {"average_precision": self.costs.budget.average(precisions)}
             entry["precision"] = precisions
-        phase.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
+        training.measured = {key: entry[key] for key in ("metric", "metric_soft", "metric_hard") if key in entry}
         self._journal.add(entry)
         shown = {k: v for k, v in entry.items() if isinstance(v, int | float) and k not in ("epoch", "bits")}
         words = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self.progress.line(f"{phase.name} epoch {epoch + 1}/{phase.epochs}  {words}")
+        self.progress.line(f"{training.name} epoch {epoch + 1}/{training.epochs}  {words}")
         self._save()
 
     def _log_scheme(self, stage: Stage, found: Scheme, **more: Any) -> str:
-        """Log the scheme that was made of the one found, and return what it costs in words."""
+        """Log the settled scheme and the one that it was made from, and return their costs as text."""
         assert self.scheme is not None
         budget = self.costs.budget
         before, after = budget.cost(found), budget.cost(self.scheme)
@@ -348,26 +350,26 @@ class Session:
 
     def _save(self) -> None:
         if self.processes.first:
-            state = {**self._phase.state(), "float_metric": self.float_metric, "scheme": self.scheme,
+            state = {**self._training.state(), "float_metric": self.float_metric, "scheme": self.scheme,
                      "log_bytes": self.directory.log_bytes}  # fmt: skip
             save_checkpoint(self.directory.checkpoints, state)
 
     def _finish(self) -> Summary:
         """Harden, re-estimate BatchNorm, evaluate, and write scheme and summary."""
-        phase, method, config = self._phase, self.method, self.config
+        training, method, config = self._training, self.method, self.config
         if self.scheme is None:
             method.finish()
-        soft = self._evaluate(phase.net)
+        soft = self._evaluate(training.net)
         method.set_hard(True)
         hard = final = soft
         # Otherwise BatchNorm's statistics are those of hard weights already, if perhaps of earlier ones.
-        if method.softens or phase.name == Stage.SHRINK:
-            hard = self._evaluate(phase.net)
-            reestimate_batch_norm(phase.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
-            final = self._evaluate(phase.net)
-        elif refresh_batch_norm(phase.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed,
+        if method.softens or training.name == Stage.SHRINK:
+            hard = self._evaluate(training.net)
+            reestimate_batch_norm(training.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
+            final = self._evaluate(training.net)
+        elif refresh_batch_norm(training.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed,
                                 channels_last=bool(config.channels_last), agreed=self.processes.agreed):  # fmt: skip
-            final = self._evaluate(phase.net)
+            final = self._evaluate(training.net)
             self.progress.line(f"BatchNorm's statistics re-estimated: {hard:.4f} → {final:.4f}")
         integers = method.integers()
         scheme = scheme_of(integers)

@@ -1,4 +1,4 @@
-"""The reference of all settings: what each is called, its type, default and meaning, and which methods use it."""
+"""The reference of all settings: names, types, defaults, descriptions, and the methods that use them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Row:
 
     Attributes:
         declared: its declaration.
-        default: its default in words, with those of other recipes and of the other optimizer; empty without any.
-        methods: who uses it: methods by name, or ``all methods``.
+        default: its default as text, with those of other recipes and of AdamW where they differ; may be empty.
+        methods: the names of the methods that use it, or ``all methods``.
     """
 
     declared: Declared
@@ -39,21 +39,21 @@ class Row:
 
     @property
     def type(self) -> str:
-        """What a value is, in words."""
+        """The type of a value, such as ``a whole number``."""
         return self.declared.words
 
     @property
     def help(self) -> str:
-        """What it is for."""
+        """A sentence or two."""
         return self.declared.setting.help
 
 
 def reference() -> list[Row]:
-    """Return all settings, the general ones first; methods of other packages are imported for theirs.
+    """Return all settings, the general ones first; methods of other packages are imported for their options.
 
     Raises:
-        ConfigError: a method of another package cannot be imported, or declares an option otherwise than another
-            method that has it, too.
+        ConfigError: a method of another package cannot be imported, or declares an option with another type than a
+            method that has the same option.
     """
     searching = [name for name, kind in method_kinds().items() if kind.searches]
     fixed = [name for name, kind in method_kinds().items() if not kind.searches]
@@ -72,7 +72,7 @@ def reference() -> list[Row]:
 
 
 def finetune_reference() -> list[Row]:
-    """Return the settings of ``csqtool finetune``, without defaults: these are those of the search."""
+    """Return the settings of ``csqtool finetune``, without defaults: the search's settings are its defaults."""
     rows = [Row(one, "", "") for one in GENERAL.values() if one.setting.finetune]
     for with_, method in FINETUNE_METHODS.items():
         own = declared(method_kind(method).options).values()
@@ -81,7 +81,7 @@ def finetune_reference() -> list[Row]:
 
 
 def default_text(methods: Mapping[str, Declared]) -> str:
-    """Return a default in words: that of the first method, and those of other methods, recipes and optimizers."""
+    """Return the text of a default: the first method's, and those of other methods, recipes and optimizers."""
     first = next(iter(methods.values()))
     name, shown = first.name, _shown(first, first.default)
     others = {method: _shown(one, one.default) for method, one in methods.items()}

@@ -1,4 +1,4 @@
-"""From the planes that a search found to a scheme within the budget, and the weights to train on from."""
+"""After a search: a scheme within the budget, and the weights that finetuning starts from."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Settled = dict[str, tuple[int, ...]]
 
 
 class StartingPoints:
-    """The weights that training may go on from after a search: its own, hard or soft, and the float model's.
+    """The weights that finetuning may start from: the search's own, hard or soft, or the float model's.
 
     A short search finds a scheme before its gates have hardened into good weights, and a very short one before
-    the soft weights are better than the float model's. A long one, or one from scratch, leaves weights that fit
-    the scheme.
+    its soft weights are better than the float model's. After a long search, or one from scratch, the searched
+    weights fit the scheme best.
 
     Args:
         network: the network with the searched weights as plain parameters.
         soft: the weights with gates as they were trained; None where the method has no soft weights.
         float_weights: the float model's file; it need not exist.
-        calibrate: calibrates the activation quantizers on the network as it is.
+        calibrate: calibrates the activation quantizers with the network's present weights.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class StartingPoints:
         ]
 
     def load(self, name: str) -> None:
-        """Put one of them into the network."""
+        """Load one of them into the network: ``searched``, ``soft`` or ``float``."""
         if name == "float":
             load_weights(self._network.model, self._float_weights)
-            self._calibrate()  # the searched network's activations are others
+            self._calibrate()  # its activations differ from the searched network's
             return
         self._network.net.restore(self._searched)
         if name == "soft" and self._soft is not None:
@@ -61,7 +61,7 @@ class StartingPoints:
                     weight.parameter.copy_(self._soft[weight.name])
 
     def best(self, scheme: Scheme, probe: LossProbe) -> str:
-        """Return the one that rounds to a scheme with the least loss."""
+        """Return the name of the weights that have the lowest loss when they are rounded to a scheme."""
         losses = {}
         for name in self.names:
             self.load(name)
@@ -70,8 +70,8 @@ class StartingPoints:
 
 
 def contiguous(found: Scheme) -> Settled:
-    """Return as many planes of each layer, without holes."""
-    return {name: close_holes(planes) for name, planes in found.items()}
+    """Return contiguous planes for each layer, as many as were found."""
+    return {name: close_holes(exponents) for name, exponents in found.items()}
 
 
 def within_budget(scheme: Scheme, budget: Budget, probe: LossProbe) -> Settled:

@@ -1,4 +1,4 @@
-"""What a run starts from: weights, planes and the metric of the float model, read before anything is written."""
+"""What a run starts from: weights, planes and the float model's metric, all read before anything is written."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Start:
 
     Attributes:
         weights: a state dict; None starts from the module's own values.
-        weights_source: where it comes from, for messages.
+        weights_source: the file that they come from, for messages.
         scheme: the planes to train, with a method of fixed bits; None for uniform ones.
-        scheme_source: where they come from, for messages.
-        metric_float: the float model's metric, where the weights are quantized ones already; None otherwise.
-        is_finetuning: the run trains the weights of a finished search on.
+        scheme_source: the file that it comes from, for messages.
+        metric_float: the float model's metric, if the weights are already quantized; None otherwise.
+        is_finetuning: the run continues to train the weights of a finished search.
     """
 
     weights: Mapping[str, Tensor] | None = None
@@ -53,7 +53,7 @@ class Start:
 
     @classmethod
     def of_run(cls, directory: RunDirectory, config: SearchConfig) -> Start:
-        """Return what a run started from, of its own files where they hold it: others may be gone since.
+        """Return what a run started from. The run's own copies are preferred: other files may be gone by now.
 
         Raises:
             InputError: a file is missing or damaged.
@@ -64,7 +64,7 @@ class Start:
         if record is not None:
             weights = directory.start_weights
         elif weights and not config.pretrain_epochs and directory.float_weights.is_file():
-            weights = directory.float_weights  # a search without float training writes what it was given
+            weights = directory.float_weights  # a search without float training copies the given weights there
         return cls(
             weights=read_state(weights) if weights else None,
             weights_source=str(weights or ""),
@@ -84,7 +84,7 @@ class Start:
             load_and_fold(model, self.weights, self.weights_source)
 
     def planes(self, elements: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
-        """Return the planes that were given for each layer; None where none were.
+        """Return the planes that were given for each layer; None if none were.
 
         Args:
             elements: number of weights of each layer of the model.

@@ -1,4 +1,4 @@
-"""TensorBoard events of a search: the scalars of its log, an entry a step."""
+"""TensorBoard events of a search: the scalars of its log, a step for each entry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csqtool.errors import ConfigError, InputError
 
 
 def check_available() -> None:
-    """Refuse to begin what could not be written.
+    """Check that TensorBoard is installed, before anything is trained.
 
     Raises:
         ConfigError: TensorBoard is not installed.
@@ -25,8 +25,7 @@ class Events:
 
     Args:
         folder: where the event files go.
-        first_step: entries from this one on replace what an interrupted run wrote.
-
+        first_step: entries from this step on replace those of an interrupted run.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:

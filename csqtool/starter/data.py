@@ -1,4 +1,4 @@
-"""The data; replace them with yours. A factory returns a training and a test set of (input, target)."""
+"""The data; replace them with your own. A factory returns a training and a test set of (input, target)."""
 
 from __future__ import annotations
 

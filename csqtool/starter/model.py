@@ -1,4 +1,4 @@
-"""The network; replace it with yours. A factory returns a torch.nn.Module."""
+"""The network; replace it with your own. A factory returns a torch.nn.Module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs an ONNX file in a verification; others register under the entry point ``csqtool.backends``."""
+"""Backends that run an ONNX file in a verification; packages add theirs under ``csqtool.backends``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from csqtool.verifying import runtime
 class Backend(Protocol):
     """Runs ONNX files.
 
-    ``--backend NAME:OPTION`` constructs it with that option; without one, with nothing.
+    ``--backend NAME:OPTION`` constructs it with that option, ``--backend NAME`` without arguments.
 
     Attributes:
-        name: what it is called in reports.
-        levels: in which ways it runs a file; results of all are compared.
-        most_samples: how many samples it is asked to compute, None all.
-        threads: threads of one operator, 0 its own choice; set before it runs anything.
+        name: its name in reports.
+        levels: the optimization levels at which it runs a file; the results of all are compared.
+        max_samples: how many samples it computes; None for all.
+        threads: threads of one operator, 0 for its own choice; set before it runs anything.
     """
 
     name: str
     levels: tuple[str, ...]
-    most_samples: int | None
+    max_samples: int | None
     threads: int
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -42,10 +42,10 @@ class Backend(Protocol):
 
 
 class OnnxRuntime:
-    """onnxruntime at each of its optimization levels; loading at the default one is a check itself.
+    """onnxruntime: on the CPU at each of its optimization levels, else with a provider at its default level.
 
-    On the CPU, or with another execution provider at the default level: `onnxruntime:cuda`, `onnxruntime:openvino`.
-    onnxruntime falls back to the CPU without an error; here a provider that ran no node is one.
+    `onnxruntime:cuda` and `onnxruntime:openvino` name execution providers. onnxruntime falls back to the CPU
+    silently; here it is an error if the provider ran no node.
 
     Args:
         provider: the execution provider, such as ``cuda`` for ``CUDAExecutionProvider``.
@@ -54,7 +54,7 @@ class OnnxRuntime:
         ConfigError: this onnxruntime was built without the provider.
     """
 
-    most_samples = None
+    max_samples = None
 
     def __init__(self, provider: str = "cpu") -> None:
         known = {name.removesuffix("ExecutionProvider").lower(): name for name in providers()}
@@ -71,7 +71,7 @@ class OnnxRuntime:
         """Return a file's outputs by name.
 
         Raises:
-            RuntimeError: it cannot load or run the file, or the provider that was asked for ran nothing of it.
+            RuntimeError: it cannot load or run the file, or the provider ran none of its nodes.
         """
         if self.provider != CPU:
             self._check_provider(content, level, feeds)
@@ -86,11 +86,11 @@ class OnnxRuntime:
 
 
 class Reference:
-    """onnx's reference evaluator: plain numpy, slow, and of no runtime's making."""
+    """onnx's reference evaluator: plain numpy, slow, independent of every runtime."""
 
     name = "reference"
     levels = ("off",)
-    most_samples = 32
+    max_samples = 32
     threads = 0  # it has none
 
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -103,9 +103,9 @@ class Reference:
 
 
 class OpenVino:
-    """OpenVINO on the CPU, computing in float32 what is not quantized; without and with its low-precision transforms.
+    """OpenVINO on the CPU, without and with its low-precision transforms; float operators compute in float32.
 
-    Those rearrange quantizers, and move outputs by steps where activations have fewer than eight bits.
+    The transforms move quantizers, which changes outputs by steps if activations have fewer than eight bits.
 
     Raises:
         ConfigError: OpenVINO is not installed.
@@ -113,7 +113,7 @@ class OpenVino:
 
     name = "openvino"
     levels = ("off", "on")
-    most_samples = None
+    max_samples = None
 
     def __init__(self) -> None:
         self.threads = 0
@@ -132,7 +132,7 @@ def load_backends(names: Sequence[str], threads: int = 0) -> list[Backend]:
     """Return the backends of these names, ``NAME`` or ``NAME:OPTION``, each once.
 
     Raises:
-        ConfigError: a backend is not installed: it is not skipped; or it takes no option.
+        ConfigError: a backend is not installed, or takes no option.
     """
     found: list[Backend] = []
     for spec in dict.fromkeys(names):

@@ -1,4 +1,4 @@
-"""Runs the C reader of the `.csq` format on a file, where this machine has a C compiler."""
+"""Runs the C reader of the `.csq` format on a file, if a C compiler is installed."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def c_checksums(content: bytes, header: bytes) -> dict[str, int] | None:
         header: the reader, ``csq.h``.
 
     Returns:
-        The checksums by name, or None where no C compiler is installed.
+        The checksums by name; None if no C compiler is installed.
 
     Raises:
-        RuntimeError: the reader does not compile, or rejects the file; the message is its own.
+        RuntimeError: the reader does not compile, or rejects the file; the message is the reader's.
     """
     program = _compiled(header)
     if program is None:
@@ -87,7 +87,7 @@ def run_reader(program: str, content: bytes) -> str:
 
 @functools.cache
 def _compiled(header: bytes) -> Path | None:
-    """Return the compiled reader, which lives as long as this process."""
+    """Return the compiled reader, which is removed when this process ends."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return None

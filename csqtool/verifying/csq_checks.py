@@ -1,4 +1,4 @@
-"""All levels of verification of a `.csq` file, which the verifier's own decoder reads."""
+"""All levels of verification for a `.csq` file, read by the verifier's own decoder."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def verify_csq(subject: Subject) -> None:
     wanted, found = reference_outputs(subject.net, inputs), reference_outputs(unpacked, inputs)
     difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
     holds, detail = difference == 0, f"max difference {difference:g}, must be 0"
-    if rounded:  # the task's metric decides; here only what can never be right fails
+    if rounded:  # the task's metric decides; only outputs that are not finite fail here
         holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
     relative = difference / max(float(np.abs(wanted).max()), 1e-12)
     report.add("outputs", "unpacked model in PyTorch", holds, detail, None, max_abs_diff=difference,
@@ -104,12 +104,12 @@ def _verify_graph(
 
 
 def _c_header() -> bytes:
-    """Return the C reader, ``csq.h``: a resource of the codec, of which the verifier uses nothing else."""
+    """Return the C reader, ``csq.h``: a resource of the codec, whose code the verifier does not use."""
     return (importlib.resources.files("csqtool") / "csq" / "c" / "csq.h").read_bytes()
 
 
 def _compare_with_c(tensors: dict[str, NDArray[Any]], subject: Subject) -> None:
-    """Add the check that the C reader decodes the same tensors, where there is a C compiler."""
+    """Add the check that the C reader decodes the same tensors, if a C compiler is installed."""
     try:
         found = c_checksums(subject.content, _c_header())
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """A second decoder of `.csq` files, for the verifier.
 
 It is written from `docs/csq-format.md` and shares no code with `csqtool.csq`, so that a mistake in one of the two
-shows as a difference.
+is seen as a difference.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _name(raw: bytes, what: str) -> str:
 
 
 def _check_row(row: _Row, what: str) -> None:
-    """Check all that one row says by itself; nothing is allocated for a tensor before this holds."""
+    """Check everything that one row says by itself, before anything is allocated for its tensor."""
     what = f"{what} {row.name!r}"
     _require(row.dtype < len(ELEMENT_TYPES), what, f"unknown dtype {row.dtype}")
     _require(row.encoding <= 6, what, f"unknown encoding {row.encoding}")
@@ -183,8 +183,8 @@ def _check_row(row: _Row, what: str) -> None:
         _require(row.dtype == FLOAT32 and row.bits == 16, what, "half tensors are F32 of 16 bits")
     else:
         _require(row.dtype in INTEGERS, what, "integer encodings are for I8 or I16")
-        most = 2 if row.encoding == 2 else min(9, element_bits)
-        _require(1 <= row.bits <= most, what, f"bits is {row.bits}, at most {most}")
+        max_bits = 2 if row.encoding == 2 else min(9, element_bits)
+        _require(1 <= row.bits <= max_bits, what, f"bits is {row.bits}, at most {max_bits}")
         _require(row.encoding != 6 or len(row.shape) >= 2, what, f"pruned tensor of shape {row.shape}, needs two axes")
     length = expected_length(row.encoding, count, row.bits)
     _require(length in (None, row.length), what, f"length is {row.length}, its shape and bits need {length}")

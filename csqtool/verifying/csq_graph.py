@@ -31,11 +31,11 @@ def graph_verdict(
     Args:
         content: the package, its structure checked.
         tensors: all its tensors, in the order of the table.
-        finalized_sha256: of the finalized file that `unpack` makes of it.
+        finalized_sha256: of the finalized file that `unpack` writes from it.
         where: the file's name, for messages.
 
     Returns:
-        None where the package carries no graph.
+        None if the package has no graph.
     """
     import onnx
 
@@ -52,20 +52,20 @@ def graph_verdict(
     return True, f"rebuilt bit for bit, {len(rebuilt)} bytes", rebuilt
 
 
-def rebuild(recipe: bytes, tensors: list[NDArray[Any]], most_bytes: int) -> bytes:
+def rebuild(recipe: bytes, tensors: list[NDArray[Any]], max_bytes: int) -> bytes:
     """Return the ONNX file that a recipe describes.
 
     Args:
         recipe: the graph section, inflated.
         tensors: those of the package, in the order of its table.
-        most_bytes: how large the file may be.
+        max_bytes: how large the file may be.
 
     Raises:
         FormatError: the recipe breaks a rule, or gives a file of another SHA-256.
     """
     _require(len(recipe) >= HEAD_BYTES, "the recipe ends in its head")
     size, count = int.from_bytes(recipe[32:40], "little"), int.from_bytes(recipe[40:44], "little")
-    _require(size <= most_bytes, f"it claims {size} bytes, at most {most_bytes}")
+    _require(size <= max_bytes, f"it claims {size} bytes, at most {max_bytes}")
     _require(count <= FREE_PIECES + PIECES_A_TENSOR * len(tensors), f"it has {count} pieces, too many")
     total, at = 0, HEAD_BYTES
     for tensor, form, bits, _, number, end in _walk(recipe, count, tensors):

@@ -1,6 +1,6 @@
-"""What a `.csq` file packed with --float16 must hold: the finalized model, its float32 tensors rounded.
+"""What a `.csq` file packed with --float16 must contain: the finalized model with rounded float32 tensors.
 
-Worked out from the finalized model alone; nothing of `csqtool.float16` is used.
+It is computed from the finalized model alone, without the code of `csqtool.float16`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEY = "float16"
 
 
 def half_origin(metadata: str) -> str | None:
-    """Return the SHA-256 of the finalized file that was rounded; None where nothing was."""
+    """Return the SHA-256 of the finalized file that was rounded; None if none was."""
     try:
         return str(json.loads(metadata)[KEY]["finalized_sha256"])
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -29,10 +29,10 @@ def half_origin(metadata: str) -> str | None:
 
 
 def half_problems(tensors: dict[str, NDArray[Any]], metadata: str, model: QuantizedModel) -> Iterator[Problem]:
-    """Yield what differs from the finalized model beyond rounding to float16.
+    """Yield what differs from the finalized model by more than rounding to float16.
 
-    Integers, scales and zero points must be the same bits. A float32 tensor must be rounded to float16 or be
-    unchanged; a bias on the integer grid may have moved to the grid's nearest point, half a step at most.
+    Integers, scales and zero points must be equal bit for bit. A float32 tensor must be unchanged or rounded to
+    float16; a bias on the integer grid may have moved to the nearest grid point, by half a step at most.
     """
     wanted, wanted_metadata = to_tensors(model)
     for name in sorted(wanted.keys() | tensors.keys()):
@@ -74,7 +74,7 @@ def _rounding_problems(found: NDArray[Any], wanted: NDArray[np.float32], step: N
 
 
 def _steps(model: QuantizedModel) -> dict[str, NDArray[np.float64]]:
-    """Return the step of the integer grid for each bias that lies on one, by tensor name."""
+    """Return the step of the integer grid for each bias that is on one, by tensor name."""
     steps = {}
     for layer in model.layers:
         step = expected_in_onnx(model, layer).bias_step
@@ -85,7 +85,7 @@ def _steps(model: QuantizedModel) -> dict[str, NDArray[np.float64]]:
 
 
 def _plain(metadata: str) -> Any:
-    """Return the metadata without what rounding changes; None where they are no JSON object."""
+    """Return the metadata without the parts that rounding changes; None if they are no JSON object."""
     try:
         document = json.loads(metadata)
         metrics = document.get("metrics", {})

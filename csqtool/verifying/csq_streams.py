@@ -1,4 +1,4 @@
-"""The encodings of `.csq` tensors, decoded by code of the verifier's own, written from the specification.
+"""The verifier's own decoder of the encodings of `.csq` tensors, written from the specification.
 
 Nothing here is shared with `csqtool.csq`. Where that looks values up in tables, this expands single bits, divides by
 three and searches cumulative frequencies; of many lanes once for each slot.
@@ -27,13 +27,13 @@ class BadStream(ValueError):
 
 
 def require(condition: Any, problem: str) -> None:
-    """Raise `BadStream` where `condition` is false."""
+    """Raise `BadStream` if `condition` is false."""
     if not condition:
         raise BadStream(problem)
 
 
 def expected_length(encoding: int, count: int, bits: int) -> int | None:
-    """Return the stored bytes of `count` elements; None where only the stream tells."""
+    """Return the stored bytes of `count` elements; None if they depend on the stream."""
     if encoding in (0, 1, 5):
         return -(-count * bits // 8)
     return -(-count // 5) if encoding == 2 else None

@@ -1,6 +1,6 @@
-"""A verification's report for the machines and people of a CI: JUnit XML, Markdown, GitHub annotations.
+"""A verification's report for CI: JUnit XML, Markdown, GitHub annotations.
 
-The same verdicts as JSON: `csqtool.verifying.findings`.
+`csqtool.verifying.findings` has the same verdicts as JSON.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _sentence(check: Check) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return text that a Markdown table shows as it is."""
+    """Return text with Markdown's special characters escaped."""
     shown = printable(text)
     for character in "\\`*_{}[]<>|#":
         shown = shown.replace(character, f"\\{character}")

@@ -15,9 +15,9 @@ from csqtool.documents import Count
 from csqtool.verifying.tolerances import Tolerances
 
 LEVELS = ("integrity", "structure", "weights", "layers", "outputs", "task", "gates")
-# Without one of these nothing is known about values.
+# The levels without which nothing is known about values.
 NEEDED = ("integrity", "structure", "weights", "outputs", "task")
-# The numbers behind a verdict, by name; None in a file stands for one that was not finite.
+# The numbers of a verdict, by name; in a file, None replaces a number that is not finite.
 Figures = Mapping[str, float | None]
 
 
@@ -29,8 +29,8 @@ class Check(msgspec.Struct, frozen=True):
         name: what was checked.
         passed: whether it holds.
         detail: figures, or what is wrong.
-        layer: the first layer that is wrong, when a check knows it.
-        figures: the numbers behind the verdict.
+        layer: the first layer that is wrong, if the check knows it.
+        figures: the numbers of the verdict.
     """
 
     level: str
@@ -42,14 +42,14 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class LayerFinding(msgspec.Struct, frozen=True):
-    """How one layer's output, made from PyTorch's own input to it, compares with PyTorch's.
+    """The comparison of one layer's output with PyTorch's, both computed from PyTorch's input to the layer.
 
     Attributes:
         name: the layer.
         optimizations: onnxruntime's level, one of `csqtool.verifying.runtime.OPTIMIZATIONS`.
         passed: the difference is within the rounding that its arithmetic allows.
         detail: the difference, and what is allowed.
-        figures: the numbers behind it.
+        figures: the numbers of the verdict.
     """
 
     name: str
@@ -66,11 +66,11 @@ class VerifyReport(msgspec.Struct, kw_only=True):
         schema_version: of the document.
         file: the file under verification.
         against: the finalized model that it must equal.
-        passed: every check holds, and every level that says something about values was reached.
+        passed: every check holds, and all needed levels were reached.
         size_bytes: size of the file.
         samples: test samples that outputs were compared on.
         average_bit_width: two's-complement bits of a weight, averaged over weights.
-        tolerances: what was taken for rounding.
+        tolerances: the thresholds up to which differences were accepted as rounding.
         checks: the verdicts.
         layers: every place that was compared, in the order of the forward pass.
     """
@@ -97,7 +97,7 @@ class VerifyReport(msgspec.Struct, kw_only=True):
         )  # fmt: skip
 
     def missing(self) -> list[str]:
-        """Return the levels that were not reached, though a verdict needs them."""
+        """Return the levels that a verdict needs but that were not reached."""
         reached = {check.level for check in self.checks}
         return [level for level in NEEDED if level not in reached]
 
@@ -108,7 +108,7 @@ class VerifyReport(msgspec.Struct, kw_only=True):
 
     @property
     def holds(self) -> bool:
-        """What `passed` must be, going by the checks; a file may say anything."""
+        """What `passed` must be according to the checks; a file may claim anything."""
         return not self.failures and not self.missing()
 
     def add(self, level: str, name: str, passed: bool, detail: str, layer: str | None = None, **figures: float) -> bool:
@@ -122,7 +122,7 @@ class VerifyReport(msgspec.Struct, kw_only=True):
         return check.passed
 
     def figure(self, level: str | None, key: str) -> float | None:
-        """Return the first figure called `key` at a level, or at any; None where there is none."""
+        """Return the first figure called `key` at a level (None: at any level); None if there is none."""
         return next((c.figures[key] for c in self.checks if level in (None, c.level) and key in c.figures), None)
 
     def figures(self, key: str) -> list[float]:

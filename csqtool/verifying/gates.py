@@ -1,4 +1,4 @@
-"""Gates: limits a user sets on what a verification measured."""
+"""Gates: limits that a user sets on the figures of a verification."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_abs_diff: largest difference of any output, optimizations off.
         min_agreement: share of equal labels, optimizations off and on.
         min_metric: the file's metric.
-        max_metric_drop: how far the file's metric may lie below the float model's.
+        max_metric_drop: how far the file's metric may be below the float model's.
         max_size: file size in bytes.
         max_rel_diff: `max_abs_diff` over the largest output.
         max_bit_width: average bit width of the weights.
@@ -31,8 +31,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_latency_ratio: latency over that of the file `latency_against`.
         latency_against: an ONNX file.
         baseline: a report of an earlier verification.
-        max_regression: how far the metric may lie below the baseline's; its size and bit width may not grow by
-            more than this share either.
+        max_regression: how far the metric may be below the baseline's; size and bit width may grow by this share.
     """
 
     max_abs_diff: float | None = None
@@ -65,9 +64,9 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError("min-metric is not a number")
 
     def for_file(self, file: Path) -> Gates:
-        """Return the gates that say something about a file of this kind: in a pipeline one set is for all formats.
+        """Return the gates that apply to a file of this kind; a pipeline has one set for all formats.
 
-        Integer kernels and latencies are those of ONNX files, and a baseline is compared with files of its own kind.
+        Integer kernels and latencies only apply to ONNX files, and a baseline to files of its own kind.
         """
         gates = self
         if file.suffix != ".onnx":
@@ -87,15 +86,15 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return documents.convert(cls, {**document, **sizes}, where=where, error=ConfigError)
 
     def check(self, report: VerifyReport, model: QuantizedModel, content: bytes) -> None:
-        """Add a check for each limit that is set; what was not measured fails.
+        """Add a check for each limit that is set; a figure that was not measured fails.
 
         Args:
-            report: what was measured; gets the checks.
+            report: the figures; the checks are added to it.
             model: the finalized model.
             content: the file.
 
         Raises:
-            ConfigError: a drop is limited, but no float metric is recorded to measure it from.
+            ConfigError: the metric's drop is limited, but the model records no float metric.
             InputError: the baseline or the file to compare latencies with cannot be read.
         """
         metric = report.figure("task", "metric")
@@ -161,8 +160,8 @@ def _latency_ratio(report: VerifyReport, against: str) -> float | None:
     return bench([Path(against), Path(report.file)], loads=1)[1].ratio
 
 
-def check_baseline(report: VerifyReport, path: str, most: float) -> None:
-    """Compare with an earlier report: what it measured may be worse by `most` at most, what it checked may not fail.
+def check_baseline(report: VerifyReport, path: str, allowed: float) -> None:
+    """Compare with an earlier report: figures may be worse by at most `allowed`.
 
     Raises:
         FormatError: the file is no report.
@@ -173,15 +172,15 @@ def check_baseline(report: VerifyReport, path: str, most: float) -> None:
     metric = before.figure(None, "metric")
     found = report.figure("task", "metric")
     drop = None if metric is None or found is None else metric - found
-    _limit(report, "regression of the metric", drop, drop is not None and drop <= most + 1e-9,
-           f"at most {most:g} below the baseline's {'–' if metric is None else f'{metric:.4f}'}")  # fmt: skip
+    _limit(report, "regression of the metric", drop, drop is not None and drop <= allowed + 1e-9,
+           f"at most {allowed:g} below the baseline's {'–' if metric is None else f'{metric:.4f}'}")  # fmt: skip
     for name, now, then in (
         ("regression of the size", float(report.size_bytes), float(before.size_bytes)),
         ("regression of the bit width", report.average_bit_width, before.average_bit_width),
     ):
         growth = now / then - 1 if then else None
-        _limit(report, name, growth, growth is not None and growth <= most + 1e-9,
-               f"at most {most:g} of the baseline's {then:g}")  # fmt: skip
+        _limit(report, name, growth, growth is not None and growth <= allowed + 1e-9,
+               f"at most {allowed:g} of the baseline's {then:g}")  # fmt: skip
 
 
 def _kind_of_baseline(path: str) -> str:

@@ -1,7 +1,7 @@
 """The layers level: every layer of an ONNX file, given PyTorch's own input to that layer (teacher-forced).
 
 The graph is cut at each activation quantizer; in a model with float activations, at the output of each layer.
-A cut value becomes an output to look at, and what used it reads PyTorch's value instead. So one early
+A cut value becomes an output of the graph, and the nodes that used it read PyTorch's value instead. So an early
 difference cannot grow, and one run compares all layers. Where the values of all layers take much memory, few samples
 are compared at a time, and of very large ones few layers (`in_groups`).
 """
@@ -32,9 +32,9 @@ class Cut:
 
     Attributes:
         name: quantizer, layer or output.
-        value: the ONNX value to look at; of a quantizer, its integers once the graph is known.
-        reference: PyTorch's value, [N, …]; uint8 integers behind a quantizer, float32 elsewhere.
-        fan_in: products added up in each value of a float layer.
+        value: the ONNX value to compare; for a quantizer, its integers once the graph is known.
+        reference: PyTorch's value, [N, …]; uint8 integers for a quantizer, float32 elsewhere.
+        fan_in: the number of products in the sum of each value of a float layer.
     """
 
     name: str
@@ -95,8 +95,8 @@ def _float_cuts(
     finally:
         for handle in handles:
             handle.remove()
-    # A module that is called twice has no one value to compare; its effect shows in the next layer.
-    # A layer that yields the model's output is compared there.
+    # A module that is called twice has no single value to compare; its effect is seen in the next layer.
+    # A layer that computes the model's output is compared as the output.
     cuts = [
         Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items()
         if keep is not None or (len(v) == 1 and not torch.equal(v[0], output))

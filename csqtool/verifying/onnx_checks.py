@@ -78,8 +78,8 @@ def verify_onnx(subject: Subject) -> None:
 def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets: Tensor, wanted: NDArray[Any]) -> None:
     """Compare a backend's outputs with PyTorch's at each of its levels, and these with one another."""
     task, report = subject.source.task, subject.report
-    most = backend.most_samples
-    inputs, targets, wanted = inputs[:most], targets[:most], wanted[:most]
+    max_samples = backend.max_samples
+    inputs, targets, wanted = inputs[:max_samples], targets[:max_samples], wanted[:max_samples]
     results = {}
     labels = LabelJudge(subject, inputs, wanted)
     for level in backend.levels:
@@ -94,7 +94,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets
         compare_outputs(outputs["output"], wanted, task, not subject.model.activations, name, level, report)
         labels.judge(outputs["output"], name)
     compare_levels(results, task, report)
-    if most is None and backend.levels[-1] in results:  # a metric of few samples says nothing
+    if max_samples is None and backend.levels[-1] in results:  # a metric of few samples says nothing
         compare_task(results[backend.levels[-1]], wanted, targets, task, report)
 
 
@@ -111,23 +111,27 @@ def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
 
 
 def _is_fixed(value: onnx.ValueInfoProto) -> bool:
-    """Tell whether an input or output has no axis that is free to be the batch."""
+    """Return whether an input or output has no first axis of dynamic size, the batch."""
     batch = value.type.tensor_type.shape.dim[:1]
     return not batch or batch[0].HasField("dim_value")
 
 
 def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: VerifyReport) -> bool:
-    """Check that values are finite and scales above zero; integer kernels may end the process on others."""
-    broken = [
+    """Check that values are finite and scales above zero; otherwise integer kernels may abort the process."""
+    invalid = [
         name for name, tensor in stored_tensors(proto)
         if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
     ]  # fmt: skip
-    broken += [
+    invalid += [
         f"{node.output[0]}.{attribute.name}" for node in proto.graph.node for attribute in node.attribute
         if not np.isfinite([attribute.f, *attribute.floats]).all()
     ]  # fmt: skip
     report.add(
-        "integrity", "finite values", not broken, "yes" if not broken else "not finite", broken[0] if broken else None
+        "integrity",
+        "finite values",
+        not invalid,
+        "yes" if not invalid else "not finite",
+        invalid[0] if invalid else None,
     )
     scales = {node.input[1]: node.output[0] for node in flat.graph.node
               if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 1}  # fmt: skip
@@ -136,7 +140,7 @@ def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: Verify
         if tensor.name in scales and not (onnx.numpy_helper.to_array(tensor) > 0).all()
     ]  # fmt: skip
     report.add("integrity", "scales above zero", not wrong, "no" if wrong else "yes", wrong[0] if wrong else None)
-    return not broken and not wrong
+    return not invalid and not wrong
 
 
 def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:

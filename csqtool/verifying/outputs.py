@@ -1,4 +1,4 @@
-"""The outputs and task levels: what both sides make of the same samples."""
+"""The outputs and task levels: both sides' outputs for the same samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
 
 
 def agreement(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Return the share of samples with the same label; 0 where shapes differ."""
+    """Return the share of samples with the same label; 0 if shapes differ."""
     if found.shape != wanted.shape or found.ndim < 2:
         return 0.0
     return float((found.argmax(-1) == wanted.argmax(-1)).mean())
@@ -79,9 +79,9 @@ def compare_outputs(
         if task.labels:
             holds &= same_labels(found, wanted, margin=2 * tolerance)
     else:
-        least = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
+        min_agreement = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
         holds = figures["mean_abs_diff"] <= allowed.outputs_mean * spread
-        holds &= figures.get("agreement", 1.0) >= least
+        holds &= figures.get("agreement", 1.0) >= min_agreement
     words = [
         f"max {figures['max_abs_diff']:.2g}",
         f"mean {figures['mean_abs_diff']:.2g}",
@@ -95,7 +95,7 @@ def compare_outputs(
 def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyReport) -> None:
     """Add the check that onnxruntime's optimization levels agree with one another.
 
-    Each level is also compared with PyTorch; two that err in opposite directions show here.
+    Each level is also compared with PyTorch; this check finds two levels that differ in opposite directions.
     """
     allowed = report.tolerances
     pairs = list(combinations(results, 2))

@@ -1,4 +1,4 @@
-"""Reading the reports that ``csqtool verify --json`` writes, which may have been edited, cut or made up since."""
+"""Reading the reports of ``csqtool verify --json``, which may have been edited, cut or forged since."""
 
 from __future__ import annotations
 

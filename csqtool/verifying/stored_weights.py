@@ -1,7 +1,7 @@
-"""What an ONNX file's weights are, read without the exporter: whatever computes them is evaluated as ONNX says.
+"""The weights of an ONNX file, read without the exporter's code: the nodes that compute them are evaluated.
 
-A layer's integers are the graph's value of the layer's name, or where that is float, what it is scaled from: a tensor,
-or the result of nodes on constants. onnx's reference evaluator computes them.
+A layer's integers are the graph's value with the layer's name, or, if that is float, the integers that it is scaled
+from: a tensor, or the result of nodes on constants. onnx's reference evaluator computes them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class WeightUse:
         output: the float value.
         scale: the value they are multiplied by.
         zero_point: the value that is subtracted before, empty for none.
-        axis: axis of the integers' own shape that the scales lie on, None where they broadcast.
-        problem: why this is no use of a weight.
+        axis: axis of the integers' own shape that the scales belong to; None if they broadcast.
+        problem: why this is no valid use of a weight.
     """
 
     output: str
@@ -36,7 +36,7 @@ class WeightUse:
 
 
 class StoredWeights:
-    """The weights of one file, without functions of its own (`csqtool.onnx_file.flattened`)."""
+    """The weights of one file whose functions are inlined (`csqtool.onnx_file.flattened`)."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
@@ -50,7 +50,7 @@ class StoredWeights:
                 self._users.setdefault(name, []).append(node)
 
     def integers_of(self, name: str) -> str:
-        """Return the value that holds a layer's integers: its own, or what it is dequantized or scaled from."""
+        """Return the name of a layer's integers: its own, or that of the value it is dequantized or scaled from."""
         node = self._makers.get(name)
         while node is not None:
             if node.op_type in ("DequantizeLinear", "Transpose"):
@@ -79,7 +79,7 @@ class StoredWeights:
         return np.asarray(onnx.numpy_helper.to_array(self._tensors[name])) if name in self._tensors else None
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """Return the value of a constant, None where `name` is none."""
+        """Return the value of a constant; None if `name` is not one."""
         try:
             return self.value(name)
         except ValueError:
@@ -89,7 +89,7 @@ class StoredWeights:
         """Return the value of a constant of the graph.
 
         Raises:
-            ValueError: it is not in the file, or depends on the model's input; says which.
+            ValueError: it is not in the file, or depends on the model's input.
         """
         if (tensor := self.tensor(name)) is not None:
             return tensor
@@ -126,7 +126,7 @@ class StoredWeights:
         return [self._nodes[position] for position in sorted(nodes)], tensors
 
     def uses(self, name: str, permutation: tuple[int, ...] | None = None) -> list[WeightUse]:
-        """Return every place where the integers `name` become float, also behind a Transpose.
+        """Return every place where the integers `name` become float, also after a Transpose.
 
         Args:
             name: the value of the integers.

@@ -1,4 +1,4 @@
-"""What is being verified: a file's bytes beside the finalized model, its PyTorch network and the test data."""
+"""The inputs of a verification: a file's bytes, the finalized model, its PyTorch network and the test data."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Subject:
         build_net: turns another finalized model of the same module into a network.
         source: data and task.
         samples: compare this many test samples, None all.
-        report: where verdicts go.
-        tell: told what is being checked, a line each.
+        report: the report that verdicts are added to.
+        tell: called with a line for each check that begins.
         backends: what runs ONNX files.
-        threads: threads that onnxruntime compares layers with, 0 its own choice.
+        threads: onnxruntime's threads for the comparison of layers; 0 is its own choice.
         allow_unaccounted: parts of a graph that the structure level may leave unexplained, by name.
         save_inputs: folder for inputs on which the two sides disagree, None keeps none.
     """
@@ -52,7 +52,7 @@ class Subject:
     save_inputs: Path | None = None
 
     def check_origin(self, recorded: str | None) -> None:
-        """Check that the file says it was made from this finalized model."""
+        """Check that the file records the hash of this finalized model."""
         if recorded is None:
             detail = "no record of a finalized model"
         else:
@@ -62,7 +62,7 @@ class Subject:
     def add_problems(
         self, level: str, name: str, problems: Iterable[Problem], count: int, *, holds: str = "equal, bit for bit"
     ) -> None:
-        """Add one failed check a problem, or one that passed, in the words `holds`, for all `count` places."""
+        """Add a failed check for each problem; without any, one that passed for all `count` places, as `holds` says."""
         found = list(problems)
         for layer, text in found:
             self.report.add(level, name, False, text, layer)
@@ -70,7 +70,7 @@ class Subject:
             self.report.add(level, name, True, f"{count} {holds}")
 
     def test_set(self) -> tuple[Tensor, Tensor] | None:
-        """Return inputs and targets to compare on, or None behind a failed check."""
+        """Return inputs and targets to compare on; None, and a failed check, if they cannot be used."""
         called, found = self.source.part_name("test"), first_samples(self.source.test, self.samples)
         if found is None:
             self.report.add("outputs", "test data", False, f"{called} is empty: nothing was compared")

@@ -1,4 +1,4 @@
-"""How far the two sides of a verification may lie apart; the defaults follow the arithmetic (`docs/verify.md`)."""
+"""Thresholds on differences; the defaults are derived from the arithmetic (`docs/verify.md`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tolerance = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
 
 class Tolerances(msgspec.Struct, frozen=True):
-    """What is still rounding.
+    """The thresholds up to which differences are accepted as rounding.
 
     Attributes:
         layer_steps: steps that an integer layer's values may be off.
@@ -45,7 +45,7 @@ class Tolerances(msgspec.Struct, frozen=True):
         Raises:
             ConfigError: a key is unknown, or a value is no finite number of at least 0.
         """
-        for key in document:  # here, and not by the record: reports may hold tolerances of later versions
+        for key in document:  # not checked by the record: reports may hold tolerances of later versions
             if key not in cls.__struct_fields__:
                 raise ConfigError(f"{where}: unknown tolerance {key!r}; {nearest(key, cls.__struct_fields__)}")
         return documents.convert(cls, document, where=where, error=ConfigError)
@@ -55,7 +55,7 @@ class Tolerances(msgspec.Struct, frozen=True):
         """Return the tolerances in ``NAME=VALUE`` texts.
 
         Raises:
-            ConfigError: as `from_mapping`, or a text has another form.
+            ConfigError: as `from_mapping`, or a text is not of this form.
         """
         document: dict[str, Any] = {}
         for text in settings:
@@ -67,6 +67,6 @@ class Tolerances(msgspec.Struct, frozen=True):
         return cls.from_mapping(document, where="--tolerance")
 
     def changed(self) -> dict[str, float]:
-        """Return those that are not the default."""
+        """Return the tolerances that differ from the default."""
         plain = documents.plain(Tolerances())
         return {name: value for name, value in documents.plain(self).items() if value != plain[name]}

@@ -45,7 +45,7 @@ def verify_file(
     Args:
         file: an ``.onnx`` or ``.csq`` file.
         against: the finalized model, or its ``.safetensors`` file.
-        data: data whose test set is compared; None takes what is recorded in the finalized model.
+        data: data whose test set is used; None takes those that the finalized model records.
         model: the PyTorch module or its factory, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.

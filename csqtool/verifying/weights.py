@@ -1,6 +1,6 @@
 """The weights level: every integer, scale and bias of a file against the finalized model, bit for bit.
 
-What a file must hold is worked out here from the finalized model alone; nothing of the exporters is used.
+What a file must contain is computed here from the finalized model alone, without the exporters' code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Problem = tuple[str, str]  # layer, what is wrong with it
 
 @dataclass(frozen=True)
 class Expected:
-    """What an ONNX file must hold for one layer."""
+    """What an ONNX file must contain for one layer."""
 
     q: NDArray[Any]
     scale: NDArray[np.float32]
@@ -33,10 +33,10 @@ class Expected:
 
 
 def expected_in_onnx(model: QuantizedModel, layer: QuantizedLayer) -> Expected:
-    """Work out a layer's integers, scales and bias with its BatchNorm folded (w·γ/σ, β + (b − μ)·γ/σ).
+    """Return a layer's integers, scales and bias with its BatchNorm folded (w·γ/σ, β + (b − μ)·γ/σ).
 
     Raises:
-        FormatError: the finalized model does not hold what folding needs.
+        FormatError: the finalized model lacks a tensor or epsilon that folding needs.
     """
     stem = layer.name[: -len("weight")] if layer.name.endswith("weight") else None
     bias = _double(model, f"{stem}bias") if stem is not None else None
@@ -92,7 +92,7 @@ def onnx_weight_problems(proto: onnx.ModelProto, model: QuantizedModel) -> Itera
             if not users:
                 yield layer.name, "nothing computes with its integers"
             if len(uses) + len(users) > 2:
-                continue  # a parameter used several times: which bias goes with which is the model's own code
+                continue  # a parameter used several times: only the model's code says which use has which bias
             for user in users:
                 yield from ((layer.name, text) for text in _bias_problems(user, stored, expected))
 
@@ -150,7 +150,7 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
             chain.append(node)
             node = makers.get(node.input[0]) if node.op_type != "QuantizeLinear" else None
         kinds = [n.op_type for n in chain]
-        # Eight bits may be clipped too: by an activation function with an upper bound.
+        # Eight bits may be clipped, too, by an activation function with an upper bound.
         clipped = ["Clip"] if quantizer.bits < 8 or "Clip" in kinds else []
         if kinds != ["DequantizeLinear", *clipped, "QuantizeLinear"]:
             yield quantizer.name, f"its quantizer is missing (found: {' ← '.join(kinds) or 'nothing'})"
@@ -173,10 +173,10 @@ def onnx_activation_problems(proto: onnx.ModelProto, model: QuantizedModel) -> I
 
 
 def named_tensors(proto: onnx.ModelProto, model: QuantizedModel) -> dict[str, NDArray[Any]]:
-    """Return the float tensors of a graph that are called as ones of the finalized model.
+    """Return the float tensors of a graph that have the names of tensors of the finalized model.
 
-    BatchNorms that are folded into a layer, and the layer's bias then, are compared with the layer, and so are biases
-    that are stored as integers.
+    Left out are BatchNorms that are folded into a layer, that layer's bias, and biases that are stored as integers:
+    they are compared with the layer.
     """
     folded = {layer.batch_norm for layer in model.layers if layer.batch_norm}
     folded_into = {f"{layer.name.removesuffix('weight')}bias" for layer in model.layers if layer.batch_norm}

@@ -95,7 +95,7 @@ def _may_hold_zero(shape: NDArray[Any] | None) -> bool:
 
 
 def _pads(node: ir.Node) -> bool:
-    """Tell whether a pooling pads its input, or may do so."""
+    """Return whether a pooling pads its input, or may do so."""
     pads, how = node.attributes.get("pads"), node.attributes.get("auto_pad")
     return (pads is not None and any(pads.as_ints())) or (
         how is not None and how.as_string() not in ("NOTSET", "VALID")

@@ -127,15 +127,15 @@ class _Reasons:
         self._wide = {layer.name for layer in model.layers if layer.bit_width > 8}
 
     def is_float(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a node computes float values from the model's inputs."""
+        """Return whether a node computes float values from the model's inputs."""
         return self._types.is_float(node.output[0]) and node.output[0] not in self._constants
 
     def has_pattern(self, node: onnx.NodeProto) -> bool:
-        """Tell whether quantized values come in and go out of an operator that has an integer form."""
+        """Return whether inputs and outputs are quantized and the operator has an integer form."""
         return node.op_type in INTEGER_FORMS and not self._unquantized(node) and self._quantized_after(node)
 
     def __call__(self, node: onnx.NodeProto) -> str:  # noqa: PLR0911 - a reason each
-        """Return the reason in words."""
+        """Return the reason as text."""
         if not self._quantizes_activations:
             return "activations are float"
         if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in self._stored:

@@ -256,7 +256,7 @@ class _Activations:
 
 
 def _has_float_weight(node: ir.Node | None) -> bool:
-    """Tell whether a node multiplies by a constant of the user's model that is not quantized."""
+    """Return whether a node multiplies by a constant of the user's model that is not quantized."""
     if node is None or node.op_type not in WEIGHTED_OPS or node.domain:
         return False
     return constant_of(node.inputs[1]) is not None
@@ -290,7 +290,7 @@ def _bias_name(layer: QuantizedLayer) -> str:
 
 
 def _channels_first(node: ir.Node) -> bool:
-    """Tell whether a node's weight has its output channels on axis 0."""
+    """Return whether a node's weight has its output channels on axis 0."""
     if node.op_type == "Gemm":
         transposed = node.attributes.get("transB")
         return transposed is not None and transposed.as_int() == 1

@@ -36,5 +36,5 @@ class Autoencoder(nn.Module):
 
 
 def digits_autoencoder(width: int = 16, code: int = 16) -> nn.Module:
-    """Build the network; `code` numbers stand for an image."""
+    """Build the network; `code` is how many numbers represent an image."""
     return Autoencoder(width, code)

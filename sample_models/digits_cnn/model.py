@@ -51,5 +51,5 @@ class DigitsCNN(nn.Module):
 
 
 def digits_cnn(width: int = 16) -> DigitsCNN:
-    """Build the network; `width` is the number of channels behind the stem."""
+    """Build the network; `width` is the number of channels after the stem."""
     return DigitsCNN(width)

@@ -25,7 +25,7 @@ WRONG = [
     ({"float16": True, "max_metric_change": True}, "max-metric-change is a number of at least 0, got True"),
     ({"float16": True, "max_metric_change": -0.1}, "max-metric-change is a number of at least 0, got -0.1"),
     ({"float16": True, "max_metric_change": math.nan}, "max-metric-change is a number of at least 0, got nan"),
-    ({"max_metric_change": 0.1}, "--max-metric-change only goes with --float16"),
+    ({"max_metric_change": 0.1}, "--max-metric-change needs --float16"),
 ]
 
 
@@ -55,9 +55,9 @@ def test_an_unknown_option_or_a_wrong_value_is_refused_with_its_name(finalized, 
     ("arguments", "message"),
     [
         (["--encoding", "dens"], "unknown encoding 'dens'; did you mean 'dense'?"),
-        (["--max-metric-change", "0.1"], "--max-metric-change only goes with --float16"),
+        (["--max-metric-change", "0.1"], "--max-metric-change needs --float16"),
         (["--max-metric-change", "much"], "'much' is not a valid float"),
-        (["--data", "digits"], "--data only goes with what is measured on it: --float16"),
+        (["--data", "digits"], "--data is only used by exports that measure: --float16"),
     ],
 )
 def test_pack_and_export_refuse_the_same_values_in_one_line(finalized, arguments, message):

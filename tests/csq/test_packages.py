@@ -45,7 +45,7 @@ def test_the_graph_carries_no_weights_however_the_onnx_file_stores_them(weights,
 
 def test_float16_halves_what_is_left_in_float_and_verify_checks_it(eight_bits: Built, tmp_path):
     done = ok("pack", eight_bits.model, "--float16", "--max-metric-change", "0.05", "--json", "-o", tmp_path / "h.csq")
-    assert any("float16 moves the metric" in note for note in json.loads(done.stdout)["notes"])
+    assert any("float16 changes the metric" in note for note in json.loads(done.stdout)["notes"])
     assert (tmp_path / "h.csq").stat().st_size < eight_bits.csq.stat().st_size
     code, report = eight_bits.verify(tmp_path / "h.csq")
     assert code == 0, report

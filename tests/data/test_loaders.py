@@ -186,7 +186,7 @@ def test_the_first_samples_are_those_of_the_data_set(batch_size: int, most: int 
     assert found is not None
     assert wanted is not None
     assert equal([found], [wanted])
-    assert torch.equal(torch.cat([x for x, _ in batches_of(stream, most=most)]), wanted[0])
+    assert torch.equal(torch.cat([x for x, _ in batches_of(stream, max_samples=most)]), wanted[0])
 
 
 def test_processes_share_the_batches_of_a_loader_out() -> None:
@@ -320,9 +320,9 @@ def test_a_search_on_a_shuffling_loader_resumes_within_an_epoch_to_the_same_mode
                                pretrain_epochs=1, epochs=1, finetune_epochs=1)  # fmt: skip
 
     class Interrupting(Silent):
-        def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+        def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
             assert total == 9
-            if (phase, done) == ("search", 5):
+            if (stage, done) == ("search", 5):
                 os.kill(os.getpid(), signal.SIGINT)
 
     begin(config, tmp_path / "whole")

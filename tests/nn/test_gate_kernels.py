@@ -153,7 +153,7 @@ def test_kernels_are_compiled_a_few_times_for_any_layers_and_quantizers(monkeypa
 @pytest.mark.parametrize("weight", [torch.randn(6, 5, 3), torch.randn(3, 5, 6).movedim(0, 2)])
 def test_logits_lie_plane_by_plane_in_memory(weight: Tensor) -> None:
     gates = BitGates(weight, range(8), mask_init=0.05)
-    bits = BitWeight(weight, range(8), planes=8)
+    bits = BitWeight(weight, range(8), n_planes=8)
     assert all(logits.is_contiguous() for logits in (gates.m_p, gates.m_n, bits.p, bits.n))
 
 

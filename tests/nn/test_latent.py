@@ -11,7 +11,7 @@ from csqtool.nn.latent import DorefaWeight, LatentWeight, LsqWeight, MinMaxWeigh
 @pytest.mark.parametrize("kept", [(0,), (4, 5, 6), tuple(range(8))])
 def test_integers_times_scale_are_the_weight_bit_for_bit(kind: type[LatentWeight], kept: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    source = kind(torch.randn(7, 5), kept, planes=8)
+    source = kind(torch.randn(7, 5), kept, n_planes=8)
     q, scale, mask = source.integers()
     assert np.array_equal(q.astype(np.float32) * scale, source().detach().numpy())
     assert mask.count("1") == len(kept)
@@ -19,13 +19,13 @@ def test_integers_times_scale_are_the_weight_bit_for_bit(kind: type[LatentWeight
 
 
 def test_lsq_rounds_to_planes_with_holes() -> None:
-    source = LsqWeight(torch.linspace(-9, 9, 100), (0, 3), planes=8)
+    source = LsqWeight(torch.linspace(-9, 9, 100), (0, 3), n_planes=8)
     source.scale.data.fill_(1.0)
     assert set(source.integers()[0].tolist()) == {-9, -8, -7, -1, 0, 1, 7, 8, 9}
 
 
 def test_lsq_gradients_are_those_of_the_paper() -> None:
-    source = LsqWeight(torch.tensor([0.2, -0.9, 5.0, -7.0]), (0, 1), planes=8)  # Q = 3
+    source = LsqWeight(torch.tensor([0.2, -0.9, 5.0, -7.0]), (0, 1), n_planes=8)  # Q = 3
     source.scale.data.fill_(0.5)
     source().backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert source.latent.grad is not None
@@ -37,7 +37,7 @@ def test_lsq_gradients_are_those_of_the_paper() -> None:
 
 
 def test_a_step_size_changes_little_in_a_step_whatever_its_gradient() -> None:
-    source = LsqWeight(torch.randn(50), tuple(range(7)), planes=8)
+    source = LsqWeight(torch.randn(50), tuple(range(7)), n_planes=8)
     before = source.scale.item()
     source().sum().backward()
     for wrong, wanted in ((1e3, 1.02 * before), (-1e3, 0.98 * before)):
@@ -48,10 +48,10 @@ def test_a_step_size_changes_little_in_a_step_whatever_its_gradient() -> None:
 
 def test_dorefa_has_odd_levels_only() -> None:
     torch.manual_seed(0)
-    q, _ = DorefaWeight(torch.randn(400), (0, 1), planes=8).quantized()
+    q, _ = DorefaWeight(torch.randn(400), (0, 1), n_planes=8).quantized()
     assert set(q.tolist()) == {-3.0, -1.0, 1.0, 3.0}
 
 
 def test_the_min_max_grid_reaches_the_largest_weight() -> None:
-    source = MinMaxWeight(torch.tensor([0.1, -2.0, 1.1]), (0, 1), planes=8)
+    source = MinMaxWeight(torch.tensor([0.1, -2.0, 1.1]), (0, 1), n_planes=8)
     assert source().tolist() == pytest.approx([0.0, -2.0, 4 / 3])

@@ -24,11 +24,11 @@ from tests.support.sessions import opened
 
 def one_step(session: Session, output: Path) -> None:
     """Write the gradients of the whole batch, the running statistics and the loss."""
-    phase = session.phase
-    phase.net.train()
-    loss = phase._step(session.data.training_batch(range(session.config.batch_size), seed=0), epoch=0, batch=0)
-    tensors = {name: p.grad for name, p in phase.net.named_parameters() if p.grad is not None}
-    tensors |= {name: buffer for name, buffer in phase.net.named_buffers() if "running" in name}
+    training = session.training
+    training.net.train()
+    loss = training._step(session.data.training_batch(range(session.config.batch_size), seed=0), epoch=0, batch=0)
+    tensors = {name: p.grad for name, p in training.net.named_parameters() if p.grad is not None}
+    tensors |= {name: buffer for name, buffer in training.net.named_buffers() if "running" in name}
     tensors |= {"loss": torch.tensor(loss), "processes": torch.tensor(session.processes.count)}
     if session.processes.first:
         save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, output / "step.safetensors")
@@ -54,8 +54,8 @@ def integers_of(result: SearchResult) -> str:
 class Killed(Silent):
     """Kills the process that it runs in, in the middle of the search."""
 
-    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
-        if phase == "search" and done == total // 2:
+    def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
+        if stage == "search" and done == total // 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

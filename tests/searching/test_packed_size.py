@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from csqtool.csq.writer import pack
 from csqtool.nn.latent import LsqWeight
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
-from csqtool.searching.budget import Budget, most_bytes, uniform
+from csqtool.searching.budget import Budget, max_bytes, uniform
 from csqtool.searching.packed_size import PackedSizes, fixed_bytes, packed_bytes
 
 
@@ -24,13 +24,13 @@ def test_a_file_takes_what_was_counted_for_its_layers_and_never_more_than_was_pr
     weights["second"] *= torch.rand(weights["second"].shape, generator=generator) < share
     layers = []
     for name, weight in weights.items():
-        q, scale, mask = LsqWeight(weight, uniform(bits), planes=8).integers()
+        q, scale, mask = LsqWeight(weight, uniform(bits), n_planes=8).integers()
         layers.append(QuantizedLayer(name, q, scale, mask, None, None))
     model = QuantizedModel(tuple(layers), (), {"bias": np.full(7, 1 / 3, np.float32)})
     sizes = PackedSizes(weights)
     counted = sum(sizes(name, uniform(bits)) for name in weights)
     assert packed_bytes(model) == len(pack(model)) == fixed_bytes(model) + counted
-    assert counted <= 2 * most_bytes(elements, uniform(bits))
+    assert counted <= 2 * max_bytes(elements, uniform(bits))
 
 
 def test_a_budget_of_bytes_aims_at_the_precision_that_fills_it() -> None:

@@ -31,8 +31,8 @@ def made(**settings: Any) -> SearchConfig:
 
 @dataclass(frozen=True)
 class SignOptions(Options):
-    step_rate: Annotated[float, Setting("Learning rate of the step sizes.", least=0)] = 0.001
-    strength: Annotated[float, Setting("Of nothing.", least=0)] = 7.0
+    step_rate: Annotated[float, Setting("Learning rate of the step sizes.", minimum=0)] = 0.001
+    strength: Annotated[float, Setting("Of nothing.", minimum=0)] = 7.0
     shape: Annotated[Literal["round", "square"], Setting("A shape.")] = "round"
 
 
@@ -44,9 +44,9 @@ class Sign(BaseMethod[LsqWeight]):
     options: SignOptions
     seen: SignOptions | None = None
 
-    def make_source(self, weight: Weight, planes: tuple[int, ...]) -> LsqWeight:
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> LsqWeight:
         type(self).seen = self.options
-        return LsqWeight(weight.parameter, planes, planes=self.config.planes)
+        return LsqWeight(weight.parameter, exponents, n_planes=self.config.planes)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         sources = self.sources.values()

@@ -160,7 +160,7 @@ def test_sigterm_saves_the_state_as_ctrl_c_does(tmp_path: Path) -> None:
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "state saved, go on with: csqtool search --resume" in errors
+    assert "state saved, continue with: csqtool search --resume" in errors
     assert (run / "checkpoints" / "last.pt").is_file()
 
 
@@ -192,8 +192,8 @@ def test_data_that_draw_from_numpy_and_random_resume_to_the_same_model(tmp_path:
                                pretrain_epochs=1, epochs=1, finetune_epochs=1)  # fmt: skip
 
     class Interrupting(Silent):
-        def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
-            if (phase, done) == ("search", 5):
+        def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
+            if (stage, done) == ("search", 5):
                 os.kill(os.getpid(), signal.SIGINT)
 
     begin(config, tmp_path / "whole")

@@ -77,7 +77,7 @@ def test_every_changed_bit_of_a_checkpoint_is_noticed(copied: Path) -> None:
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         try:
-            state = load_finished(copied).session.phase.state()
+            state = load_finished(copied).session.training.state()
         except FormatError:
             noticed += 1
             continue

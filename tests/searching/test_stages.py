@@ -33,9 +33,9 @@ class Steps(Silent):
         self.taken: Counter[str] = Counter()
         self.said: list[str] = []
 
-    def step(self, phase: str, done: int, total: int, facts: dict[str, float]) -> None:
+    def step(self, stage: str, done: int, total: int, facts: dict[str, float]) -> None:
         assert done <= total
-        self.taken[phase] += 1
+        self.taken[stage] += 1
 
     def line(self, text: str) -> None:
         self.said.append(text)
@@ -131,8 +131,8 @@ def test_gates_masks_scales_clips_and_norms_decay_in_the_papers_recipe_only(reci
                                exclude=["classifier.*"])  # fmt: skip
     session = opened(config, tmp_path)
     session._enter(Stage.SEARCH)
-    names = {id(p): name for name, p in session.phase.net.named_parameters() if p.numel() and p.requires_grad}
-    groups = session.phase._optimizer.param_groups
+    names = {id(p): name for name, p in session.training.net.named_parameters() if p.numel() and p.requires_grad}
+    groups = session.training._optimizer.param_groups
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
     assert decay.keys() == set(names.values())
     kinds = Counter(name.rsplit(".", 1)[-1] for name in decay)
@@ -155,16 +155,16 @@ def test_small_weights_are_computed_once_and_before_the_net_to_the_same_gradient
             monkeypatch.setattr(loop, "compute_small_weights", lambda _: None)
         session = opened(config, tmp_path)
         session._enter(Stage.SEARCH)
-        session.phase.net.register_forward_hook(lambda *_: events.append("end"))
-        for module in session.phase.net.modules():
+        session.training.net.register_forward_hook(lambda *_: events.append("end"))
+        for module in session.training.net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_pre_hook(lambda *_: events.append("layer"))
         events.clear()
-        session.phase._step(session.data.training_batch(range(32), seed=0), 0, 0)
+        session.training._step(session.data.training_batch(range(32), seed=0), 0, 0)
         layers = events.count("layer")
         assert layers > 2
         assert events == (["weight"] * layers + ["layer"] * layers if ahead else ["layer", "weight"] * layers) + ["end"]
-        ends.append(session.phase.net.state_dict())
+        ends.append(session.training.net.state_dict())
     for name, value in ends[0].items():
         assert torch.equal(value, ends[1][name]), name
 
