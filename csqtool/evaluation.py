@@ -173,7 +173,7 @@ def refresh_batch_norm(
 ) -> bool:
     """Re-estimate BatchNorm's statistics where that lowers the loss on training samples; tell whether it did.
 
-    Running statistics lag behind the weights: after a short stage they are still those of the network before it.
+    Running statistics follow the weights slowly: after a short stage they are still those of the network before it.
 
     Args:
         net: the network, its weights as they will stay.

@@ -117,7 +117,7 @@ def checker_problem(content: bytes) -> str | None:
 
 
 def evaluated(proto: onnx.ModelProto, feeds: Arrays | None = None) -> list[NDArray[Any]]:
-    """Return what onnx's reference evaluator makes of a graph, in the order of its outputs.
+    """Return a graph's outputs in onnx's reference evaluator, in their order.
 
     Without inputs, it is what is stored in the graph: more than `GROWTH` times its size is refused.
     """

@@ -20,6 +20,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from csqtool.errors import FormatError
+from csqtool.onnx_schemas import STANDARD, schema_problem
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +38,6 @@ MAX_VERSION = 1000  # of operator sets and of the format itself; now they are be
 
 _STRING, _MESSAGE = 9, 11  # protobuf's field types
 _BITS = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
-_STANDARD = ("", "ai.onnx")
 
 
 class _Problem(Exception):
@@ -138,7 +138,7 @@ class _File:
         self, graph: onnx.GraphProto, outer: _Known, versions: Mapping[str, int], depth: int, called: str
     ) -> None:
         if depth > MAX_DEPTH:
-            raise _Problem(f"graphs stand in graphs more than {MAX_DEPTH} deep")
+            raise _Problem(f"graphs are nested more than {MAX_DEPTH} deep")
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_type(value.type, value.name)
         known = outer.new_child(dict.fromkeys(value.name for value in graph.input))
@@ -164,7 +164,8 @@ class _File:
                     raise _Problem(f"{what} reads {name!r}, which nothing before it makes")
             for attribute in node.attribute:
                 self._check_attribute(attribute, what, known, body.versions, body.depth)
-            _check_schema(node, body.versions, what)
+            if problem := schema_problem(node, body.versions):
+                raise _Problem(f"{what} {problem}")
             _check_size(node, known, what)
             for name in filter(None, node.output):
                 if name in made:
@@ -265,7 +266,7 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
 def _check_size(node: onnx.NodeProto, known: _Known, what: str) -> None:
     """Check what a constant makes a node do, where a file could name any number for a few bytes."""
     most = {"ConstantOfShape": MAX_ELEMENTS, "Loop": MAX_ITERATIONS}.get(node.op_type)
-    if most is None or node.domain not in _STANDARD or not node.input:
+    if most is None or node.domain not in STANDARD or not node.input:
         return
     tensor = known.get(node.input[0])
     if tensor is None or tensor.data_type != tensor.INT64 or prod(tensor.dims) > MAX_RANK:
@@ -362,32 +363,3 @@ def _attribute_field(kind: int) -> str | None:
               "GRAPHS": "graphs", "SPARSE_TENSORS": "sparse_tensors", "TYPE_PROTOS": "type_protos"}  # fmt: skip
     names = {number: name for name, number in onnx.AttributeProto.AttributeType.items()}
     return fields.get(names.get(kind, ""))
-
-
-@functools.cache
-def _schema(operator: str, version: int, domain: str) -> tuple[int, int, int, frozenset[str]] | None:
-    """Return the least and most inputs of a standard operator, its least outputs, and the attributes it requires."""
-    import onnx
-
-    try:
-        schema = onnx.defs.get_schema(operator, version, "" if domain == "ai.onnx" else domain)
-    except onnx.defs.SchemaError:
-        return None
-    required = frozenset(name for name, attribute in schema.attributes.items() if attribute.required)
-    return schema.min_input, schema.max_input, schema.min_output, required
-
-
-def _check_schema(node: onnx.NodeProto, versions: Mapping[str, int], what: str) -> None:
-    """Check that a standard operator has the inputs, outputs and attributes without which nobody can read it."""
-    domains = _STANDARD if node.domain in _STANDARD else (node.domain,)
-    version = next((versions[domain] for domain in domains if domain in versions), None)
-    schema = None if version is None else _schema(node.op_type, version, node.domain)
-    if schema is None:
-        return  # the checker says whose operator it is, and whether there is one
-    least, most, outputs, required = schema
-    if not least <= len(node.input) <= most or not all(node.input[:least]):
-        raise _Problem(f"{what} has {sum(map(bool, node.input))} inputs, it needs {least}")
-    if len(node.output) < outputs:
-        raise _Problem(f"{what} has {len(node.output)} outputs, it needs {outputs}")
-    if missing := required - {attribute.name for attribute in node.attribute}:
-        raise _Problem(f"{what} lacks its attribute {min(missing)!r}")

@@ -179,7 +179,7 @@ def inlined(content: bytes) -> bytes:
 
 
 def evaluated(content: bytes, feeds: Arrays, most_bytes: int) -> list[NDArray[Any]]:
-    """Return what onnx's reference evaluator makes of a graph, if it has at most so many bytes.
+    """Return a graph's outputs in onnx's reference evaluator, if they take at most so many bytes.
 
     Raises:
         RuntimeError: it cannot, or an output is no tensor of numbers.

@@ -19,7 +19,7 @@ Observer = Callable[[str, Tensor], Tensor]
 CALIBRATION_VALUES = 65536  # about as many values of each activation and batch are looked at, evenly spaced
 
 
-class _ObservingMode(SiteMode):
+class ObservingMode(SiteMode):
     """Hands each quantized site's output to an observer."""
 
     def __init__(self, model: nn.Module, observed: frozenset[str], observer: Observer) -> None:
@@ -28,6 +28,7 @@ class _ObservingMode(SiteMode):
         self._observer = observer
 
     def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Return what the observer returns for an output that is quantized, else the output."""
         place = f"{call.name}.output"
         return self._observer(place, output) if place in self._observed else output
 
@@ -83,7 +84,7 @@ class QuantizedNet(nn.Module):
         for name in names:
             if name.endswith(".input"):
                 x = observer(name, x)
-        mode = _ObservingMode(self.model, names, observer)
+        mode = ObservingMode(self.model, names, observer)
         with mode.active():
             output = self.model(x, *more)
         return mode.current(output)

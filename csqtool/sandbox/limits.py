@@ -31,7 +31,7 @@ class Limits:
         Without them: 300 seconds, and 16 GiB or three quarters of the machine's memory, whichever is less.
 
         Raises:
-            ConfigError: a variable is no number above zero.
+            ConfigError: a variable is not a number above zero.
         """
         seconds = _variable("CSQTOOL_TIME_LIMIT")
         memory = _variable("CSQTOOL_MEMORY_LIMIT")

@@ -157,7 +157,7 @@ class LabelJudge:
 def _save(
     subject: Subject, name: str, inputs: Tensor, found: NDArray[Any], wanted: NDArray[Any], wrong: NDArray[Any]
 ) -> str:
-    """Write the inputs on which both sides disagree, if asked for, and return where, in words."""
+    """Write the inputs on which both sides disagree, if asked for, and return where, as text."""
     folder = subject.save_inputs
     if folder is None:
         return ""

@@ -89,7 +89,7 @@ def likely_cause(
 
     Args:
         cut: the layer.
-        behind: the quantized parameters behind it, from `WeightsBehind`.
+        behind: the quantized parameters that it is computed from, from `WeightsBehind`.
         figures: of `Comparison`.
         wrong: parameters and quantizers that failed the weights level.
         held_unoptimized: the layer held with optimizations off.

@@ -171,7 +171,7 @@ def _reduce_mean(terms: Terms, term: Term) -> Number:
 
 
 def _flatten(terms: Terms, term: Term) -> Number:
-    """Flattened behind the channels, a mean that keeps axes of length one is one that drops them."""
+    """If the axes after the channels are flattened, a mean that keeps axes of length one equals one that drops them."""
     inner = terms[term.inputs[0]]
     if inner.operator == "spatial mean" and _attributes(inner)["keep"] and _attributes(term)["axis"] == 1:
         return _spatial_mean(terms, inner.inputs[0], _attributes(inner)["rank"], keep=False)

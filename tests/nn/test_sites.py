@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from csqtool.errors import ExportError
 from csqtool.nn.activation import LARGEST_CHANGE, WIDEST, ActivationFakeQuantizer
 from csqtool.nn.activation_variants import DorefaQuantizer, DynamicQuantizer, PactQuantizer
-from csqtool.nn.quantized_net import QuantizedNet, _ObservingMode
+from csqtool.nn.quantized_net import ObservingMode, QuantizedNet
 from csqtool.nn.sites import Call
 from tests.support.networks import IgnoredResults, shared_activation
 from tests.support.onnx_nets import export_module
@@ -55,12 +55,12 @@ def test_in_place_calls_whose_result_is_ignored_are_quantized_in_every_mode() ->
 
 
 def test_a_quantizer_that_the_capture_lost_stops_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = _ObservingMode.on_call
+    found = ObservingMode.on_call
 
-    def lost(mode: _ObservingMode, call: Call, args: Any, kwargs: Any, output: Any) -> Any:
+    def lost(mode: ObservingMode, call: Call, args: Any, kwargs: Any, output: Any) -> Any:
         return output if torch.compiler.is_exporting() else found(mode, call, args, kwargs, output)
 
-    monkeypatch.setattr(_ObservingMode, "on_call", lost)
+    monkeypatch.setattr(ObservingMode, "on_call", lost)
     with pytest.raises(ExportError, match=r"activation quantizers are not in the captured graph: 0\.act\.output"):
         export_module(shared_activation(), (3, 8, 8), act_bits=8)
 

@@ -18,8 +18,8 @@ from csqtool.verifying.outputs import reference_outputs
 from csqtool.verifying.rounding import allowed_differences
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.synthetic import synthetic_inputs
-from tests.verifying.structural import Branches, Edit, Proto, Sample, add_tensor, at_the_end, make, sample
-from tests.verifying.test_structure import batch_trigger
+from tests.support.fooling_edits import batch_trigger
+from tests.support.structural import Branches, Edit, Proto, Sample, add_tensor, at_the_end, make, sample
 
 SAMPLES = 80
 

@@ -11,8 +11,8 @@ import torch
 
 from csqtool import VerifyReport, verify
 from csqtool.csq import pack
-from tests.verifying.structural import Branches, Edit, Proto, Sample, at_the_end, first, make, sample
-from tests.verifying.test_structure import batch_trigger, loop
+from tests.support.fooling_edits import batch_trigger, loop
+from tests.support.structural import Branches, Edit, Proto, Sample, at_the_end, first, make, sample
 
 
 @pytest.fixture(scope="module")
