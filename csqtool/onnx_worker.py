@@ -78,11 +78,11 @@ def _numeric(outputs: list[Any]) -> list[NDArray[Any]]:
 def random_run(number: int, shapes: dict[str, list[int]]) -> None:
     """Run a session once on inputs of these shapes, which stay for `times`."""
     loaded = _sessions[number]
-    loaded.csqtool_feeds = {v.name: _random_values(v.type, shapes[v.name]) for v in loaded.get_inputs()}
+    loaded.csqtool_feeds = {v.name: random_values(v.type, shapes[v.name]) for v in loaded.get_inputs()}
     _run(number, None, loaded.csqtool_feeds)
 
 
-def _random_values(kind: str, shape: Sequence[int]) -> NDArray[Any]:
+def random_values(kind: str, shape: Sequence[int]) -> NDArray[Any]:
     """Return an input of a type that onnxruntime names, such as ``tensor(float)``: normal values, zeros for integers.
 
     Raises:

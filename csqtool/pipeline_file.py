@@ -150,7 +150,7 @@ def _search(tables: _File, where: str) -> SearchConfig:
     given = {"model_args": model.args, "weights": model.weights, "task": data.task}
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= {**tables.search, "model": model.factory, "data": data.source}
-    return SearchConfig.make(**settings, where=f"{where}: [search]")
+    return SearchConfig.make(f"{where}: [search]", **settings)
 
 
 def _formats(table: Mapping[str, Any], where: str) -> dict[str, Mapping[str, Any]]:

@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from csqtool.benchmarking import bench, random_inputs
+from csqtool.benchmarking import bench, input_shapes
 from csqtool.errors import ConfigError, FormatError, InputError
 from csqtool.onnx_session import session
+from csqtool.onnx_worker import random_values
 
 
 def write(path: Path, shape: list[int | str | None], *, operator: str = "Relu", kind: int = TensorProto.FLOAT) -> Path:
@@ -69,7 +70,10 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
      (TensorProto.FLOAT16, np.float16)],
 )  # fmt: skip
 def test_inputs_have_the_type_and_shape_that_the_file_says(kind: int, dtype: Any, tmp_path: Path) -> None:
-    loaded = session(write(tmp_path / "a.onnx", ["N", "W", 3], kind=kind, operator="Identity"))
-    one, other = (random_inputs(loaded, 2, {"1": 5})["x"] for _ in range(2))
+    file = write(tmp_path / "a.onnx", ["N", "W", 3], kind=kind, operator="Identity")
+    loaded = session(file)
+    assert input_shapes(loaded, 2, {"1": 5}) == {"x": [2, 5, 3]}
+    one, other = (random_values(loaded.get_inputs()[0].type, [2, 5, 3]) for _ in range(2))
     assert (one.shape, one.dtype) == ((2, 5, 3), dtype)
     assert np.array_equal(one, other)
+    assert bench([file], batch=2, sizes={"1": 5}, rounds=1, loads=1)[0].kernels == {"Identity": 1}

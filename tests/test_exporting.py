@@ -71,7 +71,7 @@ def test_a_file_and_the_model_in_it_are_exported_to_the_same_bytes(tmp_path: Pat
 
 
 def test_data_are_refused_where_nothing_is_measured(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data only goes with what is measured on it"):
+    with pytest.raises(ConfigError, match="--data is only used by exports that measure"):
         export(small_model(), tmp_path / "m.csq", format="csq", data="digits")
     assert list(tmp_path.iterdir()) == []
 

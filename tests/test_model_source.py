@@ -42,6 +42,7 @@ def test_a_factory_s_file_is_found_near_another_one(tmp_path: Path, monkeypatch:
     source = ModelSource.of("near_net.py:net")
     with pytest.raises(InputError, match="no such file"):
         source.build()
+    (tmp_path / "project" / "pipeline.toml").touch()  # the project that the file belongs to
     assert source.build(near=tmp_path / "project" / "build" / "m.safetensors").in_features == 2
 
 
@@ -50,7 +51,7 @@ def test_a_factory_s_file_is_found_near_another_one(tmp_path: Path, monkeypatch:
     [
         (3, None, "the model is int: give a torch.nn.Module, or the name of a factory"),
         (nn.Linear, None, "the model is type: give a torch.nn.Module"),
-        (nn.Linear(1, 1), {"width": 1}, "model_args are for a factory"),
+        (nn.Linear(1, 1), {"width": 1}, "model_args are arguments of a factory that is given by name"),
     ],
 )
 def test_what_is_no_model_is_refused(model: object, arguments: dict[str, object] | None, message: str) -> None:

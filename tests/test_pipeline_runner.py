@@ -80,7 +80,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def verify_file(file: Path, against: Path, **more: Any) -> VerifyReport:
         report = VerifyReport.begin(str(file), str(against), file.stat().st_size, 3.0)
-        for level in ("integrity", "weights", "outputs", "task"):
+        for level in ("integrity", "structure", "weights", "outputs", "task"):
             report.add(level, "x", file.read_bytes().endswith(against.read_bytes()), "")
         return report
 

@@ -27,7 +27,7 @@ def test_every_starter_file_is_written() -> None:
 def test_one_file_that_is_there_already_keeps_all_others_from_being_written(taken: str, tmp_path: Path) -> None:
     (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / taken).write_text("mine")
-    with pytest.raises(InputError, match="is there already; name another folder"):
+    with pytest.raises(InputError, match="already exists; name another folder"):
         init(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / taken]
     assert (tmp_path / taken).read_text() == "mine"

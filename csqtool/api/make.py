@@ -74,7 +74,7 @@ def search(
             return runs.resume(Path(resume), given=given, model=module, data=source, progress=told)
         if model is None or (source is None and "data" not in given):
             raise ConfigError(f"search needs {'a model' if model is None else 'data'} (or resume)")
-        config = SearchConfig.make(where="", **given)
+        config = SearchConfig.make("", **given)
         folder = None if run is None else Path(run)
         return runs.begin(config, folder, model=module, data=source, overwrite=overwrite, progress=told)
 

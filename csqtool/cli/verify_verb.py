@@ -139,7 +139,7 @@ def _tell_github(report: VerifyReport) -> None:
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
     for line in documents.github_commands(report):
-        tell(line)
+        click.echo(line, err=True)  # commands on purpose; what comes from the file is escaped in them
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8") as file:
             file.write(documents.markdown(report) + "\n")

@@ -177,7 +177,7 @@ class SearchConfig:
         return as_options(method_kind(method).options, self.options)
 
     @classmethod
-    def make(cls, *, where: str = "settings", **given: Any) -> SearchConfig:
+    def make(cls, where: str = "settings", /, **given: Any) -> SearchConfig:
         """Return the given settings and options, with the recipe's defaults for the others.
 
         Args:
@@ -268,7 +268,7 @@ class SearchConfig:
         }
         used = settings_used({**vars(self), **given})
         kept = {name: value for name, value in self.to_json().items() if name in used}
-        return SearchConfig.make(where="finetune", **{**kept, **given})
+        return SearchConfig.make("finetune", **{**kept, **given})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings that the method uses as a flat JSON document."""

@@ -50,7 +50,8 @@ def _windowed(terms: Terms, term: Term) -> Number:
             term = _without(term, name)
     if "Conv" in term.operator:
         weight = terms.value(term.inputs[1])
-        if weight is not None and tuple(found.get("kernel_shape", ())) == weight.shape[2:]:
+        # Runtimes refuse another one than the weight's own, also that of a weight which the graph computes.
+        if weight is None or tuple(found.get("kernel_shape", ())) == weight.shape[2:]:
             term = _without(term, "kernel_shape")
         bias = terms.value(term.inputs[2]) if len(term.inputs) == 3 else None
         if (bias is not None and not bias.any()) or (len(term.inputs) == 3 and term.inputs[2] == NOTHING):

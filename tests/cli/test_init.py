@@ -23,5 +23,5 @@ def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text("mine")
     result = invoke("init", tmp_path)
     assert result.exit_code == 2
-    assert "data.py is there already" in result.stderr
+    assert "data.py already exists" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["data.py"]

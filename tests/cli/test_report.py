@@ -12,7 +12,7 @@ from tests.support.commands import Built, invoke
     [
         ("x.json", "{}", "neither a report of csqtool verify"),
         ("x.json", '{"checks": [{}], "layers": [], "size_bytes": 1, "samples": 1, "passed": true, "file": "", '
-                   '"against": ""}', "neither a report of csqtool verify"),
+                   '"against": ""}', "is not a report of csqtool verify --json: checks[0]: level is missing"),
         ("x.json", "nothing", "not valid JSON"),
         ("x.onnx", "nothing", "not an ONNX file"),
         ("x.csq", "nothing", "not a csq file"),

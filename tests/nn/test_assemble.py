@@ -14,8 +14,9 @@ RANDOM = np.random.default_rng(0)
 Q = RANDOM.integers(-7, 8, (6, 4)).astype(np.int8)
 
 
-def layer(scale: float = 0.02) -> QuantizedLayer:
-    return QuantizedLayer("conv.weight", Q, np.float32(scale), "111")
+def layer(scale: float = 0.02, batch_norm: str | None = None) -> QuantizedLayer:
+    epsilon = None if batch_norm is None else EPSILON
+    return QuantizedLayer("conv.weight", Q, np.float32(scale), "111", batch_norm=batch_norm, batch_norm_epsilon=epsilon)
 
 
 def quantizer(scale: float = 0.1) -> ActivationQuantizer:
@@ -43,7 +44,7 @@ def effective_bias(tensors: dict[str, NDArray[Any]]) -> tuple[NDArray[Any], NDAr
 def test_a_bias_becomes_the_nearest_multiple_of_both_scales() -> None:
     tensors = floats()
     before = tensors["conv.bias"].copy()
-    assert snap_bias(layer(), None, 0.0, tensors, quantizer())
+    assert snap_bias(layer(), tensors, quantizer())
     step = np.float32(0.1) * np.float32(0.02)
     assert np.array_equal(tensors["conv.bias"], np.rint(before / np.float64(step)).astype(np.float32) * step)
     assert 0 < np.abs(tensors["conv.bias"] - before).max() <= step / 2 * 1.001
@@ -53,7 +54,7 @@ def test_a_bias_becomes_the_nearest_multiple_of_both_scales() -> None:
 def test_with_batch_norm_its_beta_takes_the_change(bias: bool) -> None:
     tensors = floats(bias=bias)
     before = {name: value.copy() for name, value in tensors.items()}
-    assert snap_bias(layer(), "norm", EPSILON, tensors, quantizer())
+    assert snap_bias(layer(batch_norm="norm"), tensors, quantizer())
     assert [name for name in tensors if not np.array_equal(tensors[name], before[name])] == ["norm.bias"]
     effective, factor = effective_bias(tensors)
     steps = effective / (0.1 * 0.02 * factor)
@@ -64,7 +65,7 @@ def test_with_batch_norm_its_beta_takes_the_change(bias: bool) -> None:
 def test_a_channel_that_batch_norm_turns_off_keeps_the_layers_own_step() -> None:
     gamma = np.array([0, 1, 1, 1, 1, 1], np.float32)
     tensors = floats(gamma=gamma)
-    assert snap_bias(layer(), "norm", EPSILON, tensors, quantizer())
+    assert snap_bias(layer(batch_norm="norm"), tensors, quantizer())
     steps = float(tensors["norm.bias"][0]) / (0.1 * 0.02)
     assert steps == pytest.approx(round(steps), abs=0.01)
 
@@ -73,12 +74,12 @@ def test_a_channel_that_batch_norm_turns_off_keeps_the_layers_own_step() -> None
 def test_a_grid_too_fine_for_int32_is_reported_and_changes_nothing(batch_norm: str | None) -> None:
     tensors = floats()
     before = {name: value.copy() for name, value in tensors.items()}
-    assert not snap_bias(layer(1e-9), batch_norm, EPSILON, tensors, quantizer(1e-4))
+    assert not snap_bias(layer(1e-9, batch_norm), tensors, quantizer(1e-4))
     assert all(np.array_equal(tensors[name], before[name]) for name in before)
 
 
 def test_without_a_quantizer_or_a_bias_there_is_nothing_to_snap() -> None:
     for tensors, given in ((floats(), None), (floats(bias=False), quantizer())):
         before = {name: value.copy() for name, value in tensors.items()}
-        assert snap_bias(layer(), None, 0.0, tensors, given)
+        assert snap_bias(layer(), tensors, given)
         assert all(np.array_equal(tensors[name], before[name]) for name in before)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
+from csqtool.model_info import ModelInfo
 from csqtool.nn.signature import Input, inputs_of, named_outputs, output_names, recorded_inputs
 
 ONE = torch.zeros(2)
@@ -32,10 +33,11 @@ def test_an_input_of_a_type_that_files_cannot_carry_is_refused() -> None:
         inputs_of([torch.zeros(1, dtype=torch.complex64)])
 
 
-def test_recorded_inputs_come_back_and_older_records_mean_one_float_input() -> None:
+def test_recorded_inputs_come_back_as_they_were() -> None:
     inputs = [Input("input_0", (7,), "int64"), Input("input_1", (), "float32")]
-    assert recorded_inputs({"inputs": [i.to_json() for i in inputs]}) == inputs
-    assert recorded_inputs({"input_shape": [3, 8]}) == [Input("input", (3, 8), "float32")]
+    assert recorded_inputs(ModelInfo.of(inputs=inputs)) == tuple(inputs)
+    with pytest.raises(ModelError, match="does not record its inputs' shapes"):
+        recorded_inputs(ModelInfo())
     assert inputs[0].zeros(5).shape == (5, 7)
     assert inputs[0].zeros(5).dtype == torch.int64
 

@@ -28,7 +28,7 @@ def made(**settings: Any) -> tuple[Network, Costs]:
 def rounded(network: Network, bits: int) -> dict[str, LayerIntegers]:
     """Return the network's weights as integers of as many planes."""
     weights = network.weight_values()
-    return {name: LsqWeight(weight, uniform(bits), planes=8).integers() for name, weight in weights.items()}
+    return {name: LsqWeight(weight, uniform(bits), n_planes=8).integers() for name, weight in weights.items()}
 
 
 def test_a_budget_of_bits_counts_the_planes_of_the_masks_by_elements() -> None:
@@ -55,7 +55,7 @@ def test_measured_sizes_are_those_of_the_file_once_the_rest_of_it_is_known() -> 
     planes = {name: uniform(4) for name in network.elements}
     promised = costs.budget.cost(planes)
     costs.measure_sizes(network.weight_values)
-    integers = {name: LsqWeight(w, uniform(4), planes=8).integers() for name, w in network.weight_values().items()}
+    integers = {name: LsqWeight(w, uniform(4), n_planes=8).integers() for name, w in network.weight_values().items()}
     costs.fix_other_bytes(integers)
     assert costs.budget.cost(planes) == costs.of(integers)
     assert costs.budget.cost(planes) <= promised  # before, it is what is never exceeded

@@ -157,8 +157,8 @@ def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tm
 
 
 def test_dynamic_activations_are_refused_with_the_reason(tmp_path: Path) -> None:
-    run(tmp_path / "run", "--target-bits", 3, "--act-bits", 4, "--act-quantizer", "dynamic", *SHORT)
-    result = invoke("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
+    arguments = ["--target-bits", 3, "--act-bits", 4, "--act-quantizer", "dynamic", *SHORT]
+    result = invoke(*SEARCH, *arguments, "-o", tmp_path / "run")
     assert result.exit_code == 2
     assert "the largest value of each batch, which no deployed model can know" in result.stderr
-    assert not (tmp_path / "m.safetensors").exists()
+    assert not (tmp_path / "run").exists()

@@ -268,7 +268,7 @@ def test_every_setting_is_described() -> None:
 
 def test_finetune_has_the_settings_of_training_and_no_others() -> None:
     options = params("finetune")
-    own = {"run", "output", "overwrite", "as_json"}
+    own = {"run", "output", "overwrite", "as_json", "trust_factory"}
     assert options.keys() == own | {row.name for row in finetune_reference()}
     assert {"epochs", "finetune_with", "beta_max", "learning_rate"} <= options.keys()
     assert not {"mask_init", "strength", "target_bits", "init"} & options.keys()

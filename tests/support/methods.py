@@ -21,7 +21,8 @@ def small_net() -> nn.Sequential:
 def made(name: str, target: float, model: nn.Module, **settings: object) -> Method:
     """Return a method that has taken the place of the weights of `model`."""
     config = SearchConfig.make(model="m", data="d", target_bits=target, method=name, **settings)
-    weights = quantizable_weights(model, record(model, [torch.zeros(2, 20)]).weights)
+    features = next(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
+    weights = quantizable_weights(model, record(model, [torch.zeros(2, features)]).weights)
     kind = load_method(name)
     budget = make_budget(config, {w.name: w.elements for w in weights})
     scheme = {w.name: uniform(8) for w in weights} if kind.searches else uniform_scheme(budget, method=name)

@@ -21,6 +21,7 @@ from csqtool.verifying.gates import check_baseline
 from tests.support.commands import ROOT, Built, invoke
 
 SCHEMA = json.loads((ROOT / "docs" / "verify-report.schema.json").read_text())
+FACTORY = ROOT / "sample_models" / "digits_cnn" / "model.py:digits_cnn"
 
 
 def check(**changes: Any) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def test_the_published_schema_has_the_records_keys() -> None:
 def test_a_report_is_read_back_as_it_was_written() -> None:
     found = VerifyReport.begin("m.onnx", "m.safetensors", 12, 3.5)
     assert not found.passed
-    for level in ("integrity", "weights", "outputs", "task"):
+    for level in ("integrity", "structure", "weights", "outputs", "task"):
         found.add(level, "x", True, "fine", metric=np.float64(0.25), steps=2)
     found.layers.append(LayerFinding("fc", "off", True, "fine", {"share": 0.5}))
     assert found.passed
@@ -198,7 +199,7 @@ def test_the_github_action_s_script_gates_on_the_verdict(eight_bits: Built, brok
     for file, wanted in ((eight_bits.onnx, 0), (broken, 1)):
         environment = {
             "PATH": f"{scripts}:/usr/bin:/bin", "CSQTOOL_FILE": str(file), "CSQTOOL_AGAINST": str(eight_bits.model),
-            "CSQTOOL_ARGUMENTS": "--samples 50 --max-size 60KB",
+            "CSQTOOL_ARGUMENTS": f"--samples 50 --max-size 60KB --trust-factory {FACTORY}",
         }  # fmt: skip
         done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
         assert done.returncode == wanted
@@ -210,7 +211,7 @@ def test_the_github_action_s_script_reads_every_line_of_its_arguments(eight_bits
     step = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "CSQTOOL_FILE": str(eight_bits.onnx),
-        "CSQTOOL_AGAINST": str(eight_bits.model), "CSQTOOL_ARGUMENTS": "--samples 16\n--max-size 1KB\n",
+        "CSQTOOL_AGAINST": str(eight_bits.model), "CSQTOOL_ARGUMENTS": f"--samples 16\n--max-size 1KB\n--trust-factory {FACTORY}\n",
     }  # fmt: skip
     done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 1

@@ -98,10 +98,6 @@ def output_batch_fixed(proto: Proto) -> None:
     proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
 
 
-def scale_dropped(proto: Proto) -> None:
-    del node(proto, "relu@2.output_q").input[1:]
-
-
 def residual_added_twice(proto: Proto) -> None:
     add = node(proto, "block.relu@2")
     add.input[0] = add.input[1]
@@ -174,7 +170,6 @@ MUTATIONS: dict[str, tuple[Mutation, str, str | None]] = {
     "an activation scale of zero": (
         changed("relu@4.output_scale", lambda s: s * np.float32(0)), "integrity", "relu@4.output",
     ),
-    "a quantizer without a scale": (scale_dropped, "weights", "relu@2.output"),
     "infinite bias": (changed("stem.0.bias", first_value(np.inf)), "integrity", "stem.0.bias"),
     "wrong zero point": (zero_point_moved, "weights", "relu@2.output"),
     "one activation scale × 1.01": (
