@@ -137,6 +137,17 @@ def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.ModelProto.FromString(content)
 
 
+def inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the same graph with the types and shapes of its values, as far as onnx infers them."""
+    import onnx
+
+    try:
+        content: bytes = sandbox.call(f"{_WORKER}:inferred", content=proto.SerializeToString())
+    except sandbox.SandboxError:
+        return proto  # an unknown operator, for instance, which the checker names
+    return onnx.ModelProto.FromString(content)
+
+
 def openvino_outputs(content: bytes, level: str, threads: int, batch: int, feeds: Arrays) -> dict[str, NDArray[Any]]:
     """Return a file's outputs in OpenVINO, by name."""
     found: dict[str, NDArray[Any]] = sandbox.call(

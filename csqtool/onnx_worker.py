@@ -178,6 +178,13 @@ def inlined(content: bytes) -> bytes:
     return bytes(onnx.inliner.inline_local_functions(onnx.load_from_string(content)).SerializeToString())
 
 
+def inferred(content: bytes) -> bytes:
+    """Return the same graph with the types and shapes of its values, as far as onnx infers them."""
+    import onnx
+
+    return bytes(onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).SerializeToString())
+
+
 def evaluated(content: bytes, feeds: Arrays, most_bytes: int) -> list[NDArray[Any]]:
     """Return a graph's outputs in onnx's reference evaluator, if they take at most so many bytes.
 

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from csqtool.onnx_isolated import inferred
 from csqtool.verifying.stored_weights import StoredWeights
 from csqtool.verifying.term_rules import simplified
 from csqtool.verifying.terms import NOTHING, Number, Term, Terms
@@ -184,10 +185,7 @@ def _plain(value: Any) -> Any:
 def _inferred(proto: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
     """Return the element type and the number of axes of each value, where inference finds them."""
     found: dict[str, tuple[int, int | None]] = {t.name: (t.data_type, len(t.dims)) for t in proto.graph.initializer}
-    try:
-        graph = onnx.shape_inference.infer_shapes(proto).graph
-    except (RuntimeError, ValueError):
-        graph = proto.graph
+    graph = inferred(proto).graph
     for value in (*graph.value_info, *graph.input, *graph.output):
         tensor = value.type.tensor_type
         found[value.name] = (tensor.elem_type, len(tensor.shape.dim) if tensor.HasField("shape") else None)

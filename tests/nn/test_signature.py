@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from csqtool.errors import ModelError
 from csqtool.model_info import ModelInfo
-from csqtool.nn.signature import Input, inputs_of, named_outputs, output_names, recorded_inputs
+from csqtool.nn.signature import Input, inputs_of, named_outputs, output_names, recorded_inputs, zeros
 
 ONE = torch.zeros(2)
 
@@ -38,8 +38,8 @@ def test_recorded_inputs_come_back_as_they_were() -> None:
     assert recorded_inputs(ModelInfo.of(inputs=inputs)) == tuple(inputs)
     with pytest.raises(ModelError, match="does not record its inputs' shapes"):
         recorded_inputs(ModelInfo())
-    assert inputs[0].zeros(5).shape == (5, 7)
-    assert inputs[0].zeros(5).dtype == torch.int64
+    assert zeros(inputs[0], 5).shape == (5, 7)
+    assert zeros(inputs[0], 5).dtype == torch.int64
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,8 @@ def test_the_github_action_s_script_reads_every_line_of_its_arguments(eight_bits
     step = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]
     environment = {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "CSQTOOL_FILE": str(eight_bits.onnx),
-        "CSQTOOL_AGAINST": str(eight_bits.model), "CSQTOOL_ARGUMENTS": f"--samples 16\n--max-size 1KB\n--trust-factory {FACTORY}\n",
+        "CSQTOOL_AGAINST": str(eight_bits.model),
+        "CSQTOOL_ARGUMENTS": f"--samples 16\n--max-size 1KB\n--trust-factory {FACTORY}\n",
     }  # fmt: skip
     done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 1
