@@ -45,9 +45,8 @@ def chain(depth: int) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("depth", "act_bits"),
-    [(120, None), pytest.param(120, 8, marks=pytest.mark.slow), pytest.param(400, None, marks=pytest.mark.slow),
-     pytest.param(400, 8, marks=pytest.mark.slow)],
-)  # fmt: skip
+    [(40, 8), *(pytest.param(depth, bits, marks=pytest.mark.slow) for depth in (120, 400) for bits in (None, 8))],
+)
 def test_a_residual_chain_is_exported_packed_and_verified(depth: int, act_bits: int | None, tmp_path: Path) -> None:
     net = chain(depth)
     inputs = torch.randn(8, 2, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -18,8 +18,11 @@ LAYERS = {"resnet": 4, "mobilenet v3": 7, "efficientnet": 7, "convnext": 5, "sha
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-@pytest.mark.parametrize("act_bits", [None, 8])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "act_bits"),
+    [*((name, 8) for name in NETWORKS), ("own names", None),
+     *(pytest.param(name, None, marks=pytest.mark.slow) for name in NETWORKS if name != "own names")],
+)  # fmt: skip
 def test_a_network_is_searched_exported_and_verified(name: str, act_bits: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = NETWORKS[name]()
