@@ -87,12 +87,12 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_new_model(tmp_path
     short = (
         "pretrain_epochs = 1\nepochs = 1\nfinetune_epochs = 1\n[export]\nformats = ['csq']\n[verify]\nsamples = 50\n"
     )
-    for kill in range(12):
+    for kill in range(50):
         bits = (2.0, 4.0)[kill % 2]
         line = [sys.executable, "-m", "csqtool", "run", str(project(tmp_path, bits, more=short))]
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(1.5 + 0.6 * kill)
+            process.wait(1.5 + 0.15 * kill)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
