@@ -76,8 +76,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for nest in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
             state = state[nest]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no state dict of tensors")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path} holds no state dict of tensors by name")
     return _with_metadata(state, getattr(state, "_metadata", None))
 
 

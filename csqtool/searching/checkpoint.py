@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from csqtool.errors import FormatError
+from csqtool.errors import FormatError, InputError
 from csqtool.files import write_bytes
 from csqtool.nn.state_dict import load_torch_file
 
@@ -45,11 +45,14 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
 
     Raises:
         FormatError: there are checkpoints, but none is readable.
+        InputError: the folder cannot be read.
     """
     problem: FormatError | None = None
-    for name in (LAST, PREVIOUS):
-        if not (folder / name).is_file():
-            continue
+    try:
+        names = [name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror or error}") from error
+    for name in names:
         try:
             state: dict[str, Any] = load_torch_file(folder / name)
         except FormatError as error:

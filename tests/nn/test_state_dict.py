@@ -81,3 +81,9 @@ def test_versions_of_modules_are_kept_or_taken_from_the_model(tmp_path: Path) ->
     old._metadata["0"]["version"] = 1
     with pytest.raises(ModelError, match="Version should be 2, got 1"):
         load_state(model, old, "old.pt")
+
+
+def test_a_state_dict_with_numbers_for_names_is_refused(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt holds no state dict of tensors by name"):
+        read_state(tmp_path / "w.pt")

@@ -66,6 +66,15 @@ def test_a_kill_between_the_renames_leaves_the_checkpoint_before(tmp_path: Path)
     assert load_checkpoint(tmp_path, lambda _: None) == {"step": 1}
 
 
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}: Permission denied"):
+        load_checkpoint(tmp_path, lambda _: None)
+
+
 def test_a_full_disk_leaves_both_checkpoints_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, {"step": step})
