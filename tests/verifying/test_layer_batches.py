@@ -59,7 +59,9 @@ def test_parts_give_the_verdicts_of_the_whole(exported: Exported, limit: int, mo
     assert len(batches) > 4
     if limit > 1:
         for part, all_of_it in zip(parts.layers, whole.layers, strict=True):
-            assert part.figures == pytest.approx(all_of_it.figures, abs=1e-5)
+            # Kernels sum in another order in batches of another size: single values may round to the next step.
+            for name, value in all_of_it.figures.items():
+                assert part.figures[name] == pytest.approx(value, abs={"steps": 1, "share": 1e-3}.get(name, 1e-5))
 
 
 def test_a_wrong_layer_is_named_also_where_layers_are_compared_one_by_one(
