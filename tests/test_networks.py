@@ -17,11 +17,16 @@ LAYERS = {"resnet": 4, "mobilenet v3": 7, "efficientnet": 7, "convnext": 5, "sha
           "own names": 3}  # fmt: skip
 
 
+# The others are slow tests.
+QUICK = {("resnet", 8), ("mobilenet v3", 8), ("shared activation", 8), ("ignored results", 8), ("gpt-2", 8),
+         ("attention", 8), ("reparametrized", 8), ("own names", None)}  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "act_bits"),
-    [*((name, 8) for name in NETWORKS), ("own names", None),
-     *(pytest.param(name, None, marks=pytest.mark.slow) for name in NETWORKS if name != "own names")],
+    [pytest.param(name, bits, marks=[pytest.mark.slow] * ((name, bits) not in QUICK))
+     for name in NETWORKS for bits in (None, 8)],
 )  # fmt: skip
 def test_a_network_is_searched_exported_and_verified(name: str, act_bits: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)

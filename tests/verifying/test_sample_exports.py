@@ -32,7 +32,8 @@ SAMPLES = {
 SMALL = [spec for spec in SAMPLES if spec.startswith(("digits", "keyword"))]
 
 
-LARGE = ("vgg_cifar/model.py:vgg19_bn", "mobilenet_v2/model.py:mobilenet_v2")
+LARGE = ("vgg_cifar/model.py:vgg19_bn", "mobilenet_v2/model.py:mobilenet_v2",
+         "resnet_imagenet/model.py:resnet18")  # fmt: skip
 PAIRS = [*((s, 8) for s in SAMPLES), *((s, None) for s in SMALL)]
 
 
