@@ -61,7 +61,7 @@ def row(label: str, folder: Path, starts: dict[int, str | None]) -> str:
         config = SearchConfig.make(**{**BASE, **settings}, target_bits=2, seed=seed, weights=weights)
         summary = plain(begin(config, run).summary)
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        last = [entry for entry in log if entry["phase"] == "search"][-1]
+        last = [entry for entry in log if entry["stage"] == "search"][-1]
         found.append(last["average_precision"])
         searched.append(100 * last["metric_hard"])
         finished.append(100 * summary["metric"])

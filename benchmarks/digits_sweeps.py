@@ -48,8 +48,8 @@ def found(weights: str, run: Path, **settings: Any) -> tuple[dict[str, Any], lis
     """Search and return the summary, with the precision found, and the average precision after each epoch."""
     summary = plain(begin(SearchConfig.make(**BASE, weights=weights, **settings), run).summary)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    course = [entry["average_precision"] for entry in log if entry["phase"] == "search"]
-    return {**summary, "found": next(e["cost_found"] for e in log if e["phase"] == "settle")}, course
+    course = [entry["average_precision"] for entry in log if entry["stage"] == "search"]
+    return {**summary, "found": next(e["cost_found"] for e in log if e["stage"] == "settle")}, course
 
 
 def plot(courses: dict[str, list[float]], path: Path, title: str, targets: list[float]) -> None:

@@ -150,8 +150,8 @@ def _checkpoint(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     from csqtool.nn.state_dict import load_torch_file
 
     match load_torch_file(path):
-        case {"position": [int(epoch), int(batch), _], "phase": str(stage), "net": dict(net)}:
-            facts = {"kind": "checkpoint", "size_bytes": len(content), "phase": stage, "epochs_done": epoch,
+        case {"position": [int(epoch), int(batch), _], "stage": str(stage), "net": dict(net)}:
+            facts = {"kind": "checkpoint", "size_bytes": len(content), "stage": stage, "epochs_done": epoch,
                      "batches_done": batch, "tensors": len(net)}  # fmt: skip
             text = (
                 f"{path}: checkpoint of a search, {size(len(content))}\n"
@@ -230,7 +230,7 @@ def _log(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     entries = read_log(path)
     figures = ("loss", "metric_soft", "metric_hard", "beta", "average_precision")
     rows = [
-        [e.phase, "" if e.epoch is None else e.epoch,
+        [e.stage, "" if e.epoch is None else e.epoch,
          *("" if getattr(e, c) is None else f"{getattr(e, c):.4g}" for c in figures)]
         for e in entries
     ]  # fmt: skip

@@ -7,6 +7,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -48,6 +52,36 @@ def built_once(tmp_path_factory: pytest.TempPathFactory, name: str, act_bits: st
             Built(original, act_bits, *more)
             (original / "complete").touch()
     return Built.copied(original, tmp_path_factory.mktemp(name))
+
+
+_captures: dict[tuple[str, bytes, tuple[int, ...]], bytes] = {}
+
+
+@pytest.fixture
+def one_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let export and verify each capture a finalized model once a process: tests change files, never the network."""
+    import onnx_ir as ir
+
+    from csqtool.finalized_file import to_bytes
+    from csqtool.verifying import expected_graph
+    from exporters.onnx import capture
+
+    by_verify, by_export = expected_graph.captured, capture.capture
+
+    def captured(net: Any, model: Any, dynamic: Sequence[int]) -> onnx.ModelProto:
+        key = "verify", to_bytes(model), tuple(dynamic)
+        if key not in _captures:
+            _captures[key] = by_verify(net, model, dynamic).SerializeToString()
+        return onnx.ModelProto.FromString(_captures[key])
+
+    def captured_to_export(model: Any, module: Any, dynamic: tuple[int, ...]) -> ir.Model:
+        key = "export", to_bytes(model), dynamic
+        if key not in _captures:
+            _captures[key] = ir.to_proto(by_export(model, module, dynamic)).SerializeToString()
+        return ir.from_proto(onnx.ModelProto.FromString(_captures[key]))
+
+    monkeypatch.setattr(expected_graph, "captured", captured)
+    monkeypatch.setattr(capture, "capture", captured_to_export)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,11 @@ def chain(depth: int) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("depth", "act_bits"),
-    [(40, 8), *(pytest.param(depth, bits, marks=pytest.mark.slow) for depth in (120, 400) for bits in (None, 8))],
+    [
+        (10, 8),
+        pytest.param(40, 8, marks=pytest.mark.long),
+        *(pytest.param(depth, bits, marks=pytest.mark.slow) for depth in (120, 400) for bits in (None, 8)),
+    ],
 )
 def test_a_residual_chain_is_exported_packed_and_verified(depth: int, act_bits: int | None, tmp_path: Path) -> None:
     net = chain(depth)
@@ -58,6 +62,7 @@ def test_a_residual_chain_is_exported_packed_and_verified(depth: int, act_bits: 
         assert report.passed, report.failures
 
 
+@pytest.mark.long
 def test_the_float32_size_is_that_of_the_file_that_torch_writes() -> None:
     for net, shape in ((ConvNet(), (3, 8, 8)), (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (5, 4))):
         for act_bits in (8, None):

@@ -18,16 +18,20 @@ LAYERS = {"resnet": 4, "mobilenet v3": 7, "efficientnet": 7, "convnext": 5, "sha
 
 
 # The others are slow tests.
-QUICK = {("resnet", 8), ("mobilenet v3", 8), ("shared activation", 8), ("ignored results", 8), ("gpt-2", 8),
-         ("attention", 8), ("reparametrized", 8), ("own names", None)}  # fmt: skip
+QUICK = {("shared activation", 8), ("ignored results", 8), ("attention", 8), ("own names", None)}
+LONG = {("resnet", 8), ("mobilenet v3", 8), ("efficientnet", 8), ("auxiliary head", 8), ("gpt-2", 8), ("swin", 8),
+        ("recurrent", 8), ("reparametrized", 8)}  # fmt: skip
+
+
+def marks(case: tuple[str, int | None]) -> list[pytest.MarkDecorator]:
+    return [] if case in QUICK else [pytest.mark.long if case in LONG else pytest.mark.slow]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "act_bits"),
-    [pytest.param(name, bits, marks=[pytest.mark.slow] * ((name, bits) not in QUICK))
-     for name in NETWORKS for bits in (None, 8)],
-)  # fmt: skip
+    [pytest.param(name, bits, marks=marks((name, bits))) for name in NETWORKS for bits in (None, 8)],
+)
 def test_a_network_is_searched_exported_and_verified(name: str, act_bits: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = NETWORKS[name]()

@@ -96,6 +96,7 @@ def model_of(result: PipelineResult) -> str:
     return texts
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("stand_ins")
 def test_a_run_that_was_killed_between_any_two_steps_never_gives_an_old_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_plain_lines_come_every_few_seconds_and_at_the_end_of_a_phase(clock: list[float]) -> None:
+def test_plain_lines_come_every_few_seconds_and_at_the_end_of_a_stage(clock: list[float]) -> None:
     lines: list[str] = []
     plain = PlainLines(lines.append, every_seconds=10)
     for done in range(1, 31):
@@ -27,7 +27,7 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end_of_a_phase(clock: lis
     ]
 
 
-def test_a_phase_that_resumes_counts_only_the_steps_it_has_seen(clock: list[float]) -> None:
+def test_a_stage_that_resumes_counts_only_the_steps_it_has_seen(clock: list[float]) -> None:
     lines: list[str] = []
     plain = PlainLines(lines.append, every_seconds=1)
     plain.step("search", 500, 1000, {})

@@ -113,7 +113,7 @@ def test_a_model_in_no_file_goes_from_float_to_verified_onnx_without_a_file_of_t
     assert found.metric > 0.9
     assert found.average_precision <= 3
     assert set(found.bit_widths) == {"conv.weight", "classifier.weight"}
-    assert [entry.phase for entry in found.log if entry.epoch] == ["float"] * 6 + ["search", "finetune"]
+    assert [entry.stage for entry in found.log if entry.epoch] == ["float"] * 6 + ["search", "finetune"]
     quantized = found.finalize()
     assert isinstance(quantized, csqtool.QuantizedModel)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -26,7 +26,7 @@ IDIOMS = {
     r"\bgives? back\b|\bgiven back\b": "return, restore",
     r"\bno number any more\b|\bis no number\b": "is not finite, is not a number",
     r"\btrains? (?:\w+ )*on, |\btrained on,? (?:into|for|with)\b": "finetune, train further",
-    r"\b(?:training|search) phases?\b|\bphase of (?:the |a )?(?:training|search)\b": "stage",
+    r"\bphases?\b": "stage",
     r"\bWhat (?:it|the bars) says?\b": "What the results say",
 }
 READ = ("*.md", "csqtool/**/*.py", "exporters/**/*.py", "sample_models/**/*.py", "sample_models/**/*.toml",

@@ -241,7 +241,7 @@ def _epochs(subject: Subject) -> dict[str, Any] | None:
     """Return the charts of a search over its epochs."""
     if not subject.log:
         return None
-    stages = list(dict.fromkeys(entry.phase for entry in subject.log))
+    stages = list(dict.fromkeys(entry.stage for entry in subject.log))
     target = None if subject.config is None else subject.config.target_bits
     return {
         "stages": stages,
@@ -265,7 +265,7 @@ def _course(
     for number, entry in enumerate(log, 1):
         value = next((found for key in keys if (found := getattr(entry, key)) is not None), None)
         if value is not None:
-            points[entry.phase].append((number, value))
+            points[entry.stage].append((number, value))
     if not any(points.values()):
         return None
     series = [Series(stage, found) for stage, found in points.items()]

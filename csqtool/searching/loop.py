@@ -237,7 +237,7 @@ class StageTraining:
         """Return the part of a checkpoint that describes this stage."""
         position = self.position
         return {
-            "phase": self.name,
+            "stage": self.name,
             "position": [position.epoch, position.batch, position.loss_sum],
             "net": self.net.state_dict(),
             "optimizer": self._optimizer.state_dict(),

@@ -99,7 +99,7 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of ``log.jsonl``: an epoch, or a scheme that was fixed. Figures of other packages' methods are ignored.
 
     Attributes:
-        phase: the stage.
+        stage: its name.
         epoch: its number, from 1.
         loss: mean training loss of the epoch.
         metric: the float model's metric; other stages have the next two.
@@ -112,7 +112,7 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
         cost_found, cost, limit: cost of the scheme before and after it was fixed, and the budget.
     """
 
-    phase: str
+    stage: str
     epoch: Count | None = None
     loss: Measured | None = None
     metric: Measured | None = None

@@ -167,7 +167,7 @@ class Session:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        stage = Stage(state["phase"])
+        stage = Stage(state["stage"])
         self.float_metric = state["float_metric"]
         self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
         if stage not in self.stages:
@@ -317,7 +317,7 @@ class Session:
 
     def _after_epoch(self, epoch: int, loss: float) -> None:
         training, method = self._training, self.network.method
-        entry: dict[str, Any] = {"phase": training.name, "epoch": epoch + 1, "loss": loss}
+        entry: dict[str, Any] = {"stage": training.name, "epoch": epoch + 1, "loss": loss}
         self.network.check_scales()
         metric = self._evaluate(training.net)
         if training.method is None or method is None:
@@ -343,7 +343,7 @@ class Session:
         budget = self.costs.budget
         before, after = budget.cost(found), budget.cost(self.scheme)
         precision = {name: len(planes) for name, planes in self.scheme.items()}
-        self._journal.add({"phase": stage, **more, "cost_found": before, "cost": after, "limit": budget.limit,
+        self._journal.add({"stage": stage, **more, "cost_found": before, "cost": after, "limit": budget.limit,
                    "precision": precision})  # fmt: skip
         return (f"scheme: {budget.describe(after)}, found {budget.describe(before)}, "
                 f"budget {budget.describe(budget.limit)}")  # fmt: skip

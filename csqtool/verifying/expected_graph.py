@@ -60,7 +60,7 @@ def expected_graph(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[i
     Raises:
         NotCapturedError: there is no such graph; says why.
     """
-    expected = ExpectedGraph(_captured(net, model, dynamic))
+    expected = ExpectedGraph(captured(net, model, dynamic))
     graph = expected.proto.graph
     _replace_weights(expected, model)
     quantizers = {a.name: a for a in model.activations}
@@ -78,7 +78,17 @@ def expected_graph(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[i
     return expected
 
 
-def _captured(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[int]) -> onnx.ModelProto:
+def captured(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[int]) -> onnx.ModelProto:
+    """Return PyTorch's own graph of a finalized network, quantized values as marker nodes.
+
+    Args:
+        net: the finalized network.
+        model: the finalized model.
+        dynamic: axes of the input that are dynamic beside the batch.
+
+    Raises:
+        NotCapturedError: torch cannot capture the network.
+    """
     inputs = recorded_inputs(model.info)
     axes: dict[int, Any] = {0: torch.export.Dim("batch")}
     axes |= {axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}

@@ -63,6 +63,7 @@ def test_the_same_seed_gives_the_same_model(eight_bits: Built, tmp_path: Path) -
     assert (tmp_path / "again.safetensors").read_bytes() == eight_bits.model.read_bytes()
 
 
+@pytest.mark.long
 def test_an_interrupted_search_resumes_to_the_same_model(eight_bits: Built, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "csqtool", *SEARCH, str(tmp_path / "run"), "--act-bits", "8", *QUICK]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -74,6 +75,7 @@ def test_an_interrupted_search_resumes_to_the_same_model(eight_bits: Built, tmp_
     assert (tmp_path / "resumed.safetensors").read_bytes() == eight_bits.model.read_bytes()
 
 
+@pytest.mark.usefixtures("one_capture")
 def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     text = f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_size = "9KB"\nepochs = 1\n' \
            "finetune_epochs = 1\npretrain_epochs = 2\nact_bits = 8\n[verify]\nsamples = 100\n"  # fmt: skip
@@ -95,6 +97,7 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     assert invoke("run", tmp_path / "pipeline.toml").exit_code == 1
 
 
+@pytest.mark.long
 def test_the_sample_pipeline_ends_in_pass_in_a_process_of_its_own(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sample_models" / "digits_cnn", tmp_path / "sample", ignore=shutil.ignore_patterns("build"))
     command = [sys.executable, "-m", "csqtool", "run", "sample/pipeline.toml"]

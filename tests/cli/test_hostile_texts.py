@@ -13,6 +13,8 @@ import pytest
 from csqtool.text import printable
 from tests.support.commands import Built, invoke
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 HOSTILE = ["\x1b[31mred", "\u202etxt.exe", "a\rb", "x\n::error::boom", "::error::boom", "\x00", "\x9b31m", "##[error]x",
            "\u2066x", "a\u2028b", "\x07\x08"]  # fmt: skip
 

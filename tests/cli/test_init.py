@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import invoke, ok
 
 
+@pytest.mark.long
 def test_a_new_project_runs_as_it_stands(tmp_path: Path) -> None:
     project = tmp_path / "project"
     written = ok("init", project).stdout.split()

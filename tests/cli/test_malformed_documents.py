@@ -144,14 +144,17 @@ def test_logs_with_wrong_keys_are_refused_and_cut_or_foreign_ones_are_shown(eigh
         for document in wrong_types(json.loads(line)):
             log.write_text(json.dumps(document) + "\n")
             check(invoke("inspect", log), document)
-    foreign = json.dumps({"phase": "search", "epoch": 1, "temperature": {"of": "mine"}})
-    log.write_text(f'{foreign}\n{lines[0]}\n{{"phase": "sea')
+    foreign = json.dumps({"stage": "search", "epoch": 1, "temperature": {"of": "mine"}})
+    log.write_text(f'{foreign}\n{lines[0]}\n{{"stage": "sea')
     shown = json.loads(invoke("inspect", log, "--json").stdout)
     assert shown["epochs"] == [json.loads(foreign), json.loads(lines[0])]
     assert invoke("inspect", log).exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["config.json", "scheme.json", "summary.json", "log.jsonl", "begun-from.json"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("config.json", marks=pytest.mark.long), "scheme.json", "summary.json", "log.jsonl", "begun-from.json"],
+)
 def test_a_run_directory_with_a_malformed_file_is_refused(eight_bits: Built, tmp_path: Path, name: str) -> None:
     shutil.copytree(eight_bits.run, tmp_path / "run")
     file = tmp_path / "run" / name

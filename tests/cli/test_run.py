@@ -42,6 +42,7 @@ def stages_of(folder: Path) -> set[str]:
     return set(json.loads(done.stdout)["stages"].values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("factory", ["source/model.py:net", "source.model:net"])
 def test_a_change_of_any_module_that_was_imported_begins_again(tmp_path: Path, factory: str) -> None:
     root = tmp_path if factory.startswith("source.") else tmp_path / "source"

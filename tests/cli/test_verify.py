@@ -14,6 +14,8 @@ from csqtool.onnx_file import stored_tensors
 from csqtool.packing import pack
 from tests.support.commands import Built, invoke, ok
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 
 @pytest.mark.parametrize("kind", ["onnx", "csq"])
 def test_verify_passes_an_untouched_export(eight_bits: Built, kind: str) -> None:

@@ -14,6 +14,8 @@ from csqtool.packing import pack
 from tests.support.commands import DIGITS, Built, invoke, ok
 from tests.support.csq_files import golden_models
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 WRONG = [
     ({"encodin": "dense"}, "unknown option 'encodin' of the format csq; did you mean 'encoding'?"),
     ({"encoding": "dens"}, "unknown encoding 'dens'; did you mean 'dense'?"),

@@ -13,6 +13,8 @@ from csqtool.packing import pack
 from csqtool.verifying.csq_decoder import decode
 from tests.support.commands import Built, invoke, ok
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 
 def test_a_package_with_its_graph_gives_back_the_exported_onnx_file(eight_bits: Built, tmp_path):
     ok("export", eight_bits.model, "-o", tmp_path / "exported.onnx")

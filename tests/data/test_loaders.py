@@ -314,6 +314,7 @@ def batches():
 """
 
 
+@pytest.mark.long
 def test_a_search_on_a_shuffling_loader_resumes_within_an_epoch_to_the_same_model(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(DATA)
     config = SearchConfig.make(model=DIGITS, data=f"{tmp_path}/data.py:noisy", target_bits=3, act_bits=8,
@@ -339,6 +340,7 @@ def test_a_search_on_a_shuffling_loader_resumes_within_an_epoch_to_the_same_mode
     assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "stopped" / "log.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_a_list_of_the_same_batches_trains_to_the_integers_of_the_data_set(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(DATA)
     found = []

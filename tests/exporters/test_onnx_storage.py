@@ -29,6 +29,8 @@ from exporters.onnx.packing import pack_fields, pack_weight
 from tests.support.commands import Built, invoke, ok
 from tests.support.onnx_nets import ConvNet, export_module
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 torch.manual_seed(0)
 
 

@@ -39,13 +39,13 @@ def test_entries_are_lines_of_the_log_in_their_order(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     one = Journal(directory, writes=True, tensorboard=False)
     for epoch in (1, 2):
-        one.add({"phase": "search", "epoch": epoch, "of a method's own": [1]})
-    assert [(e.phase, e.epoch) for e in directory.read_log()] == [("search", 1), ("search", 2)]
+        one.add({"stage": "search", "epoch": epoch, "of a method's own": [1]})
+    assert [(e.stage, e.epoch) for e in directory.read_log()] == [("search", 1), ("search", 2)]
     assert not directory.tensorboard.exists()
 
 
 def test_a_process_that_does_not_write_writes_nothing(tmp_path: Path, events: list[Events]) -> None:
-    Journal(RunDirectory(tmp_path), writes=False, tensorboard=True).add({"phase": "search"})
+    Journal(RunDirectory(tmp_path), writes=False, tensorboard=True).add({"stage": "search"})
     assert list(tmp_path.iterdir()) == []
     assert events == []
 
@@ -53,13 +53,13 @@ def test_a_process_that_does_not_write_writes_nothing(tmp_path: Path, events: li
 def test_events_go_on_where_the_log_of_an_interrupted_run_ended(tmp_path: Path, events: list[Events]) -> None:
     directory = RunDirectory(tmp_path)
     for name in ("a", "b"):
-        Journal(directory, writes=True, tensorboard=False).add({"phase": name})
+        Journal(directory, writes=True, tensorboard=False).add({"stage": name})
     resumed = Journal(directory, writes=True, tensorboard=True)
     assert events == []  # nothing is opened before there is something to write
-    resumed.add({"phase": "c"})
-    resumed.add({"phase": "d"})
+    resumed.add({"stage": "c"})
+    resumed.add({"stage": "d"})
     assert [event.folder for event in events] == [directory.tensorboard]
-    assert events[0].written == [(2, {"phase": "c"}), (3, {"phase": "d"})]
+    assert events[0].written == [(2, {"stage": "c"}), (3, {"stage": "d"})]
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:

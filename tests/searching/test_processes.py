@@ -33,6 +33,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_two_processes_get_the_gradients_of_one_and_its_running_statistics(measured: Path) -> None:
     one, two = (load_file(measured / folder / "step.safetensors") for folder in ("one", "two"))
     assert (int(one.pop("processes")), int(two.pop("processes"))) == (1, 2)
@@ -43,6 +44,7 @@ def test_two_processes_get_the_gradients_of_one_and_its_running_statistics(measu
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()) + 2e-7, msg=name)
 
 
+@pytest.mark.long
 def test_two_processes_share_an_evaluation_out_and_get_the_metric_of_one(measured: Path) -> None:
     (samples, metric), *shares = (
         (measured / file).read_text().split() for file in ("one/process0.txt", "two/process0.txt", "two/process1.txt")
@@ -60,14 +62,16 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_two_processes_end_with_the_same_integers_and_one_of_them_writes(searched: Path) -> None:
     ends = [(searched.parent / f"run-process{i}.txt").read_text() for i in range(2)]
     assert len(ends[0]) == 64
     assert ends[0] == ends[1]
     lines = (searched / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["phase"] for line in lines] == ["float", "search", "settle", "finetune"]
+    assert [json.loads(line)["stage"] for line in lines] == ["float", "search", "settle", "finetune"]
 
 
+@pytest.mark.long
 def test_two_killed_processes_resume_to_the_model_of_two_that_were_not(searched: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     started(*TWO, SCRIPT, "killed", DIGITS, killed, succeeds=False)
@@ -79,6 +83,7 @@ def test_two_killed_processes_resume_to_the_model_of_two_that_were_not(searched:
     assert (killed / "log.jsonl").read_text() == (searched / "log.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_torchrun_runs_the_command_line_and_one_process_prints(tmp_path: Path) -> None:
     done = started(*TWO, "-m", "csqtool", "search", DIGITS, "--data", "digits", "--target-bits", 3, "--epochs", 0.2,
                    "--finetune-epochs", 0, "--batch-size", 256, "-o", tmp_path / "run", "--json")  # fmt: skip

@@ -26,6 +26,7 @@ from tests.support.commands import DIGITS, QUICK, Built, invoke, ok, wait_for
 SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", "3", "--act-bits", "8", *QUICK]
 
 
+@pytest.mark.long
 def test_searches_killed_at_any_moment_resume_to_the_same_model_and_log(eight_bits: Built, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Saving every millisecond, so that kills also fall into saving and into the middle of epochs.

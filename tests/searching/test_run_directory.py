@@ -105,7 +105,7 @@ def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(copied: Path) -> 
 
 def test_a_metric_that_is_not_finite_leaves_a_log_that_is_read(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    directory.append_log({"phase": "search", "epoch": 1, "loss": 0.5, "metric_soft": float("nan")})
+    directory.append_log({"stage": "search", "epoch": 1, "loss": 0.5, "metric_soft": float("nan")})
     (entry,) = directory.read_log()
     assert (entry.loss, entry.metric_soft) == (0.5, None)
 
@@ -113,8 +113,8 @@ def test_a_metric_that_is_not_finite_leaves_a_log_that_is_read(tmp_path: Path) -
 def test_a_damaged_line_of_a_log_is_named(copied: Path) -> None:
     log = copied / "log.jsonl"
     lines = log.read_text().splitlines()
-    log.write_text("\n".join([lines[0], '{"phase": 5}', *lines[1:], ""]))
-    with pytest.raises(FormatError, match=r"line 2: phase: expected str, got int"):
+    log.write_text("\n".join([lines[0], '{"stage": 5}', *lines[1:], ""]))
+    with pytest.raises(FormatError, match=r"line 2: stage: expected str, got int"):
         read_log(log)
 
 
@@ -139,7 +139,7 @@ def test_a_signal_while_the_scheme_settles_stops_there_and_resumes_to_the_same_m
     with pytest.raises(SearchInterrupted):
         begin(config, tmp_path / "stopped", progress=StopsWhileSettling())
     assert not (tmp_path / "stopped" / "summary.json").exists()
-    assert all(entry.phase != "settle" for entry in RunDirectory(tmp_path / "stopped").read_log())
+    assert all(entry.stage != "settle" for entry in RunDirectory(tmp_path / "stopped").read_log())
     resumed = resume(tmp_path / "stopped")
     assert resumed.scheme == whole.scheme
     assert resumed.metric == whole.metric

@@ -67,7 +67,7 @@ def test_weights_that_pack_worse_once_trained_lose_planes_until_the_file_is_smal
                  "--weights", start, "--epochs", 1]  # fmt: skip
     summary = json.loads(ok(*arguments, "-o", tmp_path / "run", "--json").stdout)
     shrunk = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
-    assert shrunk["phase"] == "shrink"
+    assert shrunk["stage"] == "shrink"
     assert shrunk["cost_found"] > 7_500 >= shrunk["cost"]
     assert packed(tmp_path / "run") <= 7_500
     # Killed while it shrank, it ends the same.
@@ -85,7 +85,7 @@ def test_a_damaged_float_model_is_one_error_line_when_a_search_by_size_resumes(t
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
     state = torch.load(tmp_path / "run" / "checkpoints" / "previous.pt", weights_only=True)
-    torch.save({**state, "phase": "search"}, tmp_path / "run" / "checkpoints" / "last.pt")
+    torch.save({**state, "stage": "search"}, tmp_path / "run" / "checkpoints" / "last.pt")
     (tmp_path / "run" / "float.safetensors").write_bytes(b"damaged")
     result = invoke("search", "--resume", tmp_path / "run")
     assert result.exit_code == 2, result.output

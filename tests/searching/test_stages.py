@@ -48,7 +48,7 @@ def test_epochs_may_be_fractions(tmp_path: Path) -> None:
     begin(config, tmp_path / "run", progress=steps)
     assert steps.taken == {"float": 22, "search": 11, "finetune": 28}  # of 22 steps an epoch
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [(e["phase"], e.get("epoch")) for e in log] == [
+    assert [(e["stage"], e.get("epoch")) for e in log] == [
         ("float", 1), ("search", 1), ("settle", None), ("finetune", 1), ("finetune", 2)]  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from csqtool.pipeline_file import read_pipeline
 from csqtool.verifying import backends, csq_c_reader, csq_checks
 from tests.support.commands import DIGITS, Built, invoke, ok
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 
 def check(report: dict[str, Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(c for c in report["checks"] if c["name"] == name)

@@ -21,6 +21,8 @@ from csqtool.verifying.synthetic import synthetic_inputs
 from tests.support.fooling_edits import batch_trigger
 from tests.support.structural import Branches, Edit, Proto, Sample, add_tensor, at_the_end, make, sample
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 SAMPLES = 80
 
 

@@ -20,6 +20,8 @@ from csqtool.verifying.findings import Check, LayerFinding, VerifyReport
 from csqtool.verifying.gates import check_baseline
 from tests.support.commands import ROOT, Built, invoke
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 SCHEMA = json.loads((ROOT / "docs" / "verify-report.schema.json").read_text())
 FACTORY = ROOT / "sample_models" / "digits_cnn" / "model.py:digits_cnn"
 
@@ -192,32 +194,25 @@ def test_every_layer_can_be_shown(eight_bits: Built) -> None:
         assert any(line.split()[:2] == ["relu.output", level] for line in result.stdout.splitlines())
 
 
-def test_the_github_action_s_script_gates_on_the_verdict(eight_bits: Built, broken: Path, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_the_github_action_s_script_gates_on_the_verdict_and_on_every_line_of_its_arguments(
+    eight_bits: Built, broken: Path, tmp_path: Path
+) -> None:
     step = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]
     assert step["env"].keys() == {"CSQTOOL_FILE", "CSQTOOL_AGAINST", "CSQTOOL_ARGUMENTS"}
     scripts = Path(sys.executable).parent
-    for file, wanted in ((eight_bits.onnx, 0), (broken, 1)):
+    for file, limit, wanted in ((eight_bits.onnx, "60KB", 0), (broken, "1KB", 1)):
         environment = {
             "PATH": f"{scripts}:/usr/bin:/bin", "CSQTOOL_FILE": str(file), "CSQTOOL_AGAINST": str(eight_bits.model),
-            "CSQTOOL_ARGUMENTS": f"--samples 50 --max-size 60KB --trust-factory {FACTORY}",
+            "CSQTOOL_ARGUMENTS": f"--samples 50\n--max-size {limit}\n--trust-factory {FACTORY}\n",
         }  # fmt: skip
         done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
         assert done.returncode == wanted
-        assert json.loads((tmp_path / "csqtool-report.json").read_text())["passed"] is (wanted == 0)
+        found = json.loads((tmp_path / "csqtool-report.json").read_text())
+        assert (found["passed"], found["samples"]) == (wanted == 0, 50)
+        gates = [c for c in found["checks"] if c["level"] == "gates"]
+        assert [(c["name"], c["passed"]) for c in gates] == [("file size", wanted == 0)]
         assert (tmp_path / "csqtool-junit.xml").is_file()
-
-
-def test_the_github_action_s_script_reads_every_line_of_its_arguments(eight_bits: Built, tmp_path: Path) -> None:
-    step = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "CSQTOOL_FILE": str(eight_bits.onnx),
-        "CSQTOOL_AGAINST": str(eight_bits.model),
-        "CSQTOOL_ARGUMENTS": f"--samples 16\n--max-size 1KB\n--trust-factory {FACTORY}\n",
-    }  # fmt: skip
-    done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 1
-    checks = json.loads((tmp_path / "csqtool-report.json").read_text())["checks"]
-    assert [c["name"] for c in checks if c["level"] == "gates"] == ["file size"]
 
 
 def test_the_reference_evaluator_agrees_and_sees_a_broken_file(eight_bits: Built, broken: Path) -> None:

@@ -20,6 +20,8 @@ from csqtool.verifying.layers import Cut
 from csqtool.verifying.tolerances import Tolerances
 from tests.support.onnx_nets import ConvNet
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 Exported = tuple[Path, QuantizedModel, nn.Module]
 
 
@@ -115,11 +117,14 @@ class Wide(nn.Module):
         return x.amax((2, 3))
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_samples_and_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Wide().eval()
     inputs = torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     model = post_training_model(net, [inputs[:4]], act_bits=None)
     csqtool.export(model, tmp_path / "m.onnx", model=net)
+    few = [(x, 0) for x in inputs[:2]]
+    csqtool.verify(tmp_path / "m.onnx", model, model=net, data=few)  # the capture is made outside what is traced
     monkeypatch.setattr(onnx_checks, "LAYER_BYTES", 16 << 20)  # all values: 2 · 64 · 16 · 256 KiB = 512 MiB
     tracemalloc.start()
     try:

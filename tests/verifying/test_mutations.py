@@ -13,6 +13,8 @@ from onnx import helper, numpy_helper
 from tests.support.commands import Built, ok
 from tests.support.onnx_changes import Mutation, array, node, put
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 Proto = onnx.ModelProto
 
 

@@ -21,6 +21,8 @@ from exporters.onnx import to_onnx
 from tests.support.commands import DIGITS, QUICK, ROOT, Built, invoke, ok
 from tests.support.onnx_changes import Mutation, array, attribute, put
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 Proto = onnx.ModelProto
 Caught = Callable[[str, object], None]
 

@@ -24,6 +24,8 @@ from exporters.onnx import OnnxOptions, to_onnx
 from tests.support.commands import DIGITS
 from tests.support.graph_edits import edited
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 SAMPLES = 8
 
 
@@ -86,10 +88,11 @@ def outcome(exports: Exports, seed: int, folder: Path) -> str:
     return ended
 
 
-def test_after_random_edits_every_command_ends_as_it_promises(exports: Exports, tmp_path: Path) -> None:
-    counts = Counter(outcome(exports, seed, tmp_path) for seed in range(150))
-    assert counts["refused"] > 20
-    assert counts["fail"] > 20
+@pytest.mark.parametrize("count", [30, pytest.param(150, marks=pytest.mark.long)])
+def test_after_random_edits_every_command_ends_as_it_promises(exports: Exports, tmp_path: Path, count: int) -> None:
+    counts = Counter(outcome(exports, seed, tmp_path) for seed in range(count))
+    assert counts["refused"] > count / 7.5
+    assert counts["fail"] > count / 7.5
 
 
 @pytest.mark.slow

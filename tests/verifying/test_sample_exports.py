@@ -37,9 +37,13 @@ LARGE = ("vgg_cifar/model.py:vgg19_bn", "mobilenet_v2/model.py:mobilenet_v2",
 PAIRS = [*((s, 8) for s in SAMPLES), *((s, None) for s in SMALL)]
 
 
-@pytest.mark.parametrize(
-    ("spec", "act_bits"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] in LARGE)) for pair in PAIRS]
-)
+def marks(spec: str) -> list[pytest.MarkDecorator]:
+    if spec in LARGE:
+        return [pytest.mark.slow]
+    return [pytest.mark.long] * spec.startswith(("resnet_cifar", "digits_vit", "keyword"))
+
+
+@pytest.mark.parametrize(("spec", "act_bits"), [pytest.param(*pair, marks=marks(pair[0])) for pair in PAIRS])
 def test_the_untouched_export_of_a_sample_model_passes(spec: str, act_bits: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     factory = f"{ROOT}/sample_models/{spec}"

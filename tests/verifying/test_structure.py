@@ -8,6 +8,8 @@ import torch
 from tests.support.fooling_edits import DATAFLOW, EDITS, LEFT_OVER
 from tests.support.structural import Branches, Sample, sample
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 
 @pytest.fixture(scope="module")
 def branches() -> Sample:

@@ -29,8 +29,10 @@ FORMS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("one_capture")
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_untouched_export_is_explained_in_every_form(form: dict[str, Any]) -> None:
+    torch.manual_seed(0)
     made = sample(Branches(), (1, 8, 8), **form)
     assert [check.detail for check in made.structure() if not check.passed] == []
 
@@ -146,6 +148,7 @@ PACKED: dict[str, tuple[Edit, str]] = {
 }
 
 
+@pytest.mark.usefixtures("one_capture")
 @pytest.mark.parametrize("name", PACKED)
 def test_a_packed_export_made_to_fool_fails_at_its_place(packed: Sample, name: str) -> None:
     edit, place = PACKED[name]

@@ -15,6 +15,8 @@ from csqtool.verifying.layers import Cut
 from csqtool.verifying.tolerances import Tolerances
 from tests.support.commands import DIGITS, Built, invoke
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 
 def test_a_tolerance_that_is_set_decides_and_is_told(eight_bits: Built) -> None:
     against = ["verify", eight_bits.onnx, "--against", eight_bits.model, "--samples", 64]

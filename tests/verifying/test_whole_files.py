@@ -14,6 +14,8 @@ from csqtool.csq import pack
 from tests.support.fooling_edits import batch_trigger, branch_trigger
 from tests.support.structural import Branches, Edit, Proto, Sample, at_the_end, first, make, sample
 
+pytestmark = pytest.mark.usefixtures("one_capture")
+
 
 @pytest.fixture(scope="module")
 def branches() -> Sample:
