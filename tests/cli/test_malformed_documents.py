@@ -153,7 +153,13 @@ def test_logs_with_wrong_keys_are_refused_and_cut_or_foreign_ones_are_shown(eigh
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("config.json", marks=pytest.mark.long), "scheme.json", "summary.json", "log.jsonl", "begun-from.json"],
+    [
+        pytest.param("config.json", marks=pytest.mark.long),
+        "scheme.json",
+        "summary.json",
+        "log.jsonl",
+        "begun-from.json",
+    ],
 )
 def test_a_run_directory_with_a_malformed_file_is_refused(eight_bits: Built, tmp_path: Path, name: str) -> None:
     shutil.copytree(eight_bits.run, tmp_path / "run")
