@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.data_source import Part
-from csqtool.errors import ModelError
 from csqtool.nn.modes import evaluating, keeping_modes
 from csqtool.processes import Processes
-from csqtool.task import TASKS, Task
+from csqtool.task import Task, main_output, new_metric, value_of
+from csqtool.trees import call, mapped
+from csqtool.trees import samples as samples_in
 
 LOSS_BATCH = 256
 BN_SAMPLES = 8192
@@ -25,41 +26,20 @@ REFRESH_SAMPLES = 2048  # training samples that tell whether fresh statistics of
 REFRESH_GAIN = 0.05
 
 
-MAIN_OUTPUTS = ("logits", "out", "output")
-
-
-def main_output(outputs: Any, task: Task) -> Any:
-    """Return what a task of csqtool's own judges: of a model with auxiliary outputs in training, the main one.
-
-    That is the one called ``logits``, ``out`` or ``output``, of a tuple without names the first. A task of the user's
-    own gets what the model returns.
-
-    Raises:
-        ModelError: there is no such output.
-    """
-    if isinstance(outputs, Tensor) or type(task) not in TASKS.values():
-        return outputs
-    named = outputs._asdict() if hasattr(outputs, "_asdict") else outputs
-    if isinstance(named, Mapping):
-        main = next((named[name] for name in MAIN_OUTPUTS if name in named), None)
-    else:
-        main = named[0] if isinstance(named, tuple | list) and named else None
-    if not isinstance(main, Tensor):
-        raise ModelError(
-            f"in training the model returns {type(outputs).__name__}, of which {task.name} can judge nothing: return a "
-            "tensor, a tuple that begins with it, or a dict with logits, out or output; or give a task of your own"
-        )
-    return main
-
-
 def as_float(outputs: Any) -> Any:
     """Return model outputs in float32 (autocast leaves them in bfloat16)."""
-    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+    return mapped(outputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
-def laid_out(inputs: Tensor, *, channels_last: bool) -> Tensor:
-    """Return inputs in the requested memory layout; only images [B, C, H, W] have two."""
-    return inputs.contiguous(memory_format=torch.channels_last) if channels_last and inputs.ndim == 4 else inputs
+def laid_out(inputs: Any, device: torch.device | None, *, channels_last: bool) -> Any:
+    """Return a batch's inputs on a device, in the requested memory layout; only images [B, C, H, W] have two."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        there = tensor if device is None else tensor.to(device)
+        image = channels_last and there.ndim == 4
+        return there.contiguous(memory_format=torch.channels_last) if image else there
+
+    return mapped(inputs, moved)
 
 
 @torch.no_grad()
@@ -74,18 +54,24 @@ def evaluate(
 ) -> float:
     """Return the task's metric of `net` over `dataset`, in evaluation mode and float32.
 
-    Several processes evaluate different batches; each returns the metric over all of them.
+    The metric is updated batch by batch. Several processes evaluate different batches, and exchange them in turns;
+    each returns the metric over all of them.
     """
     mine = slice(processes.index, None, processes.count) if processes else slice(None)
-    found = []  # (outputs, targets) a batch
+    metric = new_metric(task)
     with evaluating(net):
-        for x, y in batches_of(dataset, share=mine):
-            inputs = laid_out(x.to(device) if device else x, channels_last=channels_last)
-            found.append((as_float(net(inputs)).cpu(), y))
-    if processes:
-        found = processes.dealt_out(found)
-    outputs, targets = zip(*found, strict=True)
-    return task.metric(torch.cat(outputs), torch.cat(targets))
+        batches = batches_of(dataset, share=mine)
+        while True:
+            found = None
+            if (batch := next(batches, None)) is not None:
+                inputs = laid_out(batch[0], device, channels_last=channels_last)
+                outputs = main_output(as_float(call(net, inputs)), task)
+                found = mapped(outputs, lambda tensor: tensor.cpu()), batch[1]
+            turn = [x for x in (processes.dealt_out([found]) if processes else [found]) if x is not None]
+            if not turn:
+                return value_of(metric)
+            for outputs, targets in turn:
+                metric.update(outputs, targets)
 
 
 @torch.no_grad()
@@ -118,11 +104,13 @@ def training_loss(
                 norm.train()
                 norm.track_running_stats = False
             for x, y in batches_of(data.train, max_samples=samples, size=LOSS_BATCH):
-                if len(x) > 1 or not norms:  # one sample has no variance
-                    inputs = laid_out(x.to(device), channels_last=channels_last)
-                    outputs = main_output(as_float(net(inputs)), data.task)
-                    total += float(data.task.loss(outputs, y.to(device))) * len(x)
-                    count += len(x)
+                size = samples_in(x)
+                if size > 1 or not norms:  # one sample has no variance
+                    outputs = main_output(
+                        as_float(call(net, laid_out(x, device, channels_last=channels_last))), data.task
+                    )
+                    total += float(data.task.loss(outputs, mapped(y, lambda tensor: tensor.to(device)))) * size
+                    count += size
         finally:
             for norm, tracked in zip(norms, tracking, strict=True):
                 norm.track_running_stats = tracked
@@ -151,8 +139,8 @@ def reestimate_batch_norm(
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
             for x, _ in samples:
-                if len(x) > 1:
-                    net(x.to(device))
+                if samples_in(x) > 1:
+                    call(net, laid_out(x, device, channels_last=False))
         except BaseException:
             kept.restore()
             raise

@@ -53,6 +53,7 @@ def to_float16(
     if not len(source.test):
         raise ExportError(f"float16: the test set of {source.name} is empty, so its effect cannot be measured")
     net = rebuilt_net(model, factory=factory, near=near)
+    source = source.for_model(net.model)
     rounded = dataclasses.replace(model, tensors=_rounded(model))
     before = evaluate(net, source.test, source.task)
     after = evaluate(rebuilt_net(rounded, factory=factory, near=near), source.test, source.task)

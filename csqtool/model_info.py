@@ -101,11 +101,29 @@ class Metrics(msgspec.Struct, frozen=True):
 
 
 class Input(msgspec.Struct, frozen=True):
-    """One input of a model: its name in files, its shape without the batch, and its type (`INPUT_DTYPES`)."""
+    """One input of a model.
+
+    Attributes:
+        name: its name in files.
+        shape: its shape without the batch.
+        dtype: its type, one of `INPUT_DTYPES`.
+        keyword: True for a keyword argument of that name; not written for a positional argument.
+    """
 
     name: str
     shape: _Shape
     dtype: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(INPUT_DTYPES)})$")] = "float32"
+    keyword: bool | msgspec.UnsetType = msgspec.UNSET
+
+    @classmethod
+    def described(cls, name: str, shape: tuple[int, ...], dtype: str, *, keyword: bool) -> Input:
+        """Return the description of a positional or keyword argument."""
+        return cls(name, shape, dtype, True) if keyword else cls(name, shape, dtype)
+
+    @property
+    def is_keyword(self) -> bool:
+        """Whether the model takes it by its name."""
+        return self.keyword is True
 
 
 class HalfOrigin(msgspec.Struct, frozen=True):
@@ -123,7 +141,8 @@ class HalfOrigin(msgspec.Struct, frozen=True):
 
 
 _PARTS: dict[str, Any] = {
-    "model": ModelFactory, "data": DataInfo, "method": MethodInfo, "metrics": Metrics, "float16": HalfOrigin
+    "model": ModelFactory, "data": DataInfo, "outputs": tuple[str, ...], "method": MethodInfo, "metrics": Metrics,
+    "float16": HalfOrigin,
 }  # fmt: skip
 
 
@@ -145,6 +164,7 @@ class ModelInfo:
         model: how to build the module.
         data: the data and the task.
         inputs: the model's inputs, in order; at least one.
+        outputs: names of the outputs that files have; None where they have all of the model's.
         method: how the bits were found.
         metrics: the task's metric.
         float16: the model that this one was rounded from.
@@ -157,6 +177,7 @@ class ModelInfo:
     model: ModelFactory | None = field(init=False, compare=False, repr=False)
     data: DataInfo | None = field(init=False, compare=False, repr=False)
     inputs: tuple[Input, ...] | None = field(init=False, compare=False, repr=False)
+    outputs: tuple[str, ...] | None = field(init=False, compare=False, repr=False)
     method: MethodInfo | None = field(init=False, compare=False, repr=False)
     metrics: Metrics | None = field(init=False, compare=False, repr=False)
     float16: HalfOrigin | None = field(init=False, compare=False, repr=False)
@@ -176,12 +197,15 @@ class ModelInfo:
         model: ModelFactory | None = None,
         data: DataInfo | None = None,
         inputs: Sequence[Input] | None = None,
+        outputs: Sequence[str] | None = None,
         method: MethodInfo | None = None,
         metrics: Metrics | None = None,
         float16: HalfOrigin | None = None,
     ) -> ModelInfo:
         """Return the description with these parts; None leaves a part out."""
-        return cls().replace(model=model, data=data, inputs=inputs, method=method, metrics=metrics, float16=float16)
+        return cls().replace(
+            model=model, data=data, inputs=inputs, outputs=outputs, method=method, metrics=metrics, float16=float16
+        )
 
     def replace(
         self,
@@ -189,6 +213,7 @@ class ModelInfo:
         model: ModelFactory | None = None,
         data: DataInfo | None = None,
         inputs: Sequence[Input] | None = None,
+        outputs: Sequence[str] | None = None,
         method: MethodInfo | None = None,
         metrics: Metrics | None = None,
         float16: HalfOrigin | None = None,
@@ -199,8 +224,8 @@ class ModelInfo:
             FormatError: a value in a part has the wrong type, or cannot be written as JSON.
         """
         document = dict(self.document)
-        parts = {"model": model, "data": data, "inputs": inputs, "method": method, "metrics": metrics}
-        for key, part in {**parts, "float16": float16}.items():
+        parts = {"model": model, "data": data, "inputs": inputs, "outputs": outputs, "method": method}
+        for key, part in {**parts, "metrics": metrics, "float16": float16}.items():
             if key == "inputs" and part is not None:
                 written = _written(key, part, list[Input])
                 if not written:

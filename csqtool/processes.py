@@ -89,12 +89,14 @@ class Processes:
         """Return whether `flag` is set in at least one process."""
         return flag if self.count == 1 else bool(self.added_up(torch.tensor(float(flag))) > 0)
 
-    def share(self, batch: Sequence[T] | Tensor) -> tuple[slice, float]:
+    def share(self, samples: int) -> tuple[slice, float]:
         """Return this process's samples of a batch, and their weight in the batch's mean loss.
 
         If a batch has fewer samples than there are processes, each process computes all of it.
+
+        Args:
+            samples: how many the batch has.
         """
-        samples = len(batch)
         if samples < self.count:
             return slice(None), 1 / self.count
         mine = slice(self.index, None, self.count)

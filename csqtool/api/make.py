@@ -42,7 +42,7 @@ def search(
         train: training data: a map-style data set, a `DataLoader`, or any iterable of batches (inputs, targets) that
             can be iterated again.
         test: test data, likewise.
-        task: ``classification``, ``regression``, or an object with a loss and a metric (`csqtool.task.Task`);
+        task: the name of a task, such as ``segmentation``, or an object with a loss and a metric (`csqtool.task.Task`);
             None takes the one that the data name, or classification.
         run: the run directory to write; it makes the search resumable. None keeps none.
         resume: a run directory: go on with the search in it. A model and data that were given as objects are given

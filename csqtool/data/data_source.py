@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csqtool.data.arrays import ArrayDataset
 from csqtool.data.datasets import Batch, Dataset, SelfAugmenting, take
+from csqtool.data.named import Names, with_names
 from csqtool.data.preprocessing import Preprocessing
 from csqtool.data.streams import READING_SEED, Stream, is_finite
 from csqtool.errors import ConfigError
@@ -73,6 +74,18 @@ class DataSource:
             raise ConfigError(f"{self.source or self.name} is data for {self.task.name}, not for {task}")
         return self
 
+    def for_model(self, model: nn.Module) -> DataSource:
+        """Return these data with samples and batches that are dicts split by the names of the model's parameters."""
+        names = Names.of(model)
+
+        def part(name: str) -> Part:
+            own = getattr(self, name)
+            if isinstance(own, Stream):
+                return Stream(own.loader, own.name, names)
+            return own if isinstance(own, NotGiven) else with_names(own, names, self.part_name(name))
+
+        return replace(self, train=part("train"), test=part("test"))
+
     def problem(self) -> str | None:
         """Return why nothing can be trained or compared on these data, or None.
 
@@ -90,7 +103,7 @@ class DataSource:
         return None
 
     def training_batch(self, indices: Sequence[int], seed: int) -> Batch:
-        """Return inputs [B, …] and targets of a training batch, augmented: a function of indices and `seed` alone.
+        """Return inputs and targets of a training batch, augmented: a function of indices and `seed` alone.
 
         The training set must be one that is read by index.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csqtool.errors import CsqtoolError, DataError
+from csqtool.trees import children, mapped
 
-Batch = tuple[Tensor, Tensor]  # inputs [B, …], targets [B, …]
+# Inputs, as `csqtool.trees.call` takes them, and targets: a tensor [B, …] or any tree of them.
+Batch = tuple[Any, Any]
 
 
 class Dataset(Protocol):
@@ -28,7 +30,7 @@ class BatchDataset(Protocol):
     """A data set that makes whole batches faster than item by item."""
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return inputs float32 [B, …] and targets [B, …]."""
+        """Return inputs and targets, each a tensor [B, …] or a tree of them."""
         ...
 
 
@@ -42,24 +44,35 @@ class SelfAugmenting(Protocol):
 
 
 def take(dataset: Dataset, indices: Sequence[int]) -> Batch:
-    """Return the batch of `dataset` at `indices`: inputs [B, …] and targets [B, …]; real numbers as float32.
+    """Return the batch of `dataset` at `indices`: inputs and targets; real numbers as float32.
 
     Raises:
         DataError: samples do not fit into one batch.
     """
     if isinstance(dataset, BatchDataset):
         return dataset.batch(indices)
+    inputs, targets = collated(dataset, indices, "(input, target)")
+    return as_inputs(inputs, "the input of a sample"), as_targets(targets, "the target of a sample")
+
+
+def collated(dataset: Any, indices: Sequence[int], what: str) -> Any:
+    """Return the samples at `indices` as torch collates them.
+
+    Raises:
+        DataError: they do not fit into one batch of `what`.
+    """
     from torch.utils.data import default_collate
 
     try:
-        inputs, targets = default_collate([dataset[int(i)] for i in indices])
+        batch = default_collate([dataset[int(i)] for i in indices])
+        if what.startswith("("):
+            inputs, targets = batch
+            return inputs, targets
+        return batch
     except CsqtoolError:
         raise
     except Exception as error:  # the data set is the user's code
-        raise DataError(
-            f"samples {list(indices)[:3]} … do not make a batch of (input, target): {reason(error)}"
-        ) from error
-    return single(inputs, "the input of a sample"), whole_as_int64(single(targets, "the target of a sample"))
+        raise DataError(f"samples {list(indices)[:3]} … do not make a batch of {what}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -68,23 +81,50 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines[0].startswith('Caught ') else ' '.join(lines)}"
 
 
-def single(values: Any, what: str) -> Tensor:
-    """Return `values`, which must be one tensor; real numbers as float32.
+def as_inputs(values: Any, what: str) -> Any:
+    """Return a batch's inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+
+    Arrays become tensors, and real numbers float32. None stands for an argument that is not given.
 
     Args:
         values: anything.
         what: its name, for the message.
 
     Raises:
-        DataError: it is something else.
+        DataError: there is something else than tensors.
     """
-    if not isinstance(values, Tensor):
-        parts = f" of {len(values)}" if isinstance(values, list | tuple | dict) else ""
-        raise DataError(
-            f"{what} is {type(values).__name__}{parts}; search and verify take samples of one tensor in and one "
-            "tensor out"
-        )
-    return values.float() if values.is_floating_point() else values
+    if isinstance(values, np.ndarray):
+        values = as_tensor(values)
+    if isinstance(values, Tensor):
+        return values.float() if values.is_floating_point() else values
+    if isinstance(values, Mapping):
+        return {name: _argument(value, f"{what} {name!r}") for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return tuple(_argument(value, f"{what}, part {i},") for i, value in enumerate(values))
+    raise DataError(f"{what} is {type(values).__name__}; give a tensor, a tuple of tensors, or a dict of them by name")
+
+
+def _argument(value: Any, what: str) -> Any:
+    if value is None or children(value):
+        return mapped(value, lambda tensor: as_inputs(tensor, what))
+    return as_inputs(value, what)
+
+
+def as_targets(values: Any, what: str) -> Any:
+    """Return a batch's targets: arrays as tensors, real numbers as float32 and whole ones as int64.
+
+    Args:
+        values: a tensor, or any tree of them; a task of the user's decides what it needs.
+        what: its name, for the message.
+
+    Raises:
+        DataError: there is no tensor, or an array that holds no numbers.
+    """
+    if isinstance(values, np.ndarray):
+        values = as_tensor(values)
+    if not isinstance(values, Tensor) and children(values) is None:
+        raise DataError(f"{what} is {type(values).__name__}; give a tensor, or a tuple, list or dict of them")
+    return mapped(values, lambda t: t.float() if t.is_floating_point() else whole_as_int64(t))
 
 
 def whole_as_int64(targets: Tensor) -> Tensor:

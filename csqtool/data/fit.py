@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from csqtool.data.data_source import DataSource, Part
 from csqtool.data.datasets import Batch
 from csqtool.data.reading import first_samples
-from csqtool.errors import DataError, ModelError
+from csqtool.errors import DataError
 from csqtool.nn.modes import evaluating
+from csqtool.task import main_output
+from csqtool.trees import call, mapped, shapes, tensors
 
 
 @torch.no_grad()
@@ -19,30 +23,30 @@ def check_fit(model: nn.Module, source: DataSource) -> None:
     Labels are looked at in every sample of a data set that tells them without reading its inputs (`targets`).
 
     Raises:
-        ModelError: the model returns anything but one tensor.
+        ModelError: the task can judge nothing that the model returns, or an output has no axis of samples.
         DataError: training and test inputs differ in shape, targets do not fit the outputs, or a label has no class.
     """
     (train_inputs, _), (inputs, targets) = _two_samples(source, "train"), _two_samples(source, "test")
-    if train_inputs.shape[1:] != inputs.shape[1:]:
+    if shapes(train_inputs) != shapes(inputs):
         raise DataError(
-            f"{source.name}: training inputs have shape {list(train_inputs.shape[1:])}, "
-            f"test inputs {list(inputs.shape[1:])}; both go into one model"
+            f"{source.name}: training inputs have shape {_shown(train_inputs)}, "
+            f"test inputs {_shown(inputs)}; both go into one model"
         )
-    device = next((p.device for p in model.parameters()), inputs.device)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with evaluating(model):
-        outputs = model(inputs.to(device))
-    if not isinstance(outputs, Tensor):
-        raise ModelError(
-            f"the model returns {type(outputs).__name__}; search and verify take models with one tensor in and one "
-            "tensor out"
-        )
+        outputs = call(model, mapped(inputs, lambda tensor: tensor.to(device)))
+    main = main_output(outputs, source.task)
     try:
-        source.task.loss(outputs, targets.to(device))
+        source.task.loss(main, mapped(targets, lambda tensor: tensor.to(device)))
     except DataError as error:
         raise DataError(f"{source.name}: {error}") from error
-    if source.task.labels:
+    if source.task.labels and isinstance(main, Tensor):
         for part, dataset in (("training", source.train), ("test", source.test)):
-            _check_labels(source.name, part, dataset, outputs.shape[-1])
+            _check_labels(source.name, part, dataset, main.shape[-1])
+
+
+def _shown(inputs: Any) -> str:
+    return ", ".join(str(list(tensor.shape[1:])) for tensor in tensors(inputs))
 
 
 def _two_samples(source: DataSource, part: str) -> Batch:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +18,12 @@ DEFLATE_LIMIT = 1032  # bytes that one byte of a deflated stream can become, at 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Return arrays of an ``.npz`` file by name; those that are not in it are left out.
+# What a data file may hold; anything else in the archive is not read.
+MEMBERS = re.compile(r"(?:[xy]_(?:train|test)|x_(?:train|test)\.\w+|mean|std)")
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` file that are data, by name: ``x_train``, ``x_train.NAME``, ``mean`` and so on.
 
     Pickled objects are never read. An array takes no more memory than its member has bytes, and a member no more
     than its compressed bytes can become.
@@ -34,10 +38,10 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            for name in names:
-                if name in members:
+            for name, member in members.items():
+                if MEMBERS.fullmatch(name):
                     reading = f"{name}: "
-                    arrays[name] = _read(archive, members[name])
+                    arrays[name] = _read(archive, member)
     # zipfile, zlib and numpy raise a dozen errors of their own on damaged files.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -17,6 +17,7 @@ from csqtool.data.datasets import as_tensor, whole_as_int64
 from csqtool.data.streams import Stream
 from csqtool.errors import DataError
 from csqtool.task import Task
+from csqtool.trees import children, tensors
 
 WHAT_TO_GIVE = "a data set, a DataLoader, a list of batches, a pair of arrays (inputs, targets) or a source name"
 
@@ -78,15 +79,29 @@ def readable(source: DataSource) -> DataSource:
 
 
 def is_array_pair(given: Any) -> bool:
-    """Return whether `given` is a tuple of two arrays or tensors."""
-    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(a, np.ndarray | Tensor) for a in given)
+    """Return whether `given` is a tuple of inputs and targets: arrays or tensors, or a dict of inputs by name."""
+    if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], np.ndarray | Tensor):
+        return False
+    inputs = given[0].values() if isinstance(given[0], Mapping) else [given[0]]
+    return bool(inputs) and all(isinstance(array, np.ndarray | Tensor) for array in inputs)
 
 
 def _is_batch(item: Any) -> bool:
-    if not isinstance(item, tuple | list) or len(item) != 2:
+    """Tell whether an item of a list is a batch: a dict of tensors, or inputs and targets with the same first axis."""
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    if not pair and not isinstance(item, Mapping):
         return False
-    shapes = [part.shape for part in item if isinstance(part, np.ndarray | Tensor)]
-    return len(shapes) == 2 and all(shapes) and shapes[0][0] == shapes[1][0]
+    parts = [item] if isinstance(item, Mapping) else item
+    lengths = [[t.shape[0] if t.ndim else None for t in tensors(mapped_arrays(part))] for part in parts]
+    return all(lengths) and len({length for part in lengths for length in part}) == 1 and lengths[0][0] is not None
+
+
+def mapped_arrays(tree: Any) -> Any:
+    """Return a tree with its arrays as tensors."""
+    if isinstance(tree, np.ndarray):
+        return as_tensor(tree)
+    parts = None if isinstance(tree, Tensor) else children(tree)
+    return tree if parts is None else [mapped_arrays(value) for _, value in parts]
 
 
 def _refuse_shards(loader: Any, name: str) -> None:
@@ -99,7 +114,7 @@ def _refuse_shards(loader: Any, name: str) -> None:
 
 
 def array_dataset(
-    inputs: Array,
+    inputs: Array | Mapping[str, Array],
     targets: Array,
     task: Task,
     *,
@@ -110,7 +125,7 @@ def array_dataset(
     """Return arrays as a data set; its targets are int64 where they are labels, float32 otherwise.
 
     Args:
-        inputs: numbers [N, …]; integers become float32 in batches, as in ``npz:`` files.
+        inputs: numbers [N, …], or a dict of them by name; see `ArrayDataset` for their types in batches.
         targets: [N] labels, or numbers [N, …].
         task: says which.
         where: what messages begin with.
@@ -120,17 +135,18 @@ def array_dataset(
     Raises:
         DataError: the arrays do not fit the task or each other.
     """
-    for values, name in zip((inputs, targets), names, strict=True):
-        if values.ndim < 1 or _kind(values) not in "fiub":
+    several = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    called = {f"{names[0]}.{name}" if name else names[0]: values for name, values in several.items()}
+    for name, values in {**called, names[1]: targets}.items():
+        if values.ndim < 1 + (name != names[1]) or _kind(values) not in "fiub":
             raise DataError(f"{where}: {name} must be numbers of shape [N, …], got {_shown(values)}")
-    if inputs.ndim < 2:
-        raise DataError(f"{where}: {names[0]} must be numbers of shape [N, …], got {_shown(inputs)}")
     if task.labels and (targets.ndim != 1 or _kind(targets) not in "iu"):
         raise DataError(f"{where}: {names[1]} must be integer labels [N], got {_shown(targets)}")
     wanted = targets.detach() if isinstance(targets, Tensor) else as_tensor(targets)
     wanted = whole_as_int64(wanted) if task.labels else wanted.float()
     try:
-        return ArrayDataset(inputs.detach() if isinstance(inputs, Tensor) else inputs, wanted, **normalisation)
+        plain = {name: v.detach() if isinstance(v, Tensor) else v for name, v in several.items()}
+        return ArrayDataset(plain if isinstance(inputs, Mapping) else plain[""], wanted, **normalisation)
     except (DataError, ValueError, TypeError) as error:
         raise DataError(f"{where}: {error}") from error
 

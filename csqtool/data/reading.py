@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-import torch
-
 from csqtool.data.data_source import Part
 from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import READING_SEED, Stream
 from csqtool.errors import DataError
+from csqtool.trees import chosen, joined, samples, shapes
 
 EVALUATION_BATCH = 500
 
@@ -18,7 +17,7 @@ EVALUATION_BATCH = 500
 def batches_of(
     data: Part, *, max_samples: int | None = None, size: int = EVALUATION_BATCH, share: slice = slice(None)
 ) -> Iterator[Batch]:
-    """Yield inputs [B, …] and targets [B, …] in order; the same ones each time.
+    """Yield inputs and targets in order; the same ones each time.
 
     Args:
         data: a data set, or a loader.
@@ -53,9 +52,10 @@ def first_samples(data: Part, max_samples: int | None = None) -> Batch | None:
     batches = list(batches_of(data, max_samples=max_samples))
     if not batches:
         return None
+    counts = [samples(inputs) for inputs, _ in batches]
     try:
-        inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    except RuntimeError as error:
+        inputs, targets = (joined(parts, counts) for parts in zip(*batches, strict=True))
+    except (RuntimeError, ValueError) as error:
         raise DataError(f"{data.name}: batches do not fit together: {error}") from error
     return inputs, targets
 
@@ -67,8 +67,9 @@ def _cut(batches: Iterable[Batch], max_samples: int | None) -> Iterator[Batch]:
         if left is None:
             yield inputs, targets
             continue
-        yield inputs[:left], targets[:left]
-        left -= len(inputs)
+        count = samples(inputs)
+        yield chosen(inputs, slice(left), count), chosen(targets, slice(left), count)
+        left -= count
         if left <= 0:
             return
 
@@ -77,14 +78,25 @@ def never_one(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Join a batch of one sample to the next one: statistics of a batch need two."""
     waiting: Batch | None = None
     for inputs, targets in batches:
-        batch = inputs, targets
+        batch: Batch = inputs, targets
         if waiting is not None:
-            if waiting[0].shape[1:] == inputs.shape[1:] and waiting[1].shape[1:] == targets.shape[1:]:
-                batch = torch.cat([waiting[0], inputs]), torch.cat([waiting[1], targets])
+            if fit(waiting, batch):
+                batch = together(waiting, batch)
             else:
                 yield waiting
-        waiting = batch if len(batch[0]) == 1 else None
+        waiting = batch if samples(batch[0]) == 1 else None
         if waiting is None:
             yield batch
     if waiting is not None:
         yield waiting
+
+
+def fit(one: Batch, other: Batch) -> bool:
+    """Return whether two batches can be joined: their tensors have the same names and shapes, but for the samples."""
+    return bool(shapes(one) == shapes(other))
+
+
+def together(one: Batch, other: Batch) -> Batch:
+    """Return two batches as one."""
+    counts = [samples(one[0]), samples(other[0])]
+    return joined([one[0], other[0]], counts), joined([one[1], other[1]], counts)

@@ -108,7 +108,7 @@ def _from_file(kind: FileSource, spec: str, task: str | Task | None, near: Path 
 
 def _digits() -> DataSource:
     with resources.as_file(resources.files("csqtool.data") / "digits.npz") as path:
-        arrays = read_arrays(path, ARRAYS)
+        arrays = read_arrays(path)
     arrays |= {"mean": np.asarray(4.884), "std": np.asarray(6.017)}
     source = _from_arrays("digits", arrays, as_task(None), stored="grey pixels 0 … 16")
     assert isinstance(source.train, ArrayDataset)
@@ -116,10 +116,26 @@ def _digits() -> DataSource:
 
 
 def _npz(path: Path, task: str | Task | None) -> DataSource:
-    arrays = read_arrays(path, (*ARRAYS, *NORMALISATION))
-    if missing := set(ARRAYS) - set(arrays):
+    arrays = read_arrays(path)
+    inputs = {part: _named_arrays(arrays, part) for part in ("x_train", "x_test")}
+    missing = [name for name in ARRAYS if name not in arrays and not inputs.get(name)]
+    if missing:
         raise DataError(f"{path} lacks {', '.join(sorted(missing))}; {NPZ}")
-    return _from_arrays(f"npz:{path}", arrays, as_task(task))
+    if not any(inputs.values()):
+        return _from_arrays(f"npz:{path}", arrays, as_task(task))
+    names = {part: sorted(found) for part, found in inputs.items()}
+    if names["x_train"] != names["x_test"]:
+        raise DataError(f"{path}: the inputs are {names['x_train']} in training and {names['x_test']} in the test set")
+    train, test = (
+        array_dataset(inputs[x], arrays[y], as_task(task), where=f"npz:{path}", names=(x, y))
+        for x, y in (("x_train", "y_train"), ("x_test", "y_test"))
+    )
+    return DataSource(f"npz:{path}", train, test, as_task(task))
+
+
+def _named_arrays(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays called PART.NAME, by NAME."""
+    return {name.partition(".")[2]: values for name, values in arrays.items() if name.startswith(f"{part}.")}
 
 
 def _from_arrays(
@@ -135,7 +151,7 @@ def _from_arrays(
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 NORMALISATION = ("mean", "std")
-NPZ = "an .npz needs x_train, y_train, x_test, y_test, and may have mean and std"
+NPZ = "an .npz needs x_train, y_train, x_test, y_test (of several inputs x_train.NAME), and may have mean and std"
 FILE_SOURCES = {
     "cifar10": FileSource(lambda path, _: CIFAR10.load(path), how_to_get(CIFAR10)),
     "cifar100": FileSource(lambda path, _: CIFAR100.load(path), how_to_get(CIFAR100)),

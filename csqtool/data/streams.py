@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from csqtool.data.datasets import Batch, as_tensor, reason, single, whole_as_int64
+from csqtool.data.datasets import Batch, as_inputs, as_targets, reason
+from csqtool.data.named import Names
 from csqtool.errors import CsqtoolError, DataError
 from csqtool.randomness import drawing_from, hash_seed
+from csqtool.trees import mapped, samples, tensors
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class Stream:
     to pass, is not repeated.
 
     Args:
-        loader: gives (inputs, targets) with the same first axis; arrays become tensors.
+        loader: gives (inputs, targets), or dicts of both by name; arrays become tensors.
         name: what messages call it.
+        names: those of the model's parameters, which split dicts.
     """
 
-    def __init__(self, loader: Iterable[Any], name: str) -> None:
+    def __init__(self, loader: Iterable[Any], name: str, names: Names | None = None) -> None:
         self.loader = loader
         self.name = name
+        self.names = names
         self._survey: Survey | None = None
 
     def read(self, seed: int, *, epoch: int = 0) -> Iterator[Batch]:
@@ -100,13 +103,13 @@ class Stream:
     def survey(self) -> Survey:
         """Return what one whole pass finds; it is made once."""
         if self._survey is None:
-            batches = samples = 0
+            batches = count = 0
             finite = True
             for inputs, _ in self.read(READING_SEED):
                 batches += 1
-                samples += len(inputs)
+                count += samples(inputs)
                 finite = finite and is_finite(inputs)
-            self._survey = Survey(batches, samples, finite)
+            self._survey = Survey(batches, count, finite)
         return self._survey
 
     def _holders(self) -> Iterator[Any]:
@@ -120,23 +123,33 @@ class Stream:
 
     def _as_batch(self, item: Any, number: int) -> Batch:
         where = f"{self.name}: batch {number + 1}"
-        if not isinstance(item, tuple | list) or len(item) != 2:
+        if isinstance(item, Mapping) and self.names is not None:
+            inputs, targets = self.names.split(item, where)
+        elif isinstance(item, tuple | list) and len(item) == 2:
+            inputs = as_inputs(item[0], f"{where}: inputs")
+            targets = as_targets(item[1], f"{where}: targets")
+        else:
             parts = f" of {len(item)}" if isinstance(item, list | tuple | dict) else ""
             raise DataError(f"{where} is {type(item).__name__}{parts}, not a pair (inputs, targets)")
-        given, wanted = (as_tensor(values) if isinstance(values, np.ndarray) else values for values in item)
-        inputs = single(given, f"{where}: inputs").cpu()
-        targets = whole_as_int64(single(wanted, f"{where}: targets")).cpu()
-        if not inputs.ndim or not targets.ndim or len(inputs) != len(targets) or not len(inputs):
+        inputs, targets = (mapped(part, lambda tensor: tensor.cpu()) for part in (inputs, targets))
+        shapes = [list(tensor.shape) for part in (inputs, targets) for tensor in tensors(part)]
+        own = [list(tensor.shape) for tensor in tensors(inputs)]
+        alike = isinstance(targets, Tensor)  # a structure of targets may hold anything
+        if not own or not all(own) or len({s[0] if s else 0 for s in (shapes if alike else own)}) != 1 or not own[0][0]:
             raise DataError(
-                f"{where}: inputs {list(inputs.shape)} and targets {list(targets.shape)} are not two tensors with "
-                "the same first axis, of at least one sample"
+                f"{where}: inputs {_listed(own)} and targets {_listed(shapes[len(own) :])} do not have the same first "
+                "axis, of at least one sample"
             )
         return inputs, targets
+
+
+def _listed(shapes: list[list[int]]) -> str:
+    return ", ".join(map(str, shapes)) or "without tensors"
 
 
 READING_SEED = hash_seed("data that are read, not trained on")
 
 
-def is_finite(inputs: Tensor) -> bool:
-    """Return whether every value is a finite number."""
-    return bool(torch.isfinite(inputs).all())
+def is_finite(inputs: Any) -> bool:
+    """Return whether every value of all tensors is a finite number."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors(inputs))

@@ -12,10 +12,11 @@ import torch
 
 from csqtool.data.data_source import DataSource
 from csqtool.data.datasets import Batch
-from csqtool.data.reading import batches_of, never_one
+from csqtool.data.reading import batches_of, fit, never_one, together
 from csqtool.data.streams import Stream, is_finite
 from csqtool.errors import DataError
 from csqtool.randomness import epoch_order, hash_seed, seed_all
+from csqtool.trees import chosen, mapped, samples
 
 
 class TrainingBatches(Protocol):
@@ -32,7 +33,7 @@ class TrainingBatches(Protocol):
         ...
 
     def epoch(self, stage: str, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """Yield inputs [B, …] and targets [B, …] of an epoch's batches, from number `first` on."""
+        """Yield inputs and targets of an epoch's batches, from number `first` on."""
         ...
 
     def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
@@ -76,7 +77,7 @@ class IndexedBatches:
         return min(self.batch_size, len(self.data.train))
 
     def epoch(self, stage: str, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """Yield inputs [B, …] and targets [B, …] of an epoch's batches, from number `first` on."""
+        """Yield inputs and targets of an epoch's batches, from number `first` on."""
         order = epoch_order(len(self.data.train), self.seed, stage, epoch)
         for number in range(first, self.count):
             seed = hash_seed(self.seed, stage, epoch, number)
@@ -112,10 +113,10 @@ class StreamedBatches:
     @cached_property
     def samples(self) -> int:
         """Samples of the first batch."""
-        return len(next(batches_of(self.data.train))[1])
+        return samples(next(batches_of(self.data.train))[0])
 
     def epoch(self, stage: str, epoch: int, *, first: int = 0) -> Iterator[Batch]:
-        """Yield inputs [B, …] and targets [B, …] of an epoch's batches; those before number `first` are skipped.
+        """Yield inputs and targets of an epoch's batches; those before number `first` are skipped.
 
         Raises:
             DataError: the loader gives fewer batches than it should, or inputs that are not finite.
@@ -137,7 +138,7 @@ class StreamedBatches:
         seen = 0
         for number, batch in enumerate(never_one(self.stream.read(hash_seed(self.seed, "batch norm")))):
             yield self._augmented(batch, hash_seed(self.seed, "batch norm", number), number)
-            seen += len(batch[1])
+            seen += samples(batch[0])
             if seen >= max_samples:
                 return
 
@@ -154,8 +155,12 @@ def _with_company(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Put the last sample of the batch before in front of a batch of one sample, if that batch had more."""
     last: Batch | None = None
     for inputs, targets in batches:
-        batch = inputs, targets
-        if last is not None and last[0].shape == inputs.shape and last[1].shape == targets.shape:
-            batch = torch.cat([last[0], inputs]), torch.cat([last[1], targets])
-        last = (inputs[-1:].clone(), targets[-1:].clone()) if len(inputs) > 1 else None
+        batch: Batch = inputs, targets
+        count = samples(inputs)
+        if count == 1 and last is not None and fit(last, batch):
+            batch = together(last, batch)
+        end = slice(count - 1, count)
+        last = None
+        if count > 1:
+            last = tuple(mapped(chosen(part, end, count), lambda t: t.clone()) for part in (inputs, targets))
         yield batch

@@ -79,4 +79,5 @@ def finalized_net(model: nn.Module, quantized: QuantizedModel) -> QuantizedNet:
         quantizer.scale.data.fill_(float(activation.scale))
         quantizer.set_zero_point(activation.zero_point)
         quantizers.append(quantizer)
-    return QuantizedNet(model, quantizers).eval().requires_grad_(False)
+    net = QuantizedNet(model, quantizers, kept_outputs=quantized.info.outputs or ())
+    return net.eval().requires_grad_(False)

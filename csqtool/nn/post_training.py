@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from csqtool.errors import ModelError
 from csqtool.model_info import ModelInfo
@@ -24,7 +25,7 @@ from csqtool.quantized_model import QuantizedModel
 
 def post_training_model(
     module: nn.Module,
-    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    batches: Iterable[Any],
     *,
     planes: int | Callable[[str], int] = 3,
     act_bits: int | None = 8,
@@ -35,7 +36,8 @@ def post_training_model(
 
     Args:
         module: a float module; it is not changed, and runs in evaluation mode.
-        batches: inputs [B, …], or tuples of them, to calibrate activations on; the first gives the shapes.
+        batches: inputs of each batch to calibrate activations on: a tensor [B, …], a tuple of positional arguments, or
+            a dict of keyword arguments. The first gives the shapes.
         planes: magnitude bits of each weight, or a function of the weight's name.
         act_bits: bits of the activations that feed weights, None for float.
         exclude: patterns of the names of parameters that stay in float.
@@ -44,7 +46,7 @@ def post_training_model(
     Raises:
         ModelError: there is no batch, or an activation is NaN or infinite.
     """
-    samples = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    samples = list(batches)
     if not samples:
         raise ModelError("calibration needs at least one batch")
     module = copied(module)
@@ -60,5 +62,5 @@ def post_training_model(
         found = LsqWeight(weight.parameter, range(count), n_planes=count).integers()
         integers[weight.name] = found
         attach(weight, DequantizedWeight(weight.name, torch.from_numpy(found.q), torch.tensor(found.scale)))
-    shapes = ModelInfo.of(inputs=inputs_of(samples[0]))
+    shapes = ModelInfo.of(inputs=inputs_of(samples[0], module))
     return quantized_model(net, placement, integers, ModelInfo({**shapes.document, **info.document}))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
+from csqtool.model_info import Input
 from csqtool.nn.activation import ActivationFakeQuantizer, check_finite
+from csqtool.nn.markers import markers_on
 from csqtool.nn.modes import evaluating
 from csqtool.nn.placement import Placement
+from csqtool.nn.signature import named_outputs, zeros
 from csqtool.nn.sites import Call, SiteMode
 from csqtool.nn.state_dict import with_versions
+from csqtool.trees import Arguments, mapped
 
 Observer = Callable[[str, Tensor], Tensor]
 CALIBRATION_VALUES = 65536  # about as many values of each activation and batch are looked at, evenly spaced
@@ -39,11 +45,16 @@ class QuantizedNet(nn.Module):
     Attributes:
         model: the user's module.
         quantizers: the activation quantizers, by name (``SITE.output``, ``SITE.input``).
+        kept_outputs: names of the outputs that a captured graph has; empty for all.
     """
 
-    def __init__(self, model: nn.Module, quantizers: list[ActivationFakeQuantizer]) -> None:
+    def __init__(
+        self, model: nn.Module, quantizers: list[ActivationFakeQuantizer], *, kept_outputs: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.model = model
+        self.kept_outputs = tuple(kept_outputs)
+        self._positions: tuple[str, ...] = ()  # names of the last positional arguments while a graph is captured
         # What is in evaluation mode in a model that trains was put there by its owner, such as a frozen BatchNorm.
         self._frozen = [module for module in model.modules() if model.training and not module.training]
         self._quantizer_list = nn.ModuleList(quantizers)  # names with dots cannot be keys of a ModuleDict
@@ -60,34 +71,61 @@ class QuantizedNet(nn.Module):
             module.training = False
         return self
 
-    def forward(self, x: Tensor, *more: Tensor) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the model with its activations quantized.
 
-        Args:
-            x: the model's first input, the only one that can be quantized.
-            more: its other inputs, in order.
-        """
-        if not self._quantizer_list:
-            return self.model(x, *more)
-        quantizers = self.quantizers
-        return self.observed(x, lambda name, value: quantizers[name](value), *more)
+        While a graph is captured, the outputs are a tuple of tensors in the order of `named_outputs`, or one tensor.
 
-    def observed(self, x: Tensor, observer: Observer, *more: Tensor) -> Any:
+        Args:
+            inputs: the model's positional arguments. Of all tensors the first alone can be quantized.
+            named: its keyword arguments.
+        """
+        if self._positions:
+            first = len(inputs) - len(self._positions)
+            inputs, named = inputs[:first], dict(zip(self._positions, inputs[first:], strict=True))
+        arguments = Arguments.of(Arguments(inputs, named), self.model)
+        if self._quantizer_list:
+            quantizers = self.quantizers
+            output = self.observed(arguments, lambda name, value: quantizers[name](value))
+        else:
+            output = arguments.call(self.model)
+        if not markers_on():
+            return output
+        values = tuple(named_outputs(output, self.kept_outputs).values())
+        return values if len(values) > 1 else values[0]
+
+    @contextmanager
+    def taking_positions(self, inputs: Sequence[Input]) -> Iterator[tuple[Tensor, ...]]:
+        """Take keyword arguments by position within the block: torch.export knows no dynamic axes of others.
+
+        Args:
+            inputs: the recorded inputs, positional ones first.
+
+        Yields:
+            An example of all inputs in order, two samples each: a batch of one would be specialised.
+        """
+        self._positions = tuple(i.name for i in inputs if i.is_keyword)
+        try:
+            yield tuple(zeros(i, 2) for i in inputs)
+        finally:
+            self._positions = ()
+
+    def observed(self, inputs: Any, observer: Observer) -> Any:
         """Run the model; what `observer(name, value)` returns replaces the value at each quantizer's place.
 
         Args:
-            x: the model's first input.
+            inputs: a batch's inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
             observer: called once for each quantizer that the forward pass reaches, with its name.
-            more: the model's other inputs.
         """
         names = frozenset(self.quantizers)
+        arguments = Arguments.of(inputs, self.model)
         for name in names:
             if name.endswith(".input"):
-                x = observer(name, x)
+                arguments = _with_first(arguments, partial(observer, name))
         mode = ObservingMode(self.model, names, observer)
         with mode.active():
-            output = self.model(x, *more)
-        return mode.current(output)
+            output = arguments.call(self.model)
+        return mapped(output, mode.current)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, including the quantizers' zero points."""
@@ -104,8 +142,8 @@ class QuantizedNet(nn.Module):
         return [f"_quantizer_list.{i}" for i in range(len(self._quantizer_list))]
 
     @torch.no_grad()
-    def quantized_values(self, x: Tensor) -> int:
-        """Return how many activation values are quantized in a forward pass of `x`."""
+    def quantized_values(self, inputs: Any) -> int:
+        """Return how many activation values are quantized in a forward pass."""
         count = 0
 
         def observe(_name: str, value: Tensor) -> Tensor:
@@ -114,15 +152,15 @@ class QuantizedNet(nn.Module):
             return value
 
         with evaluating(self):
-            self.observed(x, observe)
+            self.observed(inputs, observe)
         return count
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> list[str]:
+    def calibrate(self, batches: Iterable[Any]) -> list[str]:
         """Set every quantizer's scale and zero point from float activations.
 
         Args:
-            batches: inputs [B, …], or tuples of them for a model of several inputs.
+            batches: the inputs of each batch: a tensor, a tuple of positional arguments, or a dict of keywords.
 
         Returns:
             The names of the dead activations: those that are 0 in all values that were looked at.
@@ -139,9 +177,8 @@ class QuantizedNet(nn.Module):
             return value
 
         with evaluating(self):
-            for batch in batches:
-                x, *more = batch if isinstance(batch, tuple) else (batch,)
-                self.observed(x, observe, *more)
+            for inputs in batches:
+                self.observed(inputs, observe)
         dead = []
         for name, quantizer in self.quantizers.items():
             if not seen[name]:
@@ -151,6 +188,19 @@ class QuantizedNet(nn.Module):
             if not sample.any():
                 dead.append(name)
         return dead
+
+
+def _with_first(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
+    """Return arguments with their first tensor changed."""
+    seen = 0
+
+    def changed(value: Tensor) -> Tensor:
+        nonlocal seen
+        seen += 1
+        return change(value) if seen == 1 else value
+
+    result: Arguments = mapped(arguments, changed)
+    return result
 
 
 def make_quantizers(placement: Placement, kind: type[ActivationFakeQuantizer]) -> list[ActivationFakeQuantizer]:

@@ -27,6 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from csqtool.nn.batch_norm import whole_batch_norm
 from csqtool.nn.modes import evaluating
+from csqtool.trees import Arguments, tensors
 
 # Kinds of operations.
 WEIGHT_OPS = "weight"  # convolution, linear: the input wants A-bits
@@ -342,7 +343,7 @@ class _Recorder(SiteMode):
         self._producer.update((id(tensor), unknown) for tensor in changed)
 
     def mark_outputs(self, output: Any) -> None:
-        for tensor in _tensors(output):
+        for tensor in tensors(output):
             site = self._producer.get(id(tensor))
             if site is not None:
                 site.is_output = True
@@ -359,17 +360,18 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def record(model: nn.Module, inputs: Sequence[Tensor]) -> Sites:
+def record(model: nn.Module, inputs: Any) -> Sites:
     """Run `model` once in evaluation mode and return its sites.
 
     Call it before gates or quantizers are attached: weights are recognised as the module's parameters.
 
     Args:
         model: a float module; each of its modules keeps its own mode.
-        inputs: the model's inputs, [B, …] each.
+        inputs: a batch's inputs: a tensor, a tuple of positional arguments, or a dict of keyword arguments.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    recorder = _Recorder(model, inputs, names)
+    arguments = Arguments.of(inputs, model)
+    recorder = _Recorder(model, list(tensors(arguments)), names)
     with evaluating(model), recorder.active():
-        recorder.mark_outputs(model(*inputs))
+        recorder.mark_outputs(arguments.call(model))
     return Sites(recorder.sites, frozenset(recorder.weights))

@@ -186,7 +186,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     act_bits = settings.get("act_bits")
     facts: dict[str, Any] = {
         "model": info.model.factory if info.model else settings.get("model"),
-        "input": " × ".join(map(str, info.inputs[0].shape)) if info.inputs else None,
+        "input": ", ".join(" × ".join(map(str, i.shape)) for i in info.inputs) if info.inputs else None,
         "data": f"{data.source or 'data handed over in Python'} ({data.task})" if data else settings.get("data"),
         "preprocessing": preprocessing_text(data.preprocessing) if data and data.preprocessing else None,
         "method": settings.get("method"),

@@ -79,6 +79,12 @@ class SearchConfig:
     exclude: Annotated[
         tuple[str, ...], Setting("Keep matching parameters in float. Repeatable.", metavar="PATTERN")
     ] = ()
+    keep_output: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Keep this output of a model of several outputs in its files. Repeatable. [default: all]", metavar="NAME"
+        ),
+    ] = ()
     contiguous: Annotated[
         bool, Setting("Close the holes of masks, so that precision k deploys as k + 1 bits.", users=Users.SEARCHING,
                       unused=False)
@@ -91,7 +97,13 @@ class SearchConfig:
         int, Setting("Training samples that this loss is measured on.", minimum=1, users=Users.SHRINKING)
     ] = 512
     seed: Annotated[int, Setting("Seed of initialisation, order and augmentation.")] = 0
-    task: Annotated[str | None, Setting("classification or regression, where the data name no task.")] = None
+    task: Annotated[
+        str | None,
+        Setting(
+            "The task, where the data name none: classification, regression, segmentation, multi-label, "
+            "token-classification, language-modelling or super-resolution."
+        ),
+    ] = None
     planes: Annotated[int, Setting("Bit planes a layer, n.", minimum=1, maximum=8)] = 8
     batch_size: Annotated[int, Setting("Samples a step, over all processes.", minimum=1, finetune=True)] = 64
     optimizer: Annotated[Literal["sgd", "adamw"], Setting("The optimizer.", finetune=True)] = "sgd"
@@ -134,6 +146,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check(self)
         object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "keep_output", tuple(self.keep_output))
         used = settings_used(vars(self))
         for name, one in GENERAL.items():
             if name in used:
@@ -274,7 +287,10 @@ class SearchConfig:
         """Return the settings that the method uses as a flat JSON document."""
         used = settings_used(vars(self))
         document = {name: getattr(self, name) for name in GENERAL if name in used}
-        plain = {name: dict(document[name]) for name in ("pin", "model_args")} | {"exclude": list(self.exclude)}
+        plain = {name: dict(document[name]) for name in ("pin", "model_args")} | {
+            "exclude": list(self.exclude),
+            "keep_output": list(self.keep_output),
+        }
         return {**document, **plain, **self.options}
 
 

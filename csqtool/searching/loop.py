@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.datasets import Batch
 from csqtool.errors import TrainingError
-from csqtool.evaluation import as_float, laid_out, main_output
+from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.processes import Processes
@@ -30,6 +30,8 @@ from csqtool.progress import Progress
 from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
+from csqtool.task import main_output
+from csqtool.trees import call, chosen, mapped, samples, tensors
 
 # Parameters with at least this many values take their optimizer step as soon as their gradient is computed, and the
 # gradient is freed: together, the gradients of a large net's gates would take as much memory as the gates.
@@ -103,8 +105,9 @@ class StageTraining:
         parameters = sum(p.numel() for p in self.net.parameters()) if self.method else 0
         values = 0
         if self.net.quantizers and self.steps:
-            x, _ = next(batches_of(self.data.train, max_samples=1))
-            values = self.training_batches.samples * self.net.quantized_values(x.to(self.device))
+            inputs, _ = next(batches_of(self.data.train, max_samples=1))
+            inputs = laid_out(inputs, self.device, channels_last=False)
+            values = self.training_batches.samples * self.net.quantized_values(inputs)
         Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
 
     def run(
@@ -175,11 +178,12 @@ class StageTraining:
     def _step(self, whole: Batch, epoch: int, batch: int) -> float:
         """Take a step on a batch and return its loss; every process is given the whole batch."""
         seed = hash_seed(self.config.seed, self.name, epoch, batch)
-        inputs, targets = whole
-        mine, weight = self.processes.share(targets)
-        inputs, targets = inputs[mine].to(self.device), targets[mine].to(self.device)
+        count = samples(whole[0])
+        mine, weight = self.processes.share(count)
+        inputs, targets = (chosen(part, mine, count) for part in whole)
+        targets = mapped(targets, lambda tensor: tensor.to(self.device))
         seed_all(hash_seed(seed, self.processes.index))  # for dropout and so on, which differ between processes
-        inputs = laid_out(inputs, channels_last=bool(self.config.channels_last))
+        inputs = laid_out(inputs, self.device, channels_last=bool(self.config.channels_last))
         annealing = self._annealing(epoch + batch / self.batches)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * annealing
@@ -187,11 +191,11 @@ class StageTraining:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
         with autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
             compute_small_weights(self.net)
-            outputs = as_float(main_output(self.net(inputs), self.data.task))
+            outputs = as_float(main_output(call(self.net, inputs), self.data.task))
             taught = None
             if self._teacher is not None:
                 with torch.no_grad():
-                    taught = as_float(self._teacher(inputs))
+                    taught = as_float(main_output(call(self._teacher, inputs), self.data.task))
         loss = self.data.task.loss(outputs, targets)
         if taught is not None:
             share = self.config.distill
@@ -300,18 +304,20 @@ def make_optimizer(groups: list[dict[str, Any]], config: SearchConfig) -> torch.
 DISTILLATION_TEMPERATURE = 4.0
 
 
-def distillation(outputs: Tensor, taught: Tensor, *, labels: bool) -> Tensor:
+def distillation(outputs: Any, taught: Any, *, labels: bool) -> Tensor:
     """Return the distillation loss, a scalar (Hinton et al. 2015: T²·KL of the softened class probabilities).
 
-    Without class labels it is the mean squared difference.
+    Without class labels it is the mean squared difference, of several outputs the mean over them.
 
     Args:
-        outputs: the network's, [B, …].
-        taught: the float model's, the same shape.
+        outputs: the network's, [B, …] or a tree of tensors.
+        taught: the float model's, of the same structure.
         labels: whether outputs are scores of classes.
     """
     if not labels:
-        return mse_loss(outputs, taught)
+        losses = [mse_loss(one, other) for one, other in zip(tensors(outputs), tensors(taught), strict=True)
+                  if one.is_floating_point()]  # fmt: skip
+        return torch.stack(losses).mean()
     t = DISTILLATION_TEMPERATURE
     return t * t * kl_div(log_softmax(outputs / t, -1), log_softmax(taught / t, -1),
                           reduction="batchmean", log_target=True)  # fmt: skip

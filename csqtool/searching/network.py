@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,14 @@ from csqtool.nn.assemble import quantized_model
 from csqtool.nn.placement import place_quantizers
 from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.reparametrized import fold_parametrizations
-from csqtool.nn.signature import inputs_of
+from csqtool.nn.signature import batch_outputs, inputs_of
 from csqtool.nn.sites import Sites, record
 from csqtool.nn.state_dict import safetensors_bytes
 from csqtool.nn.weights import check_excluded, detach, quantizable_weights, unused_weights
 from csqtool.quantized_model import LayerIntegers, QuantizedModel
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
+from csqtool.trees import mapped, tensors
 
 Integers = Mapping[str, LayerIntegers]
 
@@ -31,7 +33,7 @@ class Network:
     Args:
         model: the user's module; it is changed.
         config: the settings.
-        sample: inputs [B, …] of a few samples.
+        sample: inputs of a few samples.
 
     Attributes:
         model: the user's module.
@@ -41,6 +43,7 @@ class Network:
         folded: names of tensors that another parametrization computed, such as weight norm, and that are plain now.
         unused: weights of layers that the forward pass does not compute, which stay in float.
         inputs: names, shapes and types of the model's inputs.
+        outputs: names of the outputs that files have.
         method: trains the weights; None while they are plain parameters.
 
     Raises:
@@ -48,7 +51,7 @@ class Network:
         ConfigError: a pattern matches no parameter.
     """
 
-    def __init__(self, model: nn.Module, config: SearchConfig, sample: Tensor) -> None:
+    def __init__(self, model: nn.Module, config: SearchConfig, sample: Any) -> None:
         self.model = model
         self._exclude = config.exclude
         self.folded = fold_parametrizations(model)
@@ -60,8 +63,10 @@ class Network:
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
         self.placement = place_quantizers(sites, config.act_bits)
-        self.inputs = inputs_of((sample,))
-        self.net = QuantizedNet(model, make_quantizers(self.placement, load_quantizer(config.act_quantizer)))
+        self.inputs = inputs_of(sample, model)
+        self.outputs = batch_outputs(model, sample, config.keep_output)
+        quantizers = make_quantizers(self.placement, load_quantizer(config.act_quantizer))
+        self.net = QuantizedNet(model, quantizers, kept_outputs=config.keep_output)
         self.method: Method | None = None
 
     @property
@@ -94,16 +99,16 @@ class Network:
         self.method.set_hard(True)
         self.net.eval()
 
-    def calibrate(self, batches: Callable[[], Iterable[Tensor]]) -> list[str]:
+    def calibrate(self, batches: Callable[[], Iterable[Any]]) -> list[str]:
         """Choose scales and zero points of the activation quantizers; return the names of those that saw only zeros.
 
         Args:
-            batches: returns inputs [B, …] to calibrate with; called only if there are quantizers.
+            batches: returns the inputs of batches to calibrate with; called only if there are quantizers.
         """
         if not self.net.quantizers:
             return []
         device = next(self.model.parameters()).device
-        return self.net.to(device).calibrate(x.to(device) for x in batches())
+        return self.net.to(device).calibrate(mapped(x, lambda tensor: tensor.to(device)) for x in batches())
 
     def check_scales(self) -> None:
         """Check that every activation quantizer still says something.
@@ -131,10 +136,9 @@ class Network:
         return safetensors_bytes(values)
 
 
-def _sites(model: nn.Module, sample: Tensor) -> Sites:
+def _sites(model: nn.Module, sample: Any) -> Sites:
     try:
-        return record(model, [sample])
+        return record(model, sample)
     except Exception as error:
-        raise ModelError(
-            f"the model failed on an input of shape {list(sample.shape)}: {type(error).__name__}: {error}"
-        ) from error
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors(sample))
+        raise ModelError(f"the model failed on an input of shape {shapes}: {type(error).__name__}: {error}") from error

@@ -18,6 +18,7 @@ def recorded_info(config: SearchConfig, data: DataSource, inputs: Sequence[Input
         model=None if config.model is None else ModelFactory(config.model, dict(config.model_args)),
         data=msgspec.convert({"source": data.source, **data.facts()}, DataInfo),
         inputs=inputs,
+        outputs=config.keep_output or None,
         method=MethodInfo(
             name=config.method,
             target_bits=config.target_bits,

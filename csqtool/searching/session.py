@@ -89,11 +89,11 @@ class Session:
         if data is None:
             assert config.data is not None
             data = load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
-        self.data = as_source(data)
+        module = self.model_source.build(near=directory.config)
+        self.data = as_source(data).for_model(module)
         if problem := self.data.problem():
             raise DataError(problem)
         self.method_class = load_method(config.method)
-        module = self.model_source.build(near=directory.config)
         start.load_into(module)
         sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
@@ -226,7 +226,7 @@ class Session:
         self._float_weights = self.float_weights()
 
     def _calibrate(self) -> None:
-        def inputs() -> Iterator[Tensor]:
+        def inputs() -> Iterator[Any]:
             return (x for x, _ in batches_of(self.data.train, max_samples=CALIBRATION_SAMPLES))
 
         if dead := self.network.calibrate(inputs):

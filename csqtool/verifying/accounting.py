@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 
@@ -17,18 +17,19 @@ RUNTIME_SETTINGS = ("ort_config",)  # metadata that onnxruntime takes its settin
 Nodes = list[onnx.NodeProto]
 
 
-def account(proto: onnx.ModelProto, flat: onnx.ModelProto) -> Iterator[Problem]:
+def account(proto: onnx.ModelProto, flat: onnx.ModelProto, inputs: Collection[str]) -> Iterator[Problem]:
     """Yield what a file holds that is not on the way from its input to its output, by name.
 
     Args:
         proto: the file.
         flat: the same without functions and Constant nodes (`csqtool.onnx_file.flattened`).
+        inputs: names of the model's inputs: PyTorch's graph tells whether an output needs one of them.
     """
     yield from _header_problems(proto)
     yield from _function_problems(proto)
     yield from _graph_problems(proto.graph)
     yield from _operator_problems(proto)
-    yield from _leftovers(flat)
+    yield from _leftovers(flat, inputs)
 
 
 def is_bounded(proto: onnx.ModelProto) -> bool:
@@ -122,9 +123,18 @@ def _graph_problems(graph: onnx.GraphProto) -> Iterator[Problem]:
     for value in (*graph.input, *graph.output):
         if not value.type.HasField("tensor_type"):
             yield value.name, f"a {value.type.WhichOneof('value')}, not a tensor"
-    axes = [d.dim_param for value in graph.input for d in value.type.tensor_type.shape.dim if d.dim_param]
-    for axis, count in Counter(axes).items():
-        if count > 1:
+    yield from _shared_axes(graph)
+
+
+def _shared_axes(graph: onnx.GraphProto) -> Iterator[Problem]:
+    """Yield names that make different axes equal. The same axis of several inputs, such as the batch, is one axis."""
+    places: dict[str, list[int]] = {}
+    for value in graph.input:
+        for position, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param:
+                places.setdefault(dim.dim_param, []).append(position)
+    for axis, positions in places.items():
+        if len(set(positions)) > 1 or len(positions) > len(graph.input):
             yield axis, "one name for two axes of the input, which makes them equal"
 
 
@@ -145,8 +155,8 @@ def _operator_problems(proto: onnx.ModelProto) -> Iterator[Problem]:
             yield _name(node), "settings of devices"
 
 
-def _leftovers(flat: onnx.ModelProto) -> Iterator[Problem]:
-    """Yield nodes and tensors that the output does not need."""
+def _leftovers(flat: onnx.ModelProto, inputs: Collection[str]) -> Iterator[Problem]:
+    """Yield nodes and tensors that the output does not need, and inputs that the model does not have either."""
     makers = {output: node for node in flat.graph.node for output in node.output if output}
     queue, needed = [output.name for output in flat.graph.output], set[str]()
     while queue:
@@ -163,7 +173,7 @@ def _leftovers(flat: onnx.ModelProto) -> Iterator[Problem]:
         if tensor.name not in needed:
             yield tensor.name, "a tensor that the output does not need"
     for value in flat.graph.input:
-        if value.name not in needed:
+        if value.name not in needed and value.name not in inputs:
             yield value.name, "an input that the output does not need"
 
 

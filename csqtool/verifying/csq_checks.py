@@ -16,6 +16,7 @@ from csqtool.errors import FormatError, ModelError
 from csqtool.finalized_file import from_tensors, serialize
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trees import chosen, samples
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.csq_c_reader import c_checksums
 from csqtool.verifying.csq_decoder import decode
@@ -23,7 +24,7 @@ from csqtool.verifying.csq_graph import graph_verdict
 from csqtool.verifying.csq_half import half_origin, half_problems
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.onnx_checks import verify_onnx
-from csqtool.verifying.outputs import agreement, compare_task, reference_outputs
+from csqtool.verifying.outputs import Judge, agreement, compare_task, reference_outputs
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import csq_problems
 
@@ -60,7 +61,8 @@ def verify_csq(subject: Subject) -> None:
     if test is None:
         return
     inputs, targets = test
-    subject.tell(f"outputs on {len(inputs)} samples …")
+    count = samples(inputs)
+    subject.tell(f"outputs on {count} samples …")
     try:
         decoded = from_tensors(tensors, metadata, where=report.file)
         unpacked = subject.build_net(decoded)
@@ -68,18 +70,29 @@ def verify_csq(subject: Subject) -> None:
         report.add("outputs", "unpacked model", False, str(error))
         return
     wanted, found = reference_outputs(subject.net, inputs), reference_outputs(unpacked, inputs)
-    difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
+    difference, relative = (max(values) for values in zip(*(_apart(found[n], wanted[n]) for n in wanted), strict=True))
+    judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
+    figures = {"max_abs_diff": difference, "max_rel_diff": relative}
+    if judge.scores is not None:
+        figures["agreement"] = agreement(found[judge.scores], wanted[judge.scores])
     holds, detail = difference == 0, f"max difference {difference:g}, must be 0"
     if rounded:  # the task's metric decides; only outputs that are not finite fail here
         holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
-    relative = difference / max(float(np.abs(wanted).max()), 1e-12)
-    report.add("outputs", "unpacked model in PyTorch", holds, detail, None, max_abs_diff=difference,
-               max_rel_diff=relative, agreement=agreement(found, wanted))  # fmt: skip
-    compare_task(found, wanted, targets, subject.source.task, report)
+    report.add("outputs", "unpacked model in PyTorch", holds, detail, None, **figures)
+    compare_task(found, wanted, targets, judge, report)
     if graph is None:
         report.add("structure", "graph", True, "the package holds none: its tensors run in the module's own code")
     elif graph[0]:
         _verify_graph(graph[2], decoded, unpacked, recorded, subject)
+
+
+def _apart(found: NDArray[Any], wanted: NDArray[Any]) -> tuple[float, float]:
+    """Return the largest difference of an output, and the same divided by its largest value."""
+    if found.shape != wanted.shape:
+        return float("inf"), float("inf")
+    wide = wanted.astype(np.float64)
+    difference = float(np.abs(found - wide).max())
+    return difference, difference / max(float(np.abs(wide).max()), 1e-12)
 
 
 def _verify_graph(

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 
 from csqtool.nn.markers import MARKER_DOMAIN, graph_markers
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.nn.signature import recorded_inputs, zeros
+from csqtool.nn.signature import output_names, recorded_inputs
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from csqtool.verifying.weights import expected_in_onnx
 
@@ -90,23 +90,33 @@ def captured(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[int]) -
         NotCapturedError: torch cannot capture the network.
     """
     inputs = recorded_inputs(model.info)
-    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
-    axes |= {axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}
+    dims = {axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}
+    batch = torch.export.Dim("batch")
+    axes = [
+        {0: batch}
+        | {axis: dim for axis, dim in dims.items() if inputs[0].shape[axis - 1 : axis] == one.shape[axis - 1 : axis]}
+        for one in inputs
+    ]
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
-        with graph_markers(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
-                contextlib.redirect_stderr(io.StringIO()):  # fmt: skip
+        with (
+            graph_markers(),
+            net.taking_positions(inputs) as sample,
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,
-                tuple(zeros(i, 2) for i in inputs),  # a batch of one would be specialised
+                sample,
                 dynamo=True,
                 opset_version=CAPTURE_OPSET,
                 input_names=[i.name for i in inputs],
-                output_names=["output"],
-                dynamic_shapes=(axes,),
+                output_names=output_names(net.model, inputs, net.kept_outputs),
+                dynamic_shapes={"inputs": tuple(axes)},
                 external_data=False,
                 optimize=True,
                 verbose=False,

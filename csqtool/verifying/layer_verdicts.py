@@ -21,7 +21,7 @@ class Comparison:
     """
 
     def __init__(self, cut: Cut, allowed: Tolerances) -> None:
-        self._is_integer = cut.reference.dtype == np.uint8
+        self._is_integer = cut.is_quantizer
         self._fan_in = cut.fan_in
         self._allowed = allowed
         self._problem: str | None = None
@@ -38,6 +38,8 @@ class Comparison:
             self._moved += int((steps > 0).sum())
             self._values += steps.size
         else:  # np.maximum keeps NaN
+            if found.dtype.kind != "f":  # an output of whole numbers, or a mask
+                found, reference = found.astype(np.float64), reference.astype(np.float64)
             self._difference = np.maximum(self._difference, np.abs(found - reference).max())
             self._largest = np.maximum(self._largest, np.abs(reference).max())
 

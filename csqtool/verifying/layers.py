@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from csqtool.nn.activation import to_integers
 from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.nn.signature import named_outputs
 from csqtool.nn.sites import is_operation
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trees import call, chosen, samples
 
 FORCED = "__from_torch"
 
@@ -35,24 +37,31 @@ class Cut:
         value: the ONNX value to compare; for a quantizer, its integers once the graph is known.
         reference: PyTorch's value, [N, …]; uint8 integers for a quantizer, float32 elsewhere.
         fan_in: the number of products in the sum of each value of a float layer.
+        is_output: it is one of the model's outputs.
     """
 
     name: str
     value: str
     reference: NDArray[Any]
     fan_in: int = 1
+    is_output: bool = False
+
+    @property
+    def is_quantizer(self) -> bool:
+        """Whether the values are a quantizer's integers."""
+        return self.reference.dtype == np.uint8 and not self.is_output
 
 
 @torch.no_grad()
 def reference_cuts(
-    net: QuantizedNet, model: QuantizedModel, inputs: Tensor, *, keep: Collection[str] | None = None
+    net: QuantizedNet, model: QuantizedModel, inputs: Any, *, keep: Collection[str] | None = None
 ) -> list[Cut]:
     """Run the PyTorch network and return its value at every cut, in the order of the forward pass.
 
     Args:
         net: the finalized network.
         model: the finalized model.
-        inputs: [N, …].
+        inputs: those of N samples.
         keep: names of the cuts to return; None returns all that can be compared.
     """
     cuts: list[Cut] = []
@@ -71,12 +80,13 @@ def reference_cuts(
     else:
         output, cuts = _float_cuts(net, model, inputs, keep)
     fan_in = int(np.prod(model.layers[-1].shape[1:]))
-    return [*cuts, Cut("output", "output", output.numpy(), fan_in)]
+    named = named_outputs(output, net.kept_outputs)
+    return [*cuts, *(Cut(name, name, value.numpy(), fan_in, is_output=True) for name, value in named.items())]
 
 
 def _float_cuts(
-    net: QuantizedNet, model: QuantizedModel, inputs: Tensor, keep: Collection[str] | None
-) -> tuple[Tensor, list[Cut]]:
+    net: QuantizedNet, model: QuantizedModel, inputs: Any, keep: Collection[str] | None
+) -> tuple[Any, list[Cut]]:
     values: dict[str, list[Tensor]] = {}
     fan_ins: dict[str, int] = {}
     handles = []
@@ -91,15 +101,16 @@ def _float_cuts(
         values[name] = []
         handles.append(net.model.get_submodule(name).register_forward_hook(_collector(values[name])))
     try:
-        output: Tensor = net(inputs)
+        output = call(net, inputs)
     finally:
         for handle in handles:
             handle.remove()
     # A module that is called twice has no single value to compare; its effect is seen in the next layer.
-    # A layer that computes the model's output is compared as the output.
+    # A layer that computes one of the model's outputs is compared as the output.
+    outputs = list(named_outputs(output, net.kept_outputs).values())
     cuts = [
         Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items()
-        if keep is not None or (len(v) == 1 and not torch.equal(v[0], output))
+        if keep is not None or (len(v) == 1 and not any(torch.equal(v[0], one) for one in outputs))
     ]  # fmt: skip
     return output, cuts
 
@@ -121,7 +132,7 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
     outputs = {output.name for output in graph.output}
     found = []
     for place in cuts:
-        if place.reference.dtype == np.uint8 and place.name in index.makers:
+        if place.is_quantizer and place.name in index.makers:
             maker = index.makers[place.name]  # integers are looked at before they are dequantized
             place = replace(place, value=maker.input[0] if maker.op_type == "DequantizeLinear" else "")  # noqa: PLW2901
         if place.value not in index.makers:
@@ -132,7 +143,7 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
         found.append(place)
         if place.value in outputs:
             continue
-        element = onnx.TensorProto.UINT8 if place.reference.dtype == np.uint8 else onnx.TensorProto.FLOAT
+        element = onnx.TensorProto.UINT8 if place.is_quantizer else onnx.TensorProto.FLOAT
         for node, position in index.uses.get(place.value, ()):
             node.input[position] = place.value + FORCED
         # Not the inputs' batch: Swin's windows and GPT-2's tokens, for instance, are folded into this axis.
@@ -218,15 +229,26 @@ class References:
     Args:
         net: the finalized network.
         model: the finalized model.
-        inputs: all samples [N, …].
+        inputs: those of all N samples.
         cuts: those that were found in the graph.
         size: samples at a time.
+        feeds: returns inputs by the names that they have in the graph.
     """
 
-    def __init__(self, net: QuantizedNet, model: QuantizedModel, inputs: Tensor, cuts: list[Cut], size: int) -> None:
+    def __init__(
+        self,
+        net: QuantizedNet,
+        model: QuantizedModel,
+        inputs: Any,
+        cuts: list[Cut],
+        size: int,
+        feeds: Callable[[Any], dict[str, NDArray[Any]]],
+    ) -> None:
         self._net = net
         self._model = model
         self._inputs = inputs
+        self._count = samples(inputs)
+        self._feeds = feeds
         self._values = {cut.name: cut.value for cut in cuts}
         self._size = size
         self._only: dict[str, NDArray[Any]] | None = None
@@ -238,18 +260,16 @@ class References:
         read = {value.name for value in part.graph.input}
         forced = {f"{value}{FORCED}": name for name, value in self._values.items() if f"{value}{FORCED}" in read}
         names = {cut.name for cut in cuts}
-        for start in range(0, len(self._inputs), self._size):
-            inputs = self._inputs[start : start + self._size]
+        for start in range(0, self._count, self._size):
+            inputs = chosen(self._inputs, slice(start, start + self._size), self._count)
             values = self._of(inputs, names | set(forced.values()))
-            feeds = {value: values[name] for value, name in forced.items()}
-            if "input" in read:
-                feeds["input"] = inputs.numpy()
-            yield feeds, values
+            own = {name: array for name, array in self._feeds(inputs).items() if name in read}
+            yield own | {value: values[name] for value, name in forced.items()}, values
 
-    def _of(self, inputs: Tensor, names: set[str]) -> dict[str, NDArray[Any]]:
+    def _of(self, inputs: Any, names: set[str]) -> dict[str, NDArray[Any]]:
         if self._only is not None:
             return self._only
         values = {c.name: c.reference for c in reference_cuts(self._net, self._model, inputs, keep=names)}
-        if len(inputs) == len(self._inputs) and names == self._values.keys():
+        if samples(inputs) == self._count and names == self._values.keys():
             self._only = values
         return values

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from torch import Tensor
 
 from csqtool.errors import FormatError
+from csqtool.model_info import Input
+from csqtool.nn.signature import named_inputs, output_names
 from csqtool.onnx_file import flattened, foreign_operators, parse_onnx, stored_tensors
 from csqtool.onnx_isolated import IsolatedSession, checker_problem
+from csqtool.trees import chosen, samples
 from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
@@ -19,7 +21,7 @@ from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
-from csqtool.verifying.outputs import compare_levels, compare_outputs, compare_task, reference_outputs
+from csqtool.verifying.outputs import Arrays, Judge, compare_levels, compare_outputs, compare_task, reference_outputs
 from csqtool.verifying.structure import check_structure
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import (
@@ -42,10 +44,14 @@ def verify_onnx(subject: Subject) -> None:
     model, report = subject.model, subject.report
     proto = parse_onnx(subject.content, where=report.file)
     names = [i.name for i in proto.graph.input], [o.name for o in proto.graph.output]
-    if names != (["input"], ["output"]):
+    described = model.info.inputs or (Input("input", ()),)
+    wanted_names = [i.name for i in described], ["output"]
+    if model.info.inputs:
+        wanted_names = wanted_names[0], output_names(subject.net.model, described, subject.net.kept_outputs)
+    if names != wanted_names:
         raise FormatError(
-            f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; verify compares files that map one "
-            "'input' to one 'output'"
+            f"{report.file} maps {', '.join(names[0])} to {', '.join(names[1])}; the model maps "
+            f"{', '.join(wanted_names[0])} to {', '.join(wanted_names[1])}"
         )
     subject.tell(f"{report.file}: integrity and weights …")
     flat = flattened(proto, where=report.file)
@@ -67,35 +73,47 @@ def verify_onnx(subject: Subject) -> None:
     if test is None:
         return
     inputs, targets = test
-    subject.tell(f"layers on {min(LAYER_SAMPLES, len(inputs))} samples …")
-    _compare_layers(flat, subject, inputs[:LAYER_SAMPLES])
+    count = samples(inputs)
+    subject.tell(f"layers on {min(LAYER_SAMPLES, count)} samples …")
+    _compare_layers(flat, subject, chosen(inputs, slice(LAYER_SAMPLES), count))
     wanted = reference_outputs(subject.net, inputs)
     compare_beyond(proto, subject, inputs, wanted)
     for backend in subject.backends:
         _compare_backend(backend, subject, inputs, targets, wanted)
 
 
-def _compare_backend(backend: Backend, subject: Subject, inputs: Tensor, targets: Tensor, wanted: NDArray[Any]) -> None:
+def feeds_of(subject: Subject, inputs: Any) -> dict[str, NDArray[Any]]:
+    """Return a batch's inputs by the names that they have in the file."""
+    described = subject.model.info.inputs or (Input("input", ()),)
+    named = named_inputs(inputs, described, subject.net.model)
+    return {name: tensor.numpy() for name, tensor in named.items()}
+
+
+def _compare_backend(backend: Backend, subject: Subject, inputs: Any, targets: Any, wanted: Arrays) -> None:
     """Compare a backend's outputs with PyTorch's at each of its levels, and these with one another."""
-    task, report = subject.source.task, subject.report
+    report, count = subject.report, samples(inputs)
     max_samples = backend.max_samples
-    inputs, targets, wanted = inputs[:max_samples], targets[:max_samples], wanted[:max_samples]
+    inputs, targets = (chosen(part, slice(max_samples), count) for part in (inputs, targets))
+    wanted = {name: array[:max_samples] for name, array in wanted.items()}
+    count = samples(inputs)
+    judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
+    feeds = feeds_of(subject, inputs)
     results = {}
-    labels = LabelJudge(subject, inputs, wanted)
+    labels = LabelJudge(subject, inputs, wanted, judge.scores)
     for level in backend.levels:
         name = f"{backend.name}, optimizations {level}" if len(backend.levels) > 1 else backend.name
-        subject.tell(f"outputs on {len(inputs)} samples, {name} …")
+        subject.tell(f"outputs on {count} samples, {name} …")
         try:
-            outputs = backend.run(subject.content, level, {"input": inputs.numpy()})
+            outputs = backend.run(subject.content, level, feeds)
         except RuntimeError as error:
             report.add("outputs", name, False, str(error))
             continue
-        results[level] = outputs["output"]
-        compare_outputs(outputs["output"], wanted, task, not subject.model.activations, name, level, report)
-        labels.judge(outputs["output"], name)
-    compare_levels(results, task, report)
+        results[level] = outputs
+        compare_outputs(outputs, wanted, judge, not subject.model.activations, name, level, report)
+        labels.judge(outputs, name)
+    compare_levels(results, judge, report)
     if max_samples is None and backend.levels[-1] in results:  # a metric of few samples says nothing
-        compare_task(results[backend.levels[-1]], wanted, targets, task, report)
+        compare_task(results[backend.levels[-1]], wanted, targets, judge, report)
 
 
 def _check_integrity(proto: onnx.ModelProto, subject: Subject) -> None:
@@ -143,16 +161,18 @@ def _check_numbers(proto: onnx.ModelProto, flat: onnx.ModelProto, report: Verify
     return not invalid and not wrong
 
 
-def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Tensor) -> None:
+def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Any) -> None:
     model, report = subject.model, subject.report
-    cuts = layers.reference_cuts(subject.net, model, inputs[:2])
+    count = samples(inputs)
+    two = chosen(inputs, slice(2), count)
+    cuts = layers.reference_cuts(subject.net, model, two)
     cut_proto, found = layers.cut_graph(proto, cuts)
     if missing := sorted({cut.name for cut in cuts} - {cut.name for cut in found}):
         report.add("layers", "places", False, f"not in the graph: {', '.join(missing)}", missing[0])
-    sample_bytes = sum(cut.reference.nbytes for cut in cuts) / len(inputs[:2])
+    sample_bytes = sum(cut.reference.nbytes for cut in cuts) / samples(two)
     size = int(min(max(LAYER_BYTES / 2 / max(sample_bytes, 1), 1), LAYER_SAMPLES))
-    references = layers.References(subject.net, model, inputs, found, size)
-    groups = layers.in_groups(cut_proto, found, LAYER_BYTES / 2 * len(inputs[:2]))
+    references = layers.References(subject.net, model, inputs, found, size, lambda part: feeds_of(subject, part))
+    groups = layers.in_groups(cut_proto, found, LAYER_BYTES / 2 * samples(two))
     behind_of = WeightsBehind(proto, found, model)
     wrong = {check.layer for check in report.failures if check.level == "weights" and check.layer}
     held: set[str] = set()  # with optimizations off, which come first

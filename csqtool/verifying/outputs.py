@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -9,18 +11,72 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from csqtool.errors import ModelError
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.task import Task
+from csqtool.nn.signature import as_returned, named_outputs
+from csqtool.task import Task, main_output, new_metric, value_of
+from csqtool.trees import call, chosen, samples, tensors
 from csqtool.verifying import runtime
 from csqtool.verifying.findings import VerifyReport
 
+METRIC_BATCH = 500  # samples that a metric is updated with at a time
+
+
+Arrays = dict[str, NDArray[Any]]  # outputs by name, [N, …] each
+
 
 @torch.no_grad()
-def reference_outputs(net: QuantizedNet, inputs: torch.Tensor) -> NDArray[Any]:
-    """Return the PyTorch network's outputs for all inputs."""
-    size = runtime.batch_size(inputs.nbytes / max(len(inputs), 1))
-    parts: list[NDArray[Any]] = [net(inputs[s : s + size]).numpy() for s in range(0, len(inputs), size)]
-    return np.concatenate(parts)
+def reference_outputs(net: QuantizedNet, inputs: Any) -> Arrays:
+    """Return the PyTorch network's outputs for all inputs, by name."""
+    count = samples(inputs)
+    size = runtime.batch_size(sum(tensor.nbytes for tensor in tensors(inputs)) / max(count, 1))
+    parts = [
+        named_outputs(call(net, chosen(inputs, slice(start, start + size), count)), net.kept_outputs)
+        for start in range(0, count, size)
+    ]
+    return {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a task sees of outputs that are known by name.
+
+    Attributes:
+        task: the task.
+        like: what the network returns for a few samples.
+        scores: the name of the output that labels are chosen by; None where the task has no labels.
+    """
+
+    task: Task
+    like: Any
+    scores: str | None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, task: Task, net: QuantizedNet, inputs: Any) -> Judge:
+        """Return the judge of a network's outputs, given the inputs of a few samples."""
+        like = call(net, inputs)
+        named = named_outputs(like, net.kept_outputs)
+        scores = None
+        if task.labels:
+            main = main_output(like, task)
+            scores = next((name for name, value in named.items() if value is main), None)
+        return cls(task, like, scores)
+
+    def metric(self, outputs: Mapping[str, NDArray[Any]], targets: Any) -> float:
+        """Return the task's metric of outputs by name."""
+        found = as_returned(self.like, {name: torch.from_numpy(array) for name, array in outputs.items()})
+        metric, main = new_metric(self.task), main_output(found, self.task)
+        count = len(next(iter(outputs.values())))
+        for start in range(0, count, METRIC_BATCH):
+            part = slice(start, start + METRIC_BATCH)
+            metric.update(chosen(main, part, count), chosen(targets, part, count))
+        return value_of(metric)
+
+
+def titled(name: str, output: str, outputs: Collection[str]) -> str:
+    """Return the name of a check; that of one of several outputs is named in it."""
+    return name if len(outputs) == 1 else f"{name}: {output}"
 
 
 def agreement(found: NDArray[Any], wanted: NDArray[Any]) -> float:
@@ -46,37 +102,58 @@ def same_labels(found: NDArray[Any], wanted: NDArray[Any], *, margin: float) -> 
 
 
 def compare_outputs(
-    found: NDArray[Any],
-    wanted: NDArray[Any],
-    task: Task,
+    found: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, NDArray[Any]],
+    judge: Judge,
     float_activations: bool,
     name: str,
     optimization: str,
     report: VerifyReport,
 ) -> None:
-    """Add the check of all outputs at one optimization level."""
+    """Add the check of each output at one optimization level."""
+    for output, reference in wanted.items():
+        title = titled(name, output, wanted)
+        if output not in found:
+            report.add("outputs", title, False, "it is not there")
+        else:
+            labels = output == judge.scores
+            _compare_output(found[output], reference, labels, float_activations, title, optimization, report)
+
+
+def _compare_output(
+    found: NDArray[Any],
+    wanted: NDArray[Any],
+    labels: bool,
+    float_activations: bool,
+    name: str,
+    optimization: str,
+    report: VerifyReport,
+) -> None:
     allowed = report.tolerances
     if found.shape != wanted.shape:
         report.add("outputs", name, False, f"shape {list(found.shape)} instead of {list(wanted.shape)}")
+        return
+    if found.dtype != wanted.dtype:
+        report.add("outputs", name, False, f"{found.dtype} instead of {wanted.dtype}")
         return
     if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
         report.add("outputs", name, False, "outputs that are not finite")
         return
     difference = np.abs(found.astype(np.float64) - wanted)
-    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted))
+    norms = float(np.linalg.norm(found.astype(np.float64)) * np.linalg.norm(wanted.astype(np.float64)))
     figures = {
         "max_abs_diff": float(difference.max()),
         "mean_abs_diff": float(difference.mean()),
         "max_rel_diff": float(difference.max()) / max(float(np.abs(wanted).max()), 1e-12),
         "cosine": float((found.astype(np.float64) * wanted).sum() / norms) if norms else 0.0,
     }
-    if task.labels:
+    if labels:
         figures["agreement"] = agreement(found, wanted)
     spread = spread_of(wanted)
     if float_activations:
         tolerance = allowed.outputs_float * spread
         holds = figures["max_abs_diff"] <= tolerance
-        if task.labels:
+        if labels:
             holds &= same_labels(found, wanted, margin=2 * tolerance)
     else:
         min_agreement = allowed.outputs_agreement_off if optimization == "off" else allowed.outputs_agreement
@@ -87,40 +164,55 @@ def compare_outputs(
         f"mean {figures['mean_abs_diff']:.2g}",
         f"cosine {figures['cosine']:.6f}",
     ]
-    if task.labels:
+    if labels:
         words.append(f"agreement {figures['agreement']:.2%}")
     report.add("outputs", name, holds, ", ".join(words), None, **figures)
 
 
-def compare_levels(results: dict[str, NDArray[Any]], task: Task, report: VerifyReport) -> None:
+def compare_levels(results: Mapping[str, Arrays], judge: Judge, report: VerifyReport) -> None:
     """Add the check that onnxruntime's optimization levels agree with one another.
 
     Each level is also compared with PyTorch; this check finds two levels that differ in opposite directions.
     """
     allowed = report.tolerances
     pairs = list(combinations(results, 2))
-    if not pairs or any(results[a].shape != results[b].shape for a, b in pairs):
+    names = list(next(iter(results.values()), {}))
+    if not pairs or any(results[a][n].shape != results[b][n].shape for a, b in pairs for n in names):
         return  # failed above
-    differences = {(a, b): float(np.abs(results[a].astype(np.float64) - results[b]).max()) for a, b in pairs}
+    differences = {
+        (a, b): max(float(np.abs(results[a][n].astype(np.float64) - results[b][n]).max()) for n in names)
+        for a, b in pairs
+    }
     worst = max(differences, key=differences.__getitem__)
     figures = {"max_abs_diff_of_levels": differences[worst]}
     words = f"at most {differences[worst]:.2g} apart ({worst[0]}, {worst[1]})"
     holds = np.isfinite(differences[worst])
-    if task.labels:
-        figures["agreement"] = min(agreement(results[a], results[b]) for a, b in pairs)
+    if judge.scores in names:
+        figures["agreement"] = min(agreement(results[a][judge.scores], results[b][judge.scores]) for a, b in pairs)
         words += f", agreement {figures['agreement']:.2%}"
         holds &= figures["agreement"] >= min(allowed.outputs_agreement, allowed.outputs_agreement_off)
     report.add("outputs", "optimization levels against each other", bool(holds), words, None, **figures)
 
 
 def compare_task(
-    found: NDArray[Any], wanted: NDArray[Any], targets: torch.Tensor, task: Task, report: VerifyReport
+    found: Mapping[str, NDArray[Any]],
+    wanted: Mapping[str, NDArray[Any]],
+    targets: Any,
+    judge: Judge,
+    report: VerifyReport,
 ) -> None:
     """Add the check of the task's metric on both sides."""
-    if found.shape != wanted.shape:
-        report.add("task", task.metric_name, False, "outputs of another shape")
+    name = judge.task.metric_name
+    if {n: a.shape for n, a in found.items()} != {n: a.shape for n, a in wanted.items()}:
+        report.add("task", name, False, "outputs of another shape")
         return
-    metric, reference = (task.metric(torch.from_numpy(outputs), targets) for outputs in (found, wanted))
+    try:
+        metric, reference = (judge.metric(outputs, targets) for outputs in (found, wanted))
+    except (ModelError, AttributeError, KeyError, TypeError) as error:
+        if set(wanted) == set(named_outputs(judge.like)):
+            raise
+        report.add("task", name, False, f"the outputs that were kept do not suffice for it: {error}")
+        return
     holds = abs(metric - reference) <= report.tolerances.metric
     detail = f"{metric:.4f}, PyTorch {reference:.4f}"
-    report.add("task", task.metric_name, holds, detail, None, metric=metric, metric_reference=reference)
+    report.add("task", name, holds, detail, None, metric=metric, metric_reference=reference)

@@ -7,6 +7,7 @@ quantizer the allowed share of a sample's values, and at least one, goes to the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.nn.signature import named_outputs
 from csqtool.verifying.tolerances import Tolerances
 
 DRAWS = 8
@@ -23,26 +25,31 @@ MARGIN = 4  # the worst of a few draws, against the worst that can happen
 
 @torch.no_grad()
 def allowed_differences(
-    net: QuantizedNet, inputs: Tensor, wanted: NDArray[Any], tolerances: Tolerances
-) -> NDArray[np.float64]:
-    """Return the largest difference of each sample's outputs that rounding explains, [N].
+    net: QuantizedNet, inputs: Any, wanted: Mapping[str, NDArray[Any]], tolerances: Tolerances
+) -> dict[str, NDArray[np.float64]]:
+    """Return the largest difference of each sample that rounding explains, [N], by output.
 
     Args:
         net: the finalized network.
-        inputs: samples [N, …].
-        wanted: the network's outputs for them.
+        inputs: those of N samples.
+        wanted: the network's outputs for them, by name.
         tolerances: what the layers level allows.
     """
-    flat = wanted.reshape(len(wanted), -1).astype(np.float64)
-    allowed: NDArray[np.float64] = tolerances.outputs_float * np.maximum(1.0, np.abs(flat).max(axis=1, initial=0.0))
+    flat = {name: values.reshape(len(values), -1).astype(np.float64) for name, values in wanted.items()}
+    allowed: dict[str, NDArray[np.float64]] = {
+        name: tolerances.outputs_float * np.maximum(1.0, np.abs(values).max(axis=1, initial=0.0))
+        for name, values in flat.items()
+    }
     if not net.quantizers:
         return allowed
     generator = torch.Generator().manual_seed(0)
-    moved = np.zeros(len(flat))
+    moved = {name: np.zeros(len(values)) for name, values in flat.items()}
     for _ in range(DRAWS):
-        found = net.observed(inputs, _flipping(net, tolerances, generator)).numpy().reshape(flat.shape)
-        moved = np.maximum(moved, np.abs(found - flat).max(axis=1, initial=0.0))
-    return allowed + MARGIN * moved
+        output = net.observed(inputs, _flipping(net, tolerances, generator))
+        for name, found in named_outputs(output, net.kept_outputs).items():
+            difference = np.abs(found.numpy().reshape(flat[name].shape) - flat[name])
+            moved[name] = np.maximum(moved[name], difference.max(axis=1, initial=0.0))
+    return {name: allowed[name] + MARGIN * moved[name] for name in allowed}
 
 
 def _flipping(net: QuantizedNet, tolerances: Tolerances, generator: torch.Generator) -> Any:

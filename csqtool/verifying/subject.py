@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from csqtool.data import DataSource, first_samples
+from csqtool.data.datasets import Batch
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
+from csqtool.trees import samples, tensors
 from csqtool.verifying.backends import Backend
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.weights import Problem
@@ -69,15 +70,15 @@ class Subject:
         if not found:
             self.report.add(level, name, True, f"{count} {holds}")
 
-    def test_set(self) -> tuple[Tensor, Tensor] | None:
+    def test_set(self) -> Batch | None:
         """Return inputs and targets to compare on; None, and a failed check, if they cannot be used."""
         called, found = self.source.part_name("test"), first_samples(self.source.test, self.samples)
         if found is None:
             self.report.add("outputs", "test data", False, f"{called} is empty: nothing was compared")
             return None
         inputs, targets = found
-        self.report.samples = len(targets)
-        if not torch.isfinite(inputs.float()).all():
+        self.report.samples = samples(inputs)
+        if not all(torch.isfinite(tensor).all() for tensor in tensors(inputs)):
             self.report.add("outputs", "test data", False, f"{called} holds inputs that are not finite")
             return None
         return inputs, targets

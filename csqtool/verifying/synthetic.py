@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from csqtool.trees import mapped, tensors
 
 EACH = 6  # of a kind
 
 
-def synthetic_inputs(samples: Tensor) -> dict[str, Tensor]:
+def synthetic_inputs(inputs: Any) -> dict[str, Any]:
     """Return inputs of the range and type of test samples, by what they are; the same ones each time.
 
+    Where there are several inputs, each is made from its own range, all of one kind at a time.
+
     Args:
-        samples: test samples [N, …].
+        inputs: those of the test samples.
     """
-    generator = torch.Generator().manual_seed(0)
+    made = [_synthetic(values, seed) for seed, values in enumerate(tensors(inputs))]
+    kinds = list(dict.fromkeys(kind for one in made for kind in one))
+    found = {}
+    for kind in kinds:
+        parts = [one.get(kind, one["uniform"]) for one in made]
+        count = max(map(len, parts))
+        found[kind] = _in_place_of(inputs, [part[torch.arange(count) % len(part)] for part in parts])
+    return found
+
+
+def _in_place_of(inputs: Any, values: list[Tensor]) -> Any:
+    """Return inputs of the same structure with other tensors."""
+    others = iter(values)
+    return mapped(inputs, lambda _: next(others))
+
+
+def _synthetic(samples: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return values of the range and type of one input [N, …]."""
+    generator = torch.Generator().manual_seed(seed)
     shape = (EACH, *samples.shape[1:])
     low, high = samples.min(), samples.max()
     if not samples.is_floating_point():
@@ -35,6 +59,19 @@ def synthetic_inputs(samples: Tensor) -> dict[str, Tensor]:
     }
 
 
-def resized(samples: Tensor, axis: int, size: int) -> Tensor:
-    """Return samples with another size of an axis: cut, or begun again from the front."""
-    return samples.index_select(axis, torch.arange(size) % samples.shape[axis])
+def resized(inputs: Any, axis: int, size: int) -> Any:
+    """Return inputs with another size of an axis, where they have that of the first: cut, or begun again.
+
+    Args:
+        inputs: those of the test samples.
+        axis: the axis.
+        size: its other size.
+    """
+    old = next(tensors(inputs)).shape[axis]
+
+    def change(values: Tensor) -> Tensor:
+        if values.ndim <= axis or values.shape[axis] != old:
+            return values
+        return values.index_select(axis, torch.arange(size) % old)
+
+    return mapped(inputs, change)

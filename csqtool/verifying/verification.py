@@ -75,14 +75,15 @@ def verify_file(
         raise ConfigError(f"samples must be at least 1, got {samples}")
     if threads < 0:
         raise ConfigError(f"threads must not be negative, got {threads}")
+    net = rebuilt_net(finalized, factory=model, near=near)
     subject = Subject(
         content=content,
         model=finalized,
         finalized_sha256=hashlib.sha256(reference).hexdigest(),
-        net=rebuilt_net(finalized, factory=model, near=near),
+        net=net,
         # The trusted model's module: never one that the file under verification names.
         build_net=lambda other: finalized_net(rebuilt_module(finalized, factory=model, near=near), other),
-        source=rebuilt_data(finalized, data=data, near=near),
+        source=rebuilt_data(finalized, data=data, near=near).for_model(net.model),
         samples=samples,
         report=report,
         tell=tell,

@@ -7,6 +7,7 @@ import io
 import logging
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 import csqtool.version
 import exporters
 from csqtool.errors import ConfigError, ExportError, InputError
+from csqtool.model_info import Input
 from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.markers import graph_markers
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.nn.signature import output_names, recorded_inputs, zeros
+from csqtool.nn.signature import output_names, recorded_inputs
 from csqtool.quantized_model import QuantizedModel
 
 # The lowest opset that torch.onnx.export writes without a converter; int8 per-channel QDQ needs 13.
@@ -45,36 +47,36 @@ def capture(model: QuantizedModel, module: Any, dynamic: tuple[int, ...]) -> ir.
 
 def capture_float(model: QuantizedModel, module: Any) -> ir.Model:
     """Return the float32 graph of the same network, as torch itself optimizes it."""
-    return _capture(module.eval(), model, ())
+    with graph_markers():  # outputs become a tuple; there is no other marker in a float network
+        return _capture(QuantizedNet(module.eval(), [], kept_outputs=model.info.outputs or ()), model, ())
 
 
-def _capture(net: torch.nn.Module, model: QuantizedModel, dynamic: tuple[int, ...]) -> ir.Model:
+def _capture(net: QuantizedNet, model: QuantizedModel, dynamic: tuple[int, ...]) -> ir.Model:
     """Return the graph of `net`, inputs and outputs named as the model's signature says, batch dynamic."""
     inputs = recorded_inputs(model.info)
     for axis in dynamic:
         if axis > len(inputs[0].shape):
             raise ConfigError(f"axis {axis} cannot be dynamic: the input has axes 0 to {len(inputs[0].shape)}")
-    batch = torch.export.Dim("batch")
-    axes = {axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}
-    # torch binds what a `*more` takes as one argument.
-    shapes: Any = tuple({0: batch, **(axes if i == 0 else {})} for i in range(len(inputs)))
-    if isinstance(net, QuantizedNet) and len(inputs) > 1:
-        shapes = (shapes[0], tuple(shapes[1:]))
+    names = output_names(net.model, inputs, net.kept_outputs)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)  # it warns about packages that are not used here
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
-                contextlib.redirect_stderr(io.StringIO()):  # fmt: skip
+        with (
+            net.taking_positions(inputs) as sample,
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,
-                tuple(zeros(i, 2) for i in inputs),  # a batch of one would be specialised
+                sample,
                 dynamo=True,
                 opset_version=CAPTURE_OPSET,
                 input_names=[i.name for i in inputs],
-                output_names=output_names(net, inputs),
-                dynamic_shapes=shapes,
+                output_names=names,
+                dynamic_shapes={"inputs": _dynamic_shapes(inputs, dynamic)},
                 external_data=False,
                 optimize=True,
                 verbose=False,
@@ -89,6 +91,22 @@ def _capture(net: torch.nn.Module, model: QuantizedModel, dynamic: tuple[int, ..
         raise ExportError("torch.onnx.export returned nothing")
     captured: ir.Model = program.model
     return captured
+
+
+def _dynamic_shapes(inputs: Sequence[Input], dynamic: tuple[int, ...]) -> tuple[dict[int, Any], ...]:
+    """Return the dynamic axes of each input: the batch, and what was asked for.
+
+    An axis that is dynamic in the first input is so in all that have the same size there, such as a mask's.
+    """
+    batch = torch.export.Dim("batch")
+    axes = {axis: torch.export.Dim(f"axis_{axis}") for axis in dynamic}
+    first = inputs[0].shape
+
+    def of(one: Input) -> dict[int, Any]:
+        shared = {a: d for a, d in axes.items() if a <= len(one.shape) and one.shape[a - 1] == first[a - 1]}
+        return {0: batch, **shared}
+
+    return tuple(of(one) for one in inputs)
 
 
 def _reason(error: BaseException) -> str:

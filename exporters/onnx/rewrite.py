@@ -235,6 +235,11 @@ class _Activations:
             limits = [self._editor.constant(f"uint8_{bound}", np.asarray(bound, np.uint8)) for bound in (low, high)]
             quantized = self._editor.insert(marker, "Clip", [quantized, *limits], f"{quantizer.name}_clipped")
         value = self._editor.insert(marker, "DequantizeLinear", [quantized, scale, zero_point], quantizer.name)
+        if marker.outputs[0].is_graph_output():
+            # The quantizer keeps its name, and what the model returns gets its own.
+            for node, position in tuple(marker.outputs[0].uses()):
+                node.replace_input_with(position, value)
+            value = self._editor.insert(marker, "Identity", [value], f"{quantizer.name}_returned")
         self._editor.replace(marker, value)
 
     def global_average_pool(self, node: ir.Node) -> None:

@@ -170,7 +170,7 @@ class Named(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.head = torch.nn.Linear(64, 10)
-    def forward(self, x): return {"logits": self.head(x.flatten(1))}
+    def forward(self, x): return str(self.head(x.flatten(1)))
 def named(): return Named()
 def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(6), torch.zeros(5)), 0)] * 4
 """
@@ -183,8 +183,14 @@ def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(
         (["search", "bad.py:raises", "--data", "digits", "--target-bits", "3", "-o", "r"], "no weights here"),
         (["search", "bad.py:no_module", "--data", "digits", "--target-bits", "3", "-o", "r"], "not a torch.nn.Module"),
         (["search", "bad.py:nothing", "--data", "digits", "--target-bits", "3", "-o", "r"], "no quantizable layers"),
-        (["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"], "the model returns dict"),
-        (["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"], "a sample is list of 2"),
+        (
+            ["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"],
+            "the model returns str, of which classification can judge nothing",
+        ),
+        (
+            ["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"],
+            "takes 2 positional arguments but 3 were given",
+        ),
         (["search", "none.py:x", "--data", "digits", "--target-bits", "3", "-o", "r"], "no such file"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "0", "-o", "r"], "--target-bits must be 1 to 8"),
         (["search", DIGITS, "--data", "digits", "--target-bits", "9", "-o", "r"], "--target-bits must be 1 to 8"),

@@ -221,7 +221,7 @@ def test_metric_loss_and_statistics_over_a_loader_are_those_over_the_data_set(ba
         (Passes(most_passes=1), "train gave 0 batches in a pass, 6 were expected"),
         (DataLoader(TensorDataset(INPUTS), batch_size=4), "train: batch 1 is list of 1, not a pair"),
         (DataLoader([{"x": 1.0, "y": 2}], batch_size=1), "train: batch 1 is dict of 2, not a pair"),
-        (DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=None), "not two tensors with the same first axis"),
+        (DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=None), "do not have the same first axis"),
         (
             DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=4, collate_fn=lambda _: (INPUTS, TARGETS[:3])),
             r"inputs \[21, 3\] and targets \[3\]",

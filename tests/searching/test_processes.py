@@ -99,10 +99,10 @@ def test_each_sample_is_one_process_s_and_weighs_the_same() -> None:
             for index in range(count):
                 process = object.__new__(Processes)
                 process.count, process.index = count, index
-                mine, weight = process.share(range(samples))
+                mine, weight = process.share(samples)
                 found += range(samples)[mine]
                 total += weight
                 assert weight == len(range(samples)[mine]) / samples
             assert sorted(found) == list(range(samples))
             assert abs(total - 1) < 1e-12
-    assert alone.share(range(5)) == (slice(0, None, 1), 1.0)
+    assert alone.share(5) == (slice(0, None, 1), 1.0)

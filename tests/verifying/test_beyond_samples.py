@@ -110,12 +110,12 @@ def test_two_samples_answered_wrongly_fail_though_the_share_holds(branches: Samp
     subject = subject_of(branches, b"")
     inputs = torch.randn(450, 1, 8, 8)
     wanted = reference_outputs(subject.net, inputs)
-    found = wanted.copy()
+    found = wanted["output"].copy()
     found[[7, 300]] = found[[7, 300]][:, ::-1] + np.arange(5, dtype=np.float32) * 10
-    judge = LabelJudge(subject, inputs, wanted)
+    judge = LabelJudge(subject, inputs, wanted, "output")
     judge.judge(wanted, "untouched")
     assert subject.report.checks == []
-    judge.judge(found, "edited")
+    judge.judge({"output": found}, "edited")
     (check,) = subject.report.checks
     assert not check.passed
     assert "2 of 2 not explained by rounding: sample 7: 4, PyTorch" in check.detail
@@ -127,13 +127,13 @@ def test_a_label_that_rounding_can_move_passes_and_is_listed() -> None:
     made = sample(Branches(), (1, 8, 8))
     subject = subject_of(made, b"")
     inputs = torch.randn(1, 1, 8, 8)
-    wanted = reference_outputs(subject.net, inputs)
+    wanted = reference_outputs(subject.net, inputs)["output"]
     best, second = np.argsort(-wanted[0])[:2]
     gap = float(wanted[0, best] - wanted[0, second])
     wanted[0, second] += gap * np.float32(0.9999)  # next to each other
     found = wanted.copy()
     found[0, second] += np.float32(1e-3 * gap)
-    LabelJudge(subject, inputs, wanted).judge(found, "close")
+    LabelJudge(subject, inputs, {"output": wanted}, "output").judge({"output": found}, "close")
     (check,) = subject.report.checks
     assert check.passed
     assert check.detail.startswith(f"rounding explains each: sample 0: {second}, PyTorch {best} by a margin of")
@@ -149,8 +149,9 @@ def test_nan_on_one_side_only_fails(branches: Sample) -> None:
 def test_rounding_explains_steps_and_not_other_answers(branches: Sample) -> None:
     net = finalized_net(copy.deepcopy(branches.module), branches.model)
     inputs = torch.randn(16, 1, 8, 8)
-    wanted = reference_outputs(net, inputs)
-    allowed = allowed_differences(net, inputs, wanted, VerifyReport.begin("f", "m", 0, 4.0).tolerances)
+    outputs = reference_outputs(net, inputs)
+    allowed = allowed_differences(net, inputs, outputs, VerifyReport.begin("f", "m", 0, 4.0).tolerances)["output"]
+    wanted = outputs["output"]
     assert (allowed >= 1e-4).all()
     assert (allowed < np.abs(wanted - wanted[:, ::-1]).max(1)).mean() > 0.5
     assert branches.model.activations or (allowed < 1e-3).all()
