@@ -81,9 +81,7 @@ class SearchConfig:
     ] = ()
     keep_output: Annotated[
         tuple[str, ...],
-        Setting(
-            "Keep this output of a model of several outputs in its files. Repeatable. [default: all]", metavar="NAME"
-        ),
+        Setting("Of a model of several outputs, keep this one in its files, not all. Repeatable.", metavar="NAME"),
     ] = ()
     contiguous: Annotated[
         bool, Setting("Close the holes of masks, so that precision k deploys as k + 1 bits.", users=Users.SEARCHING,

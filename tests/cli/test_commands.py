@@ -185,7 +185,7 @@ def pairs(): return [((torch.zeros(6), torch.zeros(5)), 0)] * 4, [((torch.zeros(
         (["search", "bad.py:nothing", "--data", "digits", "--target-bits", "3", "-o", "r"], "no quantizable layers"),
         (
             ["search", "bad.py:named", "--data", "digits", "--target-bits", "3", "-o", "r"],
-            "the model returns str, of which classification can judge nothing",
+            "the model returns str; it must be",
         ),
         (
             ["search", DIGITS, "--data", "bad.py:pairs", "--target-bits", "3", "-o", "r"],
