@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from csqtool import trust
+from csqtool import hubs, trust
 from csqtool.errors import ConfigError, InputError, ModelError, nearest
 
 
@@ -120,14 +120,17 @@ def call_factory(spec: str, arguments: dict[str, Any], *, near: Path | None = No
 def build_model(
     spec: str, arguments: dict[str, Any] | None = None, *, near: Path | None = None, recorded: bool = False
 ) -> Any:
-    """Return the `torch.nn.Module` that the factory `spec` builds.
+    """Return the `torch.nn.Module` that the factory `spec` builds, or that a hub has under this name.
 
     Raises:
         ModelError: the factory raised, or returned something else.
     """
     from torch import nn
 
-    model = call_factory(spec, arguments or {}, near=near, recorded=recorded)
+    if hubs.hub_of(spec):
+        model = hubs.build(spec, arguments or {}, recorded=recorded)
+    else:
+        model = call_factory(spec, arguments or {}, near=near, recorded=recorded)
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec} returned {type(model).__name__}, not a torch.nn.Module")
     return model

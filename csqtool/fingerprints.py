@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from csqtool.data.sources import FILE_SOURCES, split_options
 from csqtool.errors import ConfigError
 from csqtool.files import sha256
+from csqtool.hubs import package_of
 from csqtool.searching.config import SearchConfig
 from csqtool.version import __version__
 
@@ -50,6 +51,7 @@ def fingerprint(config: SearchConfig) -> dict[str, Any]:
     kind, _, rest = split_options(data)[0].partition(":")
     for spec in (config.model or "", *([] if kind in FILE_SOURCES else [data])):
         where, colon, _ = spec.rpartition(":")
+        where = package_of(spec) or where
         if colon and not where.endswith(".py") and (version := _installed_version(where.partition(".")[0])):
             found[f"version of {where}"] = version
     if kind in FILE_SOURCES:
