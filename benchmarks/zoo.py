@@ -199,7 +199,7 @@ def measure(name: str, act_bits: int | None) -> dict[str, Any]:
         parameters = sum(p.numel() for p in module.parameters())
         row |= {"parameters": parameters, "stage": "search"}
         result = csqtool.search(
-            module, train=batch, test=batch, task=AnyOutputs(), target_bits=4, act_bits=act_bits, epochs=1,
+            module, train=batch, test=batch, task=AnyOutputs(), target_bits=3, planes=4, max_bits=4, act_bits=act_bits, epochs=1,
             finetune_epochs=1, learning_rate=1e-3, repair=False, compile="no", amp="no",
         )  # fmt: skip
         row["stage"] = "finalize"
