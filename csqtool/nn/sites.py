@@ -38,6 +38,10 @@ FORWARDING_OPS = "forwarding"  # values pass unchanged: one quantizer in front s
 OTHER_OPS = "other"
 INPUT_OPS = "input"  # a model input other than the first, or one of integers: never quantized
 
+# What these return has another tensor's type or shape, and none of its values.
+LIKE_OPS = {"new_full", "new_zeros", "new_ones", "new_empty", "new_tensor", "zeros_like", "ones_like", "full_like",
+            "empty_like", "rand_like", "randn_like"}  # fmt: skip
+
 UNKNOWN = "?"  # name of a call that returns several tensors, such as a recurrent layer
 
 _KINDS: dict[Any, tuple[str, str]] = {}
@@ -75,6 +79,7 @@ _register(OTHER_OPS, "embedding", F.embedding)
 _PRODUCTS = {torch.matmul: 1, Tensor.matmul: 1, Tensor.__matmul__: 1, torch.mm: 1, Tensor.mm: 1,
              torch.addmm: 2, Tensor.addmm: 2}  # to the position of the second factor  # fmt: skip
 
+_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
 # Where the functions that multiply data by a weight, or look rows of it up, expect the weight.
 _PROJECTIONS = ("in_proj_weight", "out_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
@@ -95,10 +100,9 @@ _WEIGHT_ARGUMENTS[torch.einsum] = (tuple(range(1, 9)), ())
 
 def is_operation(module: nn.Module) -> bool:
     """Return whether a module is one of torch's own: its path alone then identifies the operation."""
-    kind = type(module)
-    if parametrize.is_parametrized(module):
-        kind = kind.__bases__[0]  # torch gives a parametrized module a subclass of its own class
-    return kind.__module__.startswith("torch.nn")
+    # torch gives a parametrized module a subclass of its own class, and a stand-in another one while it captures.
+    own = (kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.nn.utils", "torch.fx")))
+    return next(own).__module__.startswith("torch.nn")
 
 
 @dataclass(eq=False)
@@ -198,6 +202,8 @@ class SiteMode(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func == _SET_REQUIRES_GRAD and args[1] and args[0].requires_grad:
+            return None  # what was quantized has a gradient already, and is no leaf that may be told to have one
         if len(self._replaced):
             args, kwargs = self.current(args), self.current(kwargs)
         output = func(*args, **kwargs)
@@ -300,6 +306,10 @@ class _Recorder(SiteMode):
 
     def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         sources = [x for x in _tensors((args, kwargs)) if id(x) in self._producer]
+        if call.operation in LIKE_OPS:
+            return output  # a constant, of a tensor's type or shape
+        if call.operation in ("type_as", "to"):
+            sources = [x for x in sources if x is args[0]]
         if not sources:
             return output
         site = Site(call.name, call.kind, call.operation, self._stack[-1], [self._producer[id(x)] for x in sources])
@@ -361,7 +371,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def record(model: nn.Module, inputs: Any) -> Sites:
-    """Run `model` once in evaluation mode and return its sites.
+    """Run `model` twice in evaluation mode and return the sites of the second time.
 
     Call it before gates or quantizers are attached: weights are recognised as the module's parameters.
 
@@ -372,6 +382,8 @@ def record(model: nn.Module, inputs: Any) -> Sites:
     names = {id(p): name for name, p in model.named_parameters()}
     arguments = Arguments.of(inputs, model)
     recorder = _Recorder(model, list(tensors(arguments)), names)
-    with evaluating(model), recorder.active():
-        recorder.mark_outputs(arguments.call(model))
+    with evaluating(model):
+        arguments.call(model)  # what a model computes once and keeps, such as anchors, is a constant from now on
+        with recorder.active():
+            recorder.mark_outputs(arguments.call(model))
     return Sites(recorder.sites, frozenset(recorder.weights))

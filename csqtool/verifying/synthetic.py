@@ -41,6 +41,9 @@ def _synthetic(samples: Tensor, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape = (EACH, *samples.shape[1:])
     low, high = samples.min(), samples.max()
+    if not samples.is_floating_point() and int(low) >= 0 and int(high) <= 1:
+        # A mask: which of its values may be 0 together follows rules of the model's own, so the samples' are taken.
+        return {"uniform": samples[torch.arange(EACH) % len(samples)]}
     if not samples.is_floating_point():
         numbers = torch.randint(int(low), int(high) + 1, shape, generator=generator)
         ends = torch.stack([torch.full(shape[1:], int(end)) for end in (low, high)])
