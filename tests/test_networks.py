@@ -14,11 +14,11 @@ SHORT = {"epochs": 1, "finetune_epochs": 1, "pretrain_epochs": 1, "batch_size": 
 LAYERS = {"resnet": 4, "mobilenet v3": 7, "efficientnet": 7, "convnext": 5, "shared activation": 4,
           "ignored results": 4, "auxiliary head": 3, "gpt-2": 7, "swin": 4, "attention": 4, "recurrent": 1,
           "norms of several axes": 3, "two names": 3, "reparametrized": 3, "reparametrized, old style": 3,
-          "own names": 3}  # fmt: skip
+          "own names": 3, "anchors": 4}  # fmt: skip
 
 
 # The others are slow tests.
-QUICK = {("shared activation", 8), ("ignored results", 8), ("attention", 8), ("own names", None)}
+QUICK = {("shared activation", 8), ("ignored results", 8), ("attention", 8), ("anchors", 8), ("own names", None)}
 LONG = {("resnet", 8), ("mobilenet v3", 8), ("efficientnet", 8), ("auxiliary head", 8), ("gpt-2", 8), ("swin", 8),
         ("recurrent", 8), ("reparametrized", 8)}  # fmt: skip
 

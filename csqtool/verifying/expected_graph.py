@@ -23,6 +23,7 @@ from onnx import helper, numpy_helper
 
 from csqtool.nn.markers import MARKER_DOMAIN, graph_markers
 from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.nn.reparametrized import copied
 from csqtool.nn.signature import output_names, recorded_inputs
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from csqtool.verifying.weights import expected_in_onnx
@@ -115,7 +116,7 @@ def captured(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[int]) -
                 dynamo=True,
                 opset_version=CAPTURE_OPSET,
                 input_names=[i.name for i in inputs],
-                output_names=output_names(net.model, inputs, net.kept_outputs),
+                output_names=output_names(copied(net.model), inputs, net.kept_outputs),
                 dynamic_shapes={"inputs": tuple(axes)},
                 external_data=False,
                 optimize=True,

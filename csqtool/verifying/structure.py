@@ -58,7 +58,8 @@ def _dataflow_problems(flat: onnx.ModelProto, subject: Subject) -> Iterator[Prob
     dims = [list(value.type.tensor_type.shape.dim) for value in flat.graph.input]
     dynamic = [axis for axis, dim in enumerate(dims[0]) if axis and not dim.HasField("dim_value")] if dims else []
     try:
-        expected = expected_graph(subject.net, subject.model, dynamic)
+        # A new network: what one remembers of the inputs that it has seen must not get into the graph.
+        expected = expected_graph(subject.build_net(subject.model), subject.model, dynamic)
         wanted = flattened(expected.proto, where="the capture")
     except (NotCapturedError, FormatError) as error:
         yield NETWORK, str(error)

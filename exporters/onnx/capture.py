@@ -21,6 +21,7 @@ from csqtool.model_info import Input
 from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.markers import graph_markers
 from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.nn.reparametrized import copied
 from csqtool.nn.signature import output_names, recorded_inputs
 from csqtool.quantized_model import QuantizedModel
 
@@ -57,7 +58,8 @@ def _capture(net: QuantizedNet, model: QuantizedModel, dynamic: tuple[int, ...])
     for axis in dynamic:
         if axis > len(inputs[0].shape):
             raise ConfigError(f"axis {axis} cannot be dynamic: the input has axes 0 to {len(inputs[0].shape)}")
-    names = output_names(net.model, inputs, net.kept_outputs)
+    # Of a copy: what a model remembers of its last input must not get into the graph.
+    names = output_names(copied(net.model), inputs, net.kept_outputs)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:

@@ -70,7 +70,8 @@ class Sample:
         net = finalized_net(copy.deepcopy(self.module), self.model)
         unused: Any = None
         subject = Subject(
-            content=b"", model=self.model, finalized_sha256="", net=net, build_net=unused, source=unused, samples=None,
+            content=b"", model=self.model, finalized_sha256="", net=net,
+            build_net=lambda model: finalized_net(copy.deepcopy(self.module), model), source=unused, samples=None,
             report=report, tell=unused, backends=(), threads=0, allow_unaccounted=frozenset(allowed),
         )  # fmt: skip
         with mock.patch("csqtool.verifying.structure.expected_graph", side_effect=self._capture):

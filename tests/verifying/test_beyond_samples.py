@@ -163,6 +163,15 @@ def test_synthetic_inputs_keep_range_and_type_of_token_numbers() -> None:
     assert all(x.dtype == torch.int64 and x.min() >= 3 and x.max() <= 9 for x in made.values())
 
 
+def test_synthetic_inputs_beside_a_mask_keep_the_samples_masks() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    made = synthetic_inputs({"tokens": torch.tensor([[3, 9, 4], [5, 3, 8]]), "mask": mask})
+    assert set(made) == {"uniform", "constants"}
+    for inputs in made.values():
+        assert len(inputs["tokens"]) == len(inputs["mask"])
+        assert all(any(torch.equal(row, one) for one in mask) for row in inputs["mask"])
+
+
 def test_synthetic_inputs_are_the_same_each_time() -> None:
     samples = torch.randn(5, 1, 4)
     one, other = synthetic_inputs(samples), synthetic_inputs(samples)
