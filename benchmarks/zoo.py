@@ -88,8 +88,14 @@ TIMM = {
     "nf_regnet_b0": 64, "nfnet_f0": 64, "dla34": 64, "cspresnet50": 64, "hrnet_w18_small": 64, "res2net50_26w_4s": 64,
     "selecsls42b": 64, "vovnet39a": 64, "fastvit_t8": 64, "starnet_s1": 64,
 }  # fmt: skip
-SMP = dict.fromkeys(("Unet", "UnetPlusPlus", "FPN", "PSPNet", "Linknet", "DeepLabV3", "DeepLabV3Plus", "PAN", "MAnet", "UPerNet"), 64)  # fmt: skip
-YOLO = dict.fromkeys(("yolov8n.yaml", "yolov5n.yaml", "yolo11n.yaml", "yolov8n-seg.yaml", "yolov8n-cls.yaml", "yolov10n.yaml"), 64)  # fmt: skip
+SMP = dict.fromkeys(
+    ("Unet", "UnetPlusPlus", "FPN", "PSPNet", "Linknet", "DeepLabV3", "DeepLabV3Plus", "PAN", "MAnet", "UPerNet"),
+    64,
+)
+YOLO = dict.fromkeys(
+    ("yolov8n.yaml", "yolov5n.yaml", "yolo11n.yaml", "yolov8n-seg.yaml", "yolov8n-cls.yaml", "yolov10n.yaml"),
+    64,
+)
 SMALL = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 128, "max_position_embeddings": 64}  # fmt: skip
 
@@ -267,6 +273,17 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "PASS" if row.get("verify_onnx") and row.get("verify_csq") else "FAIL"
 
 
+def counted(found: list[str]) -> str:
+    """Return how often each verdict was found."""
+    return ", ".join(f"{found.count(word)} {word}" for word in dict.fromkeys(found)) or "not run"
+
+
+def reasons(row: Mapping[str, Any]) -> str:
+    """Return why a network did not pass."""
+    failed = row.get("failed_onnx") or row.get("failed_csq") or []
+    return str(row.get("refused") or row.get("crashed") or "; ".join(failed))
+
+
 def table(path: Path) -> str:
     """Return the table as Markdown."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -277,13 +294,13 @@ def table(path: Path) -> str:
              "of float32", "seconds", "peak memory"]  # fmt: skip
     lines = [
         "# Networks that people deploy", "", __doc__.strip().splitlines()[0], "",
-        "Random weights, small random inputs, a search of two steps; torch " + torch.__version__ + ", "
-        + f"{platform.machine()}, {os.cpu_count()} CPUs, one thread a network. Coverage is the share of parameters that "
-        "are quantized; integer share that of compute nodes on onnxruntime's integer kernels; bytes, seconds and memory "
-        "are those with 8-bit activations. What is refused is refused before training. "
+        "Random weights, small random inputs, a search of two steps; torch " + torch.__version__
+        + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share of "
+        "parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; bytes, "
+        "seconds and memory are those with 8-bit activations. What is refused is refused before training. "
         "Repeat: `python benchmarks/zoo.py`.", "",
-        *(f"- {'float' if bits is None else f'{bits}-bit'} activations: "
-          + ", ".join(f"{found.count(word)} {word}" for word in dict.fromkeys(found)) for bits, found in counts.items()),
+        *(f"- {'float' if bits is None else f'{bits}-bit'} activations: " + counted(found)
+          for bits, found in counts.items()),
         "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads),
     ]  # fmt: skip
     for name in names:
@@ -305,11 +322,7 @@ def table(path: Path) -> str:
         lines += ["", "What did not pass:", ""]
         lines += [
             f"- {row['network']}, {'float' if row['act_bits'] is None else '8-bit'} activations: {verdict(row)}: "
-            + str(
-                row.get("refused")
-                or row.get("crashed")
-                or "; ".join(row.get("failed_onnx") or row.get("failed_csq") or [])
-            )
+            + reasons(row)
             for row in wrong
         ]
     return "\n".join(lines) + "\n"

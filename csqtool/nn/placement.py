@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from csqtool.nn.sites import (
+from csqtool.nn.operations import (
     ADD_OPS,
     FORWARDING_OPS,
     INPUT_OPS,
@@ -14,9 +14,8 @@ from csqtool.nn.sites import (
     POOL_OPS,
     UNKNOWN,
     WEIGHT_OPS,
-    Site,
-    Sites,
 )
+from csqtool.nn.sites import Site, Sites
 
 FOLDING_OPS = ("conv1d", "conv2d", "conv3d", "linear")  # output channels on axis 0: BatchNorm folds into a scale
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")  # none of their integer kernels returns float

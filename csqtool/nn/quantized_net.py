@@ -19,7 +19,7 @@ from csqtool.nn.placement import Placement
 from csqtool.nn.signature import named_outputs, zeros
 from csqtool.nn.sites import Call, SiteMode
 from csqtool.nn.state_dict import with_versions
-from csqtool.trees import Arguments, mapped
+from csqtool.trees import Arguments, mapped, tensors
 
 Observer = Callable[[str, Tensor], Tensor]
 CALIBRATION_VALUES = 65536  # about as many values of each activation and batch are looked at, evenly spaced
@@ -28,8 +28,10 @@ CALIBRATION_VALUES = 65536  # about as many values of each activation and batch 
 class ObservingMode(SiteMode):
     """Hands each quantized site's output to an observer."""
 
-    def __init__(self, model: nn.Module, observed: frozenset[str], observer: Observer) -> None:
-        super().__init__(model)
+    def __init__(
+        self, model: nn.Module, inputs: Iterable[Tensor], observed: frozenset[str], observer: Observer
+    ) -> None:
+        super().__init__(model, inputs)
         self._observed = observed
         self._observer = observer
 
@@ -122,7 +124,7 @@ class QuantizedNet(nn.Module):
         for name in names:
             if name.endswith(".input"):
                 arguments = _with_first(arguments, partial(observer, name))
-        mode = ObservingMode(self.model, names, observer)
+        mode = ObservingMode(self.model, tensors(arguments), names, observer)
         with mode.active():
             output = arguments.call(self.model)
         return mapped(output, mode.current)

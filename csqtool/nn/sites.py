@@ -11,91 +11,32 @@ returns its result: whoever holds the changed tensor goes on with what the call 
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from csqtool.nn.batch_norm import whole_batch_norm
 from csqtool.nn.modes import evaluating
+from csqtool.nn.operations import (
+    ADD_OPS,
+    INPUT_OPS,
+    KINDS,
+    LIKE_OPS,
+    OTHER_OPS,
+    PRODUCTS,
+    SET_REQUIRES_GRAD,
+    UNKNOWN,
+    WEIGHT_ARGUMENTS,
+    WEIGHT_OPS,
+)
 from csqtool.trees import Arguments, tensors
-
-# Kinds of operations.
-WEIGHT_OPS = "weight"  # convolution, linear: the input wants A-bits
-NORM_OPS = "norm"
-ADD_OPS = "add"  # integer kernels exist when all inputs are quantized
-POOL_OPS = "pool"
-FORWARDING_OPS = "forwarding"  # values pass unchanged: one quantizer in front serves all that follows
-OTHER_OPS = "other"
-INPUT_OPS = "input"  # a model input other than the first, or one of integers: never quantized
-
-# What these return has another tensor's type or shape, and none of its values.
-LIKE_OPS = {"new_full", "new_zeros", "new_ones", "new_empty", "new_tensor", "zeros_like", "ones_like", "full_like",
-            "empty_like", "rand_like", "randn_like"}  # fmt: skip
-
-UNKNOWN = "?"  # name of a call that returns several tensors, such as a recurrent layer
-
-_KINDS: dict[Any, tuple[str, str]] = {}
-
-
-def _register(kind: str, name: str, *functions: Any) -> None:
-    _KINDS.update(dict.fromkeys(functions, (kind, name)))
-
-
-_f: Any
-for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear):
-    _register(WEIGHT_OPS, _f.__name__, _f)
-_register(NORM_OPS, "batch_norm", F.batch_norm, whole_batch_norm)
-_register(ADD_OPS, "add", torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
-_register(ADD_OPS, "cat", torch.cat, torch.concat)
-_register(POOL_OPS, "avg_pool", F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
-          F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)  # fmt: skip
-_register(POOL_OPS, "mean", torch.mean, Tensor.mean)
-_register(FORWARDING_OPS, "max_pool", F.max_pool1d, F.max_pool2d, F.max_pool3d)
-_register(FORWARDING_OPS, "reshape", torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view,
-          torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze)  # fmt: skip
-_register(FORWARDING_OPS, "permute", torch.permute, Tensor.permute, torch.transpose, Tensor.transpose,
-          Tensor.contiguous)  # fmt: skip
-_register(FORWARDING_OPS, "dropout", F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-for _f in (F.relu, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid, F.silu, F.gelu, F.leaky_relu, F.elu):
-    _register(OTHER_OPS, _f.__name__, _f)
-_register(OTHER_OPS, "relu", torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_)
-_register(OTHER_OPS, "clamp", torch.clamp, Tensor.clamp, Tensor.clamp_)
-for _op in ("sigmoid", "tanh", "softmax"):
-    _register(OTHER_OPS, _op, getattr(torch, _op), getattr(Tensor, _op))
-_register(OTHER_OPS, "mul", torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
-_register(OTHER_OPS, "sub", torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__)
-_register(OTHER_OPS, "matmul", torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-_register(OTHER_OPS, "embedding", F.embedding)
-_PRODUCTS = {torch.matmul: 1, Tensor.matmul: 1, Tensor.__matmul__: 1, torch.mm: 1, Tensor.mm: 1,
-             torch.addmm: 2, Tensor.addmm: 2}  # to the position of the second factor  # fmt: skip
-
-_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
-# Where the functions that multiply data by a weight, or look rows of it up, expect the weight.
-_PROJECTIONS = ("in_proj_weight", "out_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
-_WEIGHT_ARGUMENTS: dict[Any, tuple[tuple[int, ...], tuple[str, ...]]] = {
-    F.multi_head_attention_forward: (tuple(_ATTENTION.index(name) for name in _PROJECTIONS), _PROJECTIONS),
-    F.bilinear: ((2,), ("weight",)),
-}
-for _f in (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear,
-           F.embedding, F.embedding_bag):  # fmt: skip
-    _WEIGHT_ARGUMENTS[_f] = ((1,), ("weight",))
-for _f in (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.bmm,
-           Tensor.bmm):  # fmt: skip
-    _WEIGHT_ARGUMENTS[_f] = ((0, 1), ("input", "other", "mat2"))
-for _f in (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm):
-    _WEIGHT_ARGUMENTS[_f] = ((1, 2), ("mat1", "mat2", "batch1", "batch2"))
-_WEIGHT_ARGUMENTS[torch.einsum] = (tuple(range(1, 9)), ())
 
 
 def is_operation(module: nn.Module) -> bool:
@@ -154,10 +95,20 @@ class Call:
 
 
 class SiteMode(TorchFunctionMode):
-    """Hands each call of a known operation to `on_call`, which returns what the caller gets."""
+    """Hands each call of a known operation to `on_call`, which returns what the caller gets.
 
-    def __init__(self, model: nn.Module) -> None:
+    Only calls on tensors that depend on the model's inputs count and have names: what a model computes from its
+    parameters and from shapes, it may compute once and keep.
+
+    Args:
+        model: whose forward pass is watched.
+        inputs: the tensors that it is given.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Iterable[Tensor]) -> None:
         super().__init__()
+        self._data: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._add_data(inputs)
         self._stack = [""]
         self._counts: Counter[str] = Counter()
         self._modules = _own_modules(model)
@@ -202,18 +153,21 @@ class SiteMode(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func == _SET_REQUIRES_GRAD and args[1] and args[0].requires_grad:
+        if func == SET_REQUIRES_GRAD and args[1] and args[0].requires_grad:
             return None  # what was quantized has a gradient already, and is no leaf that may be told to have one
         if len(self._replaced):
             args, kwargs = self.current(args), self.current(kwargs)
         output = func(*args, **kwargs)
         self.on_any(func, args, kwargs, output)
-        known = _KINDS.get(func)
+        if not self._depends_on_data(func, args, kwargs):
+            return output
+        self._add_data([*_tensors(output), *(args[:1] if func is Tensor.__setitem__ else ())])
+        known = KINDS.get(func)
         if known is None and not (isinstance(output, Tensor) and output.is_floating_point()):
             self.on_unknown((args, kwargs), output)
             return output
         kind, operation = known or (OTHER_OPS, func.__name__.strip("_"))
-        position = _PRODUCTS.get(func)
+        position = PRODUCTS.get(func)
         if position is not None and len(args) > position and self.is_weight(args[position]):
             kind = WEIGHT_OPS  # a linear layer in other words
         path = self._stack[-1]
@@ -225,9 +179,21 @@ class SiteMode(TorchFunctionMode):
         if self._counts[name] > 1:
             name = f"{name}@{self._counts[name]}"
         result = self.on_call(Call(name, kind, operation), args, kwargs, output)
+        self._add_data(_tensors(result))
         if result is not output and any(x is output for x in _tensors((args, kwargs))):
             self._replaced[output] = result
         return result
+
+    def _add_data(self, found: Iterable[Tensor]) -> None:
+        for tensor in found:
+            self._data[tensor] = True
+
+    def _depends_on_data(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        name = getattr(func, "__name__", "")
+        if name in LIKE_OPS:
+            return False
+        given = args[:1] if name in ("type_as", "to") else (args, kwargs)
+        return any(tensor in self._data for tensor in _tensors(given))
 
     def current(self, tree: Any) -> Any:
         """Return arguments or outputs with what takes the place of tensors that were changed in place."""
@@ -269,7 +235,7 @@ def _own_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 class _Recorder(SiteMode):
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor], weight_names: dict[int, str]) -> None:
-        super().__init__(model)
+        super().__init__(model, inputs)
         self.sites: list[Site] = []
         self.weights: set[str] = set()
         self._by_memory: dict[int, list[Tensor]] = {}
@@ -289,7 +255,7 @@ class _Recorder(SiteMode):
         return id(tensor) in self._weight_names
 
     def on_any(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        positions, names = _WEIGHT_ARGUMENTS.get(func, ((), ()))
+        positions, names = WEIGHT_ARGUMENTS.get(func, ((), ()))
         given = [args[i] for i in positions if i < len(args)] + [kwargs[name] for name in names if name in kwargs]
         for tensor in _tensors(given):
             # A gain for each channel, or a factor of low rank, has fewer values than the weight that is made of it.
@@ -306,8 +272,6 @@ class _Recorder(SiteMode):
 
     def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         sources = [x for x in _tensors((args, kwargs)) if id(x) in self._producer]
-        if call.operation in LIKE_OPS:
-            return output  # a constant, of a tensor's type or shape
         if call.operation in ("type_as", "to"):
             sources = [x for x in sources if x is args[0]]
         if not sources:
