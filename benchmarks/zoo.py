@@ -205,8 +205,8 @@ def measure(name: str, act_bits: int | None) -> dict[str, Any]:
         parameters = sum(p.numel() for p in module.parameters())
         row |= {"parameters": parameters, "stage": "search"}
         result = csqtool.search(
-            module, train=batch, test=batch, task=AnyOutputs(), target_bits=3, planes=4, max_bits=4, act_bits=act_bits, epochs=1,
-            finetune_epochs=1, learning_rate=1e-3, repair=False, compile="no", amp="no",
+            module, train=batch, test=batch, task=AnyOutputs(), target_bits=3, planes=4, max_bits=4, act_bits=act_bits,
+            epochs=1, finetune_epochs=1, learning_rate=1e-5, repair=False, compile="no", amp="no",
         )  # fmt: skip
         row["stage"] = "finalize"
         model = result.finalize()
@@ -295,9 +295,9 @@ def table(path: Path) -> str:
     lines = [
         "# Networks that people deploy", "", __doc__.strip().splitlines()[0], "",
         "Random weights, small random inputs, a search of two steps; torch " + torch.__version__
-        + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share of "
-        "parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; bytes, "
-        "seconds and memory are those with 8-bit activations. What is refused is refused before training. "
+        + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share "
+        "of parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; "
+        "bytes, seconds and memory are those with 8-bit activations. What is refused is refused before training. "
         "Repeat: `python benchmarks/zoo.py`.", "",
         *(f"- {'float' if bits is None else f'{bits}-bit'} activations: " + counted(found)
           for bits, found in counts.items()),

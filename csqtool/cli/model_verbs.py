@@ -63,7 +63,7 @@ def pack(model: Path, data: str | None, factory: str | None, output: Path, as_js
 
 @click.command(cls=FormatCommand)
 @click.argument("model", type=FILE)
-@click.option("--format", "format_name", default="onnx", show_default=True, help="See csqtool formats.")
+@click.option("--format", "format_name", help="See csqtool formats. [default: that of the suffix, else onnx]")
 @data_option
 @factory_option
 @trust_option
@@ -71,7 +71,7 @@ def pack(model: Path, data: str | None, factory: str | None, output: Path, as_js
 @json_option
 def export(
     model: Path,
-    format_name: str,
+    format_name: str | None,
     data: str | None,
     factory: str | None,
     output: Path,
@@ -81,6 +81,8 @@ def export(
     """Write the finalized MODEL in a deployable format."""
     import csqtool
 
+    if format_name is None and not output.suffix:
+        format_name = "onnx"
     done = csqtool.export(model, output, format=format_name, model=factory, data=data, **given(options))
     _print_exported(done, as_json)
 

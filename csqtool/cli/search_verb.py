@@ -37,7 +37,7 @@ def search(
 ) -> None:
     """Search how many bits each layer of MODEL needs, and train the weights for these bit widths.
 
-    MODEL is path/to/file.py:factory or package.module:factory.
+    MODEL is path/to/file.py:factory or package.module:factory, or a network of a library, such as torchvision:resnet18.
     """
     settings = given({"model": model, **values})
     if resume is None:

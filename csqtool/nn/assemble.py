@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from csqtool.errors import ModelError
 from csqtool.finalized_file import EPSILON_KEY
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.model_info import ModelInfo
@@ -33,8 +35,12 @@ def quantized_model(
         placement: where its activations are quantized, and which BatchNorms fold.
         integers: q, Δ and mask of each layer, by the weight's name.
         info: what else the finalized file records.
+
+    Raises:
+        ModelError: a parameter, or a statistic of BatchNorm, is NaN or infinite.
     """
     module = net.model
+    _check_finite(module)
     tensors = {
         name: value.detach().cpu().numpy().copy()
         for name, value in module.state_dict().items()
@@ -58,6 +64,19 @@ def quantized_model(
     epsilons = {layer.batch_norm: layer.batch_norm_epsilon for layer in layers if layer.batch_norm is not None}
     info = ModelInfo({**info.document, EPSILON_KEY: epsilons})
     return QuantizedModel(tuple(layers), activations, tensors, _ties(net, integers), info)
+
+
+def _check_finite(module: nn.Module) -> None:
+    """Check what training changes. Other buffers may be infinite on purpose, as masks of attention are."""
+    changed = dict(module.named_parameters())
+    for path, norm in module.named_modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            changed |= {f"{path}.{name}": value for name, value in norm.named_buffers()}
+    for name, value in changed.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(
+                f"{name} holds values that are NaN or infinite: training diverged; lower the learning rate"
+            )
 
 
 def _is_foldable(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:

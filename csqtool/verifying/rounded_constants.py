@@ -37,10 +37,10 @@ def rounded_constants(found: onnx.ModelProto, wanted: onnx.ModelProto, exact: Se
         if tensor.data_type != onnx.TensorProto.FLOAT or shape not in computed:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        for candidate in computed[shape]:
-            if is_rounded(values, candidate):
-                pairs.setdefault(values.tobytes(), candidate)
-                break
+        near = [candidate for candidate in computed[shape] if is_rounded(values, candidate)]
+        if near:  # several may be: gains of layers that training hardly changed
+            nearest = min(near, key=lambda candidate: int((candidate != values).sum()))
+            pairs.setdefault(values.tobytes(), nearest)
     return pairs
 
 

@@ -4,9 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from csqtool.errors import ModelError
 from csqtool.nn.assemble import snap_bias
+from csqtool.nn.post_training import post_training_model
 from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer
 
 EPSILON = 1e-5
@@ -83,3 +87,14 @@ def test_without_a_quantizer_or_a_bias_there_is_nothing_to_snap() -> None:
         before = {name: value.copy() for name, value in tensors.items()}
         assert snap_bias(layer(), tensors, given)
         assert all(np.array_equal(tensors[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["1.running_var", "1.weight", "0.bias"])
+def test_values_that_are_not_finite_are_refused_with_their_name(name: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).eval()
+    net.register_buffer("mask", torch.full((2,), -torch.inf))  # a mask of attention may be
+    assert post_training_model(net, [torch.randn(8, 4)], act_bits=None).layers
+    with torch.no_grad():
+        net.state_dict()[name][2] = torch.inf
+    with pytest.raises(ModelError, match=rf"{name} holds values that are NaN or infinite: training diverged"):
+        post_training_model(net, [torch.randn(8, 4)], act_bits=None)
