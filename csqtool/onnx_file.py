@@ -83,7 +83,8 @@ def flattened(proto: onnx.ModelProto, *, where: str) -> onnx.ModelProto:
             flat.graph.initializer.append(value)
             flat.graph.initializer[-1].name = node.output[0]
     except (RuntimeError, ValueError, TypeError) as error:
-        raise FormatError(f"{where}: one of its functions cannot be inlined: {error}") from error
+        reason = " ".join(str(error).split())  # onnx quotes the file over several lines
+        raise FormatError(f"{where}: one of its functions cannot be inlined: {reason:.200}") from error
     del flat.graph.node[:]
     flat.graph.node.extend(nodes)
     return flat

@@ -68,7 +68,7 @@ def quantized_model(
 
 def _check_finite(module: nn.Module) -> None:
     """Check what training changes. Other buffers may be infinite on purpose, as masks of attention are."""
-    changed = dict(module.named_parameters())
+    changed: dict[str, torch.Tensor] = dict(module.named_parameters())
     for path, norm in module.named_modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             changed |= {f"{path}.{name}": value for name, value in norm.named_buffers()}

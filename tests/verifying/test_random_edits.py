@@ -95,6 +95,11 @@ def test_after_random_edits_every_command_ends_as_it_promises(exports: Exports, 
     assert counts["fail"] > count / 7.5
 
 
+@pytest.mark.parametrize("seed", [2784])  # a call of a function without its parameters
+def test_edits_that_once_broke_a_promise_keep_it(exports: Exports, tmp_path: Path, seed: int) -> None:
+    assert outcome(exports, seed, tmp_path) == "refused"
+
+
 @pytest.mark.slow
 def test_after_thousands_of_random_edits_every_command_ends_as_it_promises(exports: Exports, tmp_path: Path) -> None:
     counts = Counter(outcome(exports, seed, tmp_path) for seed in range(1000, 4000))
