@@ -125,8 +125,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any, list[str], list[str]]]
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("act_bits", [8, None])
-@pytest.mark.parametrize("name", CASES)
+QUICK = {("positional", 8), ("keywords", None), ("loader of dicts", 8), ("nested outputs", 8)}
+
+
+@pytest.mark.parametrize(
+    ("name", "act_bits"),
+    [pytest.param(name, bits, marks=[pytest.mark.long] * ((name, bits) not in QUICK))
+     for name in CASES for bits in (8, None)],
+)  # fmt: skip
 def test_a_model_of_any_signature_goes_from_data_to_verified_files(
     name: str, act_bits: int | None, tmp_path: Path
 ) -> None:

@@ -109,7 +109,18 @@ def test_malformed_documents_are_refused_by_every_command_that_takes_a_file(tmp_
 
 
 @pytest.mark.parametrize(
-    "kind", ["report", "bench", "facts", "scheme", "summary", "config", "start", "begun", "stages"]
+    "kind",
+    [
+        pytest.param("report", marks=pytest.mark.long),
+        "bench",
+        "facts",
+        "scheme",
+        "summary",
+        pytest.param("config", marks=pytest.mark.long),
+        "start",
+        "begun",
+        "stages",
+    ],
 )
 def test_keys_that_are_missing_or_of_another_type_are_refused(eight_bits: Built, tmp_path: Path, kind: str) -> None:
     run = RunDirectory(eight_bits.run)
@@ -156,7 +167,7 @@ def test_logs_with_wrong_keys_are_refused_and_cut_or_foreign_ones_are_shown(eigh
     [
         pytest.param("config.json", marks=pytest.mark.long),
         "scheme.json",
-        "summary.json",
+        pytest.param("summary.json", marks=pytest.mark.long),
         "log.jsonl",
         "begun-from.json",
     ],

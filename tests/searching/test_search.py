@@ -37,7 +37,7 @@ def packed(run: Path) -> int:
     return (run.parent / "m.csq").stat().st_size
 
 
-@pytest.mark.parametrize(("method", "act_bits"), [("csq", "8"), ("bsq", "float")])
+@pytest.mark.parametrize(("method", "act_bits"), [pytest.param("csq", "8", marks=pytest.mark.long), ("bsq", "float")])
 def test_a_target_size_is_what_the_packed_file_comes_near_and_never_exceeds(
     method: str, act_bits: str, tmp_path: Path
 ) -> None:
@@ -58,7 +58,7 @@ def few_weights(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["lsq", "dorefa"])
+@pytest.mark.parametrize("method", ["lsq", pytest.param("dorefa", marks=pytest.mark.long)])
 def test_weights_that_pack_worse_once_trained_lose_planes_until_the_file_is_small_enough(
     method: str, tmp_path: Path
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("quantizer", ["pact", "dorefa"])
+@pytest.mark.parametrize("quantizer", ["pact", pytest.param("dorefa", marks=pytest.mark.long)])
 def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
     built = Built(tmp_path, "4", "--act-quantizer", quantizer, "--pretrain-epochs", 2, "--epochs", 0.5,
                   "--finetune-epochs", 0.5)  # fmt: skip
