@@ -31,6 +31,8 @@ INSTALLED = {"site-packages", "dist-packages"}
 OWN = ("csqtool", "exporters")
 _first_seen: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
 
+READ_BYTES = 4 << 30  # of a data folder; what is read in seconds
+
 
 def digest(document: Any) -> str:
     """Return the SHA-256 of a JSON document."""
@@ -119,14 +121,17 @@ def _installed_version(package: str) -> str | None:
 
 
 def _of_data(path: Path) -> str | None:
-    """Return the digest of a data file, or of the names, sizes and times of a folder's files."""
+    """Return the digest of a data file, or of all files of a folder, by content.
+
+    Of a folder of more than `READ_BYTES` only names, sizes and times: reading it would take minutes.
+    """
     if path.is_file():
         return sha256(path)
     if not path.is_dir():
         return None  # loading it raises the error
-    listing = []
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            facts = file.stat()
-            listing.append((file.relative_to(path).as_posix(), facts.st_size, facts.st_mtime_ns))
-    return digest(listing)
+    files = {file: file.stat() for file in sorted(path.rglob("*")) if file.is_file()}
+    by_content = sum(facts.st_size for facts in files.values()) <= READ_BYTES
+    return digest([
+        (file.relative_to(path).as_posix(), facts.st_size, sha256(file) if by_content else facts.st_mtime_ns)
+        for file, facts in files.items()
+    ])  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from csqtool import fingerprints
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import sha256
 from csqtool.fingerprints import ImportedCode, digest, fingerprint, is_current
@@ -73,7 +74,23 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         fingerprint(config(weights=tmp_path / "w.safetensors"))
 
 
-def test_a_folder_of_data_is_known_by_names_sizes_and_times(tmp_path: Path) -> None:
+def test_a_folder_of_data_is_known_by_its_files_contents(tmp_path: Path) -> None:
+    settings = config(data=f"imagefolder:{tmp_path}")
+    image = tmp_path / "cats" / "1.png"
+    image.parent.mkdir()
+    image.write_bytes(b"a")
+    facts, before = image.stat(), fingerprint(settings)["data"]
+    os.utime(image, ns=(1, 1))
+    assert fingerprint(settings)["data"] == before
+    image.write_bytes(b"b")
+    os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert fingerprint(settings)["data"] != before
+
+
+def test_a_large_folder_of_data_is_known_by_names_sizes_and_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "READ_BYTES", 0)
     settings = config(data=f"imagefolder:{tmp_path}")
     seen = [fingerprint(settings)["data"]]
     (tmp_path / "cats").mkdir()

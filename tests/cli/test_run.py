@@ -83,6 +83,15 @@ def test_settings_whose_search_fails_never_pass_with_the_old_model(tmp_path: Pat
         assert "PASS" not in result.stdout
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("act_bits", ["8", "float"])
+def test_a_pipeline_with_layers_kept_in_float_passes(tmp_path: Path, act_bits: str) -> None:
+    bits = "act_bits = 8\n" if act_bits == "8" else ""
+    short = f"{bits}pretrain_epochs = 1\nepochs = 1\nfinetune_epochs = 1\nexclude = ['stem.*', 'mix.*']\n"
+    result = ok("run", project(tmp_path, 4.0, more=f"{short}[verify]\nsamples = 50\n"), "--json")
+    assert json.loads(result.stdout)["passed"]
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_new_model(tmp_path: Path) -> None:
     short = (
