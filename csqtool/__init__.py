@@ -22,7 +22,7 @@ from csqtool.version import __version__
 
 if TYPE_CHECKING:
     from csqtool.api.look import formats, inspect, methods, report
-    from csqtool.api.make import finalize, finetune, init, run, search
+    from csqtool.api.make import check, finalize, finetune, init, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
     from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
@@ -47,6 +47,7 @@ _HOMES = {
     "Tolerances": "csqtool.verifying",
     "VerifyReport": "csqtool.verifying",
     "bench": "csqtool.api.prove",
+    "check": "csqtool.api.make",
     "diff": "csqtool.api.prove",
     "export": "csqtool.api.ship",
     "finalize": "csqtool.api.make",
@@ -82,6 +83,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "bench",
+    "check",
     "diff",
     "export",
     "finalize",

@@ -1,4 +1,4 @@
-"""The verbs that make a model: `search`, `finetune`, `finalize`, `run`, `init`."""
+"""The verbs that make a model: `check`, `search`, `finetune`, `finalize`, `run`, `init`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from csqtool.trust import trusting
 if TYPE_CHECKING:
     from torch import nn
 
+    from csqtool.checking import CheckReport
     from csqtool.pipeline_runner import PipelineResult
     from csqtool.progress import Progress
     from csqtool.searching.result import SearchResult
@@ -77,6 +78,46 @@ def search(
         config = SearchConfig.make("", **given)
         folder = None if run is None else Path(run)
         return runs.begin(config, folder, model=module, data=source, overwrite=overwrite, progress=told)
+
+
+def check(
+    model: nn.Module | str,
+    *,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    task: str | Task | None = None,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> CheckReport:
+    """Look before the leap: trace, round, export and verify a network before any training.
+
+    Args:
+        model: as in `search`.
+        data: as in `search`.
+        train: as in `search`.
+        test: as in `search`.
+        task: as in `search`.
+        progress: as in `search`.
+        settings: of the search that may follow: ``target_bits`` (3 if nothing is given), ``act_bits``, ``exclude`` …
+
+    Returns:
+        What is quantized and what is not and why, sizes, time an epoch, and whether the exported file computes the
+        same as PyTorch.
+
+    Raises:
+        InputError: the model, the data or a setting cannot be used, or the network cannot be exported.
+    """
+    from csqtool import checking
+    from csqtool.searching.config import SearchConfig
+
+    if not {"target_bits", "target_size"} & settings.keys():
+        settings["target_bits"] = 3.0
+    named_model, module = named_or_module(model)
+    source, named_data = named_or_source(data, train, test, task, settings.get("batch_size"))
+    with shown(progress) as told:
+        config = SearchConfig.make("", **named_model, **named_data, **settings)
+        return checking.check(config, model=module, data=source, progress=told)
 
 
 def finetune(

@@ -19,6 +19,7 @@ EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 
 _VERBS = {
+    "check": "csqtool.cli.check_verb:check",
     "search": "csqtool.cli.search_verb:search",
     "finetune": "csqtool.cli.search_verb:finetune",
     "finalize": "csqtool.cli.model_verbs:finalize",

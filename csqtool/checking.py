@@ -1,0 +1,216 @@
+"""A look before the leap: a network is rounded without training, exported and verified on a few samples."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from csqtool.data import DataSource, batches_of, first_samples
+from csqtool.evaluation import as_float, laid_out
+from csqtool.exporting import FloatNode, export
+from csqtool.model_source import ModelSource
+from csqtool.nn.post_training import post_training_model
+from csqtool.nn.weights import unused_weights
+from csqtool.onnx_kernels import integer_share
+from csqtool.progress import Progress, Silent
+from csqtool.quantized_model import QuantizedModel
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.files_ahead import check_files_ahead
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.searching.session import Session
+from csqtool.searching.start import Start
+from csqtool.task import main_output
+from csqtool.trees import call, mapped
+from csqtool.verifying import VerifyReport
+from csqtool.verifying.verification import verify_file
+
+SAMPLES = 16  # that are calibrated on and compared
+LITTLE = 0.5  # a share of parameters below which a budget says little
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True)
+class LeftInFloat:
+    """A parameter that is not quantized: its name, its number of values, and why."""
+
+    name: str
+    elements: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a search on a network would lead to.
+
+    Attributes:
+        inputs: the inputs, with types and shapes without the batch.
+        outputs: names of the outputs.
+        parameters: number of all parameters.
+        quantized: how many of them are quantized.
+        layers: the number of quantized layers.
+        left: parameters of at least two axes that stay in float, the largest first.
+        activations: the number of activation quantizers.
+        integer_share: share of the compute nodes that onnxruntime runs on integers.
+        float_nodes: those that it runs in float.
+        onnx_bytes, csq_bytes: sizes of the files, with as many planes in each layer.
+        float32_bytes: size of the float32 model as ONNX.
+        seconds_an_epoch: time of a training step with activation quantizers, times the steps of an epoch.
+        peak_bytes: memory of this process at its peak; 0 where that is not known.
+        verification: of the exported ONNX file.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    parameters: int
+    quantized: int
+    layers: int
+    left: list[LeftInFloat]
+    activations: int
+    integer_share: float
+    float_nodes: list[FloatNode]
+    onnx_bytes: int
+    csq_bytes: int
+    float32_bytes: int
+    seconds_an_epoch: float
+    peak_bytes: int
+    verification: VerifyReport
+
+    @property
+    def coverage(self) -> float:
+        """The share of parameters that are quantized."""
+        return self.quantized / self.parameters
+
+    @property
+    def passed(self) -> bool:
+        """Whether the exported file computes what PyTorch computes."""
+        return self.verification.passed
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know before a search."""
+        found = []
+        if self.coverage < LITTLE:
+            found.append(
+                f"only {self.coverage:.0%} of the parameters are quantized: a budget counts these alone, the others "
+                "stay in float32"
+            )
+        if self.activations and self.integer_share < LITTLE:
+            found.append(f"only {self.integer_share:.0%} of the compute nodes run on integers in onnxruntime")
+        return found
+
+
+def check(
+    config: SearchConfig,
+    *,
+    model: ModelSource | None = None,
+    data: DataSource | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Go the whole way with a network that is not trained.
+
+    Args:
+        config: settings of the search that may follow.
+        model: builds the module; None takes the factory in the settings.
+        data: training and test data; None loads the source in the settings.
+        progress: is told what is being done.
+
+    Raises:
+        InputError: model, data or settings cannot be used, or the network cannot be exported.
+    """
+    told = progress or Silent()
+    with tempfile.TemporaryDirectory(prefix="csqtool-") as folder:
+        told.line("tracing the network …")
+        start = Start.of_settings(config)
+        session = Session(config, RunDirectory(Path(folder) / "run"), start, told, model=model, data=data)
+        network = session.network
+        check_files_ahead(network, session.info())
+        found = first_samples(session.data.train, SAMPLES)
+        assert found is not None  # the session has refused empty data
+        told.line("rounding and exporting it …")
+        planes = max(1, round(config.target_bits)) if config.target_bits is not None else 3
+        rounded = post_training_model(
+            network.model, [found[0]], planes=planes, act_bits=config.act_bits, exclude=config.exclude,
+            info=session.info(),
+        )  # fmt: skip
+        onnx, packed = Path(folder) / "model.onnx", Path(folder) / "model.csq"
+        done = export(rounded, onnx, format="onnx", model=network.model)
+        export(rounded, packed, format="csq", model=network.model)
+        verification = verify_file(
+            onnx, rounded, model=network.model, data=session.data, samples=SAMPLES, tell=told.line
+        )
+        told.line("timing a training step …")
+        return CheckReport(
+            inputs=[f"{i.name}: {i.dtype} {list(i.shape)}" for i in network.inputs],
+            outputs=list(network.outputs),
+            parameters=sum(p.numel() for p in network.model.parameters()),
+            quantized=sum(layer.elements for layer in rounded.layers),
+            layers=len(rounded.layers),
+            left=_left(network.model, rounded, config.exclude),
+            activations=len(rounded.activations),
+            integer_share=integer_share(onnx.read_bytes()),
+            float_nodes=list(done.report.float_nodes),
+            onnx_bytes=onnx.stat().st_size,
+            csq_bytes=packed.stat().st_size,
+            float32_bytes=done.float32_bytes,
+            seconds_an_epoch=_seconds_an_epoch(session),
+            peak_bytes=_peak_bytes(),
+            verification=verification,
+        )
+
+
+def _left(module: nn.Module, rounded: QuantizedModel, exclude: Sequence[str]) -> list[LeftInFloat]:
+    """Return the parameters that stay in float, and why."""
+    quantized = {layer.name for layer in rounded.layers} | set(rounded.tied)
+    unused = set(unused_weights(module, quantized))
+    recurrent = {id(p) for part in module.modules() if isinstance(part, RECURRENT) for p in part.parameters()}
+    found = []
+    for name, parameter in module.named_parameters():
+        if name in quantized or parameter.ndim < 2:
+            continue
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            reason = "excluded"
+        elif id(parameter) in recurrent:
+            reason = "recurrent layers compute in float"
+        elif name in unused:
+            reason = "the forward pass does not compute its layer"
+        else:
+            reason = "no operation multiplies data by it or looks rows of it up"
+        found.append(LeftInFloat(name, parameter.numel(), reason))
+    return sorted(found, key=lambda one: -one.elements)
+
+
+def _seconds_an_epoch(session: Session) -> float:
+    """Return the time of a training step, the second one, times the steps of an epoch."""
+    from csqtool.data import training_batches
+
+    net, data, config = session.network.net, session.data, session.config
+    batches = training_batches(data, batch_size=config.batch_size, seed=config.seed)
+    session.network.calibrate(lambda: (inputs for inputs, _ in batches_of(data.train, max_samples=SAMPLES)))
+    net.to(session.device).train()
+    inputs, targets = next(batches.epoch("check", 0))
+    inputs = laid_out(inputs, session.device, channels_last=bool(config.channels_last))
+    targets = mapped(targets, lambda tensor: tensor.to(session.device))
+    seconds = 0.0
+    for _ in range(2):
+        began = time.monotonic()
+        outputs = as_float(main_output(call(net, inputs), data.task))
+        torch.autograd.backward(data.task.loss(outputs, targets))
+        net.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - began
+    return seconds * batches.count
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import csqtool
+from tests.support.commands import DIGITS, invoke, ok
+
+FACTORIES = """
+from torch import nn
+from tests.cli.test_check import Recurrent
+
+def recurrent(): return Recurrent()
+def control():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(64, 10)
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.head(x) if float(x.sum()) > -1e9 else x[:, :10]
+    return Net()
+"""
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x.flatten(1, 2))[0].mean(1))
+
+
+def test_a_network_is_looked_at_before_any_training_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = ok("check", DIGITS, "--data", "digits", "--act-bits", 8, "--exclude", "mix.*", "--json")
+    found = json.loads(result.stdout)
+    assert (found["passed"], found["outputs"], found["inputs"]) == (True, ["output"], ["input: float32 [1, 8, 8]"])
+    assert [(left["name"], left["reason"]) for left in found["left"]] == [("mix.0.weight", "excluded")]
+    assert 0.5 < found["coverage"] < 1
+    assert found["integer_share"] >= 0.8
+    assert 0 < found["csq_bytes"] < found["onnx_bytes"] < found["float32_bytes"]
+    assert found["seconds_an_epoch"] > 0
+    text = ok("check", DIGITS, "--data", "digits").stdout
+    assert text.splitlines()[-1].startswith("PASS")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sliver_of_the_weights_is_warned_of_and_named(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    result = ok("check", f"{tmp_path}/nets.py:recurrent", "--data", "digits", "--act-bits", 8)
+    assert "warning: only 6% of the parameters are quantized: a budget counts these alone" in result.stderr
+    assert result.stdout.count("recurrent layers compute in float") == 2
+
+
+def test_what_cannot_be_exported_is_refused_before_training_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    result = invoke("check", f"{tmp_path}/nets.py:control", "--data", "digits")
+    assert result.exit_code == 2
+    assert "error: torch.onnx.export cannot capture the model" in result.stderr
+    assert "nets.py" in result.stderr
+
+
+def test_objects_are_looked_at_without_a_file() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(20, 6), torch.randint(0, 3, (20,)))]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = csqtool.check(net, train=batches, test=batches, act_bits=8)
+    assert found.passed
+    assert (found.layers, found.quantized, found.warnings) == (2, 72, [])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
