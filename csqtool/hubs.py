@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from csqtool.errors import ConfigError, ModelError, nearest
 
 PLAIN = re.compile(r"[\w.\-]+")  # a name, not a path or an address
 # What would load weights from elsewhere: a finalized model brings its own.
-WEIGHTS = ("weights", "weights_backbone", "pretrained", "encoder_weights", "pretrained_cfg_overlay")
+WEIGHTS = ("weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+           "cache_dir", "encoder_weights")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Hub:
         package: the package to import.
         build: returns a network, given its name and keyword arguments.
         plain: whether names in files must be plain names, not paths.
+        without_weights: arguments by which the library loads none, where it does so unasked.
     """
 
     package: str
     build: Callable[[str, dict[str, Any]], Any]
     plain: bool = True
+    without_weights: Mapping[str, Any] = field(default_factory=dict)
 
 
 def hub_of(spec: str) -> str | None:
@@ -61,8 +65,7 @@ def build(spec: str, arguments: Mapping[str, Any], *, recorded: bool = False) ->
     given = dict(arguments)
     if recorded:
         given = {key: value for key, value in given.items() if key not in WEIGHTS}
-        if kind == "smp":
-            given["encoder_weights"] = None
+        given |= hub.without_weights
         if not hub.plain:
             given["local_files_only"] = True
         elif not PLAIN.fullmatch(name):
@@ -86,11 +89,14 @@ def build(spec: str, arguments: Mapping[str, Any], *, recorded: bool = False) ->
 
 
 def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
-    from torchvision.models import get_model, list_models  # type: ignore[import-not-found, unused-ignore]
+    from torchvision.models import get_model_builder, list_models  # type: ignore[import-not-found, unused-ignore]
 
     if name not in list_models():
         raise ModelError(f"there is no such network; {nearest(name, list_models())}")
-    return get_model(name, **arguments)
+    builder = get_model_builder(name)
+    if "weights_backbone" not in inspect.signature(builder).parameters:
+        arguments.pop("weights_backbone", None)
+    return builder(**arguments)
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:
@@ -135,9 +141,9 @@ def _hf(name: str, arguments: dict[str, Any]) -> Any:
 
 
 HUBS: dict[str, Hub] = {
-    "torchvision": Hub("torchvision", _torchvision),
+    "torchvision": Hub("torchvision", _torchvision, without_weights={"weights_backbone": None}),
     "timm": Hub("timm", _timm),
-    "smp": Hub("segmentation_models_pytorch", _smp),
+    "smp": Hub("segmentation_models_pytorch", _smp, without_weights={"encoder_weights": None}),
     "ultralytics": Hub("ultralytics", _ultralytics),
     "hf": Hub("transformers", _hf, plain=False),
 }

@@ -68,6 +68,31 @@ def test_a_library_that_cannot_be_imported_beside_this_torch_is_explained(monkey
         build_model("torchvision:resnet18")
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_backbone_whose_weights_torchvision_loads_unasked_gets_none_where_a_file_names_it(
+    recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fcn(*, weights: Any = None, weights_backbone: Any = "from the network", num_classes: int = 2) -> nn.Module:
+        seen.append((weights, weights_backbone, num_classes))
+        return nn.Linear(2, num_classes)
+
+    def plain(*, weights: Any = None) -> nn.Module:
+        return nn.Linear(2, 2)
+
+    models = ModuleType("torchvision.models")
+    models.list_models = lambda: ["fcn", "plain"]  # type: ignore[attr-defined]
+    models.get_model_builder = {"fcn": fcn, "plain": plain}.get  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    build_model("torchvision:fcn", {"num_classes": 3, "weights": "DEFAULT"}, recorded=recorded)
+    assert seen == [(None, None, 3) if recorded else ("DEFAULT", "from the network", 3)]
+    build_model("torchvision:plain", recorded=recorded)
+    with pytest.raises(ModelError, match="torchvision:plan: there is no such network; did you mean 'plain'"):
+        build_model("torchvision:plan", recorded=recorded)
+
+
 @pytest.mark.parametrize("name", ["../weights", "/etc/passwd", "http://x/y", "a b"])
 def test_a_file_can_only_give_plain_names(name: str) -> None:
     with pytest.raises(ModelError, match="a file may only give the name of a network of timm"):
