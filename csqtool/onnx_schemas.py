@@ -20,12 +20,14 @@ class Schema(NamedTuple):
         required_inputs: positions of those that may not be empty.
         min_outputs: how many outputs it has at least.
         required_attributes: names of attributes without a default.
+        attribute_types: the type of each attribute, as in `AttributeProto.type`.
     """
 
     inputs: range
     required_inputs: list[int]
     min_outputs: int
     required_attributes: frozenset[str]
+    attribute_types: Mapping[str, int]
 
 
 @functools.cache
@@ -44,6 +46,7 @@ def schema(operator: str, version: int, domain: str) -> Schema | None:
         [i for i, parameter in enumerate(found.inputs[: found.min_input]) if parameter.option != optional],
         found.min_output,
         frozenset(name for name, attribute in found.attributes.items() if attribute.required),
+        {name: attribute.type.value for name, attribute in found.attributes.items()},
     )
 
 
@@ -65,4 +68,7 @@ def schema_problem(node: onnx.NodeProto, versions: Mapping[str, int]) -> str | N
         return f"has {len(node.output)} outputs, it needs {needs.min_outputs}"
     if missing := needs.required_attributes - {attribute.name for attribute in node.attribute}:
         return f"lacks its attribute {min(missing)!r}"
+    for attribute in node.attribute:
+        if attribute.type != needs.attribute_types.get(attribute.name, attribute.type):
+            return f"has an attribute {attribute.name!r} of another type than that operator's"
     return None

@@ -152,6 +152,12 @@ def dequantize_without_scale() -> Proto:
     return base(helper.make_node("DequantizeLinear", ["w"], ["w2"]), tensors=tensors, weight="w2")
 
 
+def axis_that_is_a_list() -> Proto:
+    tensors = [numpy_helper.from_array(np.ones((4, 3), np.int8), "w"),
+               numpy_helper.from_array(np.ones(3, np.float32), "s")]  # fmt: skip
+    return base(helper.make_node("DequantizeLinear", ["w", "s"], ["w2"], axis=[1]), tensors=tensors, weight="w2")
+
+
 def with_opset(version: int) -> Proto:
     proto = base()
     proto.opset_import[0].version = version
@@ -230,6 +236,7 @@ DEFECTS: dict[str, tuple[str, Callable[[], Proto | bytes]]] = {
     "node-without-inputs": ("an operator without inputs", without_inputs),
     "node-without-outputs": ("an operator without outputs", without_outputs),
     "dequantize-without-scale": ("DequantizeLinear without a scale", dequantize_without_scale),
+    "axis-that-is-a-list": ("an axis that is a list of numbers", axis_that_is_a_list),
     "cast-without-type": ("a Cast that does not say to what", cast_without_type),
     "opset-2-to-the-62nd": ("an operator set of version 2^62", lambda: with_opset(2**62)),
     "name-not-utf8": ("a name that is not UTF-8", not_utf8),
