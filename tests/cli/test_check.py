@@ -53,6 +53,7 @@ def test_a_network_is_looked_at_before_any_training_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_sliver_of_the_weights_is_warned_of_and_named(tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(FACTORIES)
     result = ok("check", f"{tmp_path}/nets.py:recurrent", "--data", "digits", "--act-bits", 8)
@@ -68,6 +69,7 @@ def test_what_cannot_be_exported_is_refused_before_training_in_one_line(tmp_path
     assert "nets.py" in result.stderr
 
 
+@pytest.mark.long
 def test_objects_are_looked_at_without_a_file() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))

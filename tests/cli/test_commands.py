@@ -75,6 +75,7 @@ def test_an_interrupted_search_resumes_to_the_same_model(eight_bits: Built, tmp_
     assert (tmp_path / "resumed.safetensors").read_bytes() == eight_bits.model.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_capture")
 def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
     text = f'[model]\nfactory = "{DIGITS}"\n[data]\nsource = "digits"\n[search]\ntarget_size = "9KB"\nepochs = 1\n' \

@@ -218,6 +218,7 @@ def test_verify_refuses_a_malformed_baseline(eight_bits: Built, tmp_path: Path) 
         assert (result.exit_code, result.stderr.count("error:")) == (2, 1)
 
 
+@pytest.mark.long
 def test_pipeline_files_with_wrong_types_are_refused(tmp_path: Path) -> None:
     config = SearchConfig(model="m.py:net", data="digits", target_bits=3, pin={"x": 1}, exclude=("x",)).to_json()
     apart = ("model", "data", "model_args", "task", "weights")

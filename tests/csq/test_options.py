@@ -86,6 +86,7 @@ def test_pack_and_export_list_the_options_with_their_defaults():
     assert "--strict-integer" not in ok("pack", "--help").stdout
 
 
+@pytest.mark.long
 def test_export_with_options_writes_what_pack_writes(eight_bits: Built, tmp_path):
     for arguments in ([], ["--encoding", "dense"], ["--with-graph"]):
         packed = json.loads(ok("pack", eight_bits.model, *arguments, "--json", "-o", tmp_path / "a.csq").stdout)

@@ -40,7 +40,7 @@ PAIRS = [*((s, 8) for s in SAMPLES), *((s, None) for s in SMALL)]
 def marks(spec: str) -> list[pytest.MarkDecorator]:
     if spec in LARGE:
         return [pytest.mark.slow]
-    return [pytest.mark.long] * spec.startswith(("resnet_cifar", "digits_vit", "keyword"))
+    return [pytest.mark.long] * spec.startswith(("resnet_cifar", "digits_vit", "digits_autoencoder", "keyword"))
 
 
 @pytest.mark.parametrize(("spec", "act_bits"), [pytest.param(*pair, marks=marks(pair[0])) for pair in PAIRS])
