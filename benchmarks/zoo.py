@@ -298,7 +298,6 @@ def table(path: Path) -> str:
         + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share "
         "of parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; "
         "bytes, seconds and memory are those with 8-bit activations. What is refused is refused before training. "
-        "Rows were measured over a day of changes; each with the code that its fix came with. "
         "Repeat: `python benchmarks/zoo.py`.", "",
         *(f"- {'float' if bits is None else f'{bits}-bit'} activations: " + counted(found)
           for bits, found in counts.items()),

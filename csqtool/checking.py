@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from csqtool.data import DataSource, batches_of, first_samples
+from csqtool.data import DataSource, batches_of, first_samples, training_batches
 from csqtool.evaluation import as_float, laid_out
 from csqtool.exporting import FloatNode, export
 from csqtool.model_source import ModelSource
@@ -189,8 +189,6 @@ def _left(module: nn.Module, rounded: QuantizedModel, exclude: Sequence[str]) ->
 
 def _seconds_an_epoch(session: Session) -> float:
     """Return the time of a training step, the second one, times the steps of an epoch."""
-    from csqtool.data import training_batches
-
     net, data, config = session.network.net, session.data, session.config
     batches = training_batches(data, batch_size=config.batch_size, seed=config.seed)
     session.network.calibrate(lambda: (inputs for inputs, _ in batches_of(data.train, max_samples=SAMPLES)))

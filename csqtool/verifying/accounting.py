@@ -23,7 +23,7 @@ def account(proto: onnx.ModelProto, flat: onnx.ModelProto, inputs: Collection[st
     Args:
         proto: the file.
         flat: the same without functions and Constant nodes (`csqtool.onnx_file.flattened`).
-        inputs: names of the model's inputs: PyTorch's graph tells whether an output needs one of them.
+        inputs: names that a model of several inputs has: PyTorch's graph tells whether an output needs one of them.
     """
     yield from _header_problems(proto)
     yield from _function_problems(proto)

@@ -126,16 +126,6 @@ def _allowed(
     return {name: dict(zip(positions.tolist(), values.tolist(), strict=True)) for name, values in allowed.items()}
 
 
-def rounding_explains(subject: Subject, inputs: Any, found: Arrays, wanted: Arrays, output: str) -> str | None:
-    """Return text if rounding alone can move an output as far as it is off in its worst samples; None if it cannot."""
-    apart = _differences(found[output], wanted[output])
-    worst = np.argsort(-apart, kind="stable")[:SUSPECTS]
-    allowed = _allowed(subject, inputs, wanted, worst)[output]
-    if not all(apart[i] <= allowed[int(i)] for i in worst):
-        return None
-    return f"rounding explains {allowed[int(worst[0])]:.2g}"
-
-
 def _differences(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.float64]:
     """Return each sample's largest difference, infinite where one side alone is not finite, [N]."""
     with np.errstate(invalid="ignore"):

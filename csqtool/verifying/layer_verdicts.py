@@ -17,8 +17,7 @@ class Comparison:
     """The comparison of one layer, batch by batch.
 
     Integer layers: by default at most one step off, on at most 1e-3 of the values (the float result lies next to a
-    rounding boundary there). Values on a boundary, such as means of two neighbouring integers, may go either way and
-    do not count. Float layers: float32 rounding, 32·ε·√K of the largest value for K products.
+    rounding boundary there). Float layers: float32 rounding, 32·ε·√K of the largest value for K products.
     """
 
     def __init__(self, cut: Cut, allowed: Tolerances) -> None:
@@ -29,14 +28,14 @@ class Comparison:
         self._steps = self._moved = self._values = 0
         self._difference = self._largest = np.float32(0)
 
-    def add(self, found: NDArray[Any], reference: NDArray[Any], tied: NDArray[np.bool_] | None = None) -> None:
-        """Compare a batch [N, …]; values that are `tied` may be one step off."""
+    def add(self, found: NDArray[Any], reference: NDArray[Any]) -> None:
+        """Compare a batch [N, …]."""
         if found.shape != reference.shape:
             self._problem = f"shape {list(found.shape)} instead of {list(reference.shape)}"
         elif self._is_integer:
             steps = np.abs(found.astype(np.int16) - reference.astype(np.int16))
             self._steps = max(self._steps, int(steps.max()))
-            self._moved += int((steps > 0).sum() if tied is None else ((steps > 0) & ~tied).sum())
+            self._moved += int((steps > 0).sum())
             self._values += steps.size
         else:  # np.maximum keeps NaN
             if found.dtype.kind != "f":  # an output of whole numbers, or a mask

@@ -26,7 +26,6 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.trees import call, chosen, samples
 
 FORCED = "__from_torch"
-TIED = 1e-4  # steps from a boundary; one value in 5,000 lies so near by chance
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ class Cut:
         reference: PyTorch's value, [N, …]; uint8 integers for a quantizer, float32 elsewhere.
         fan_in: the number of products in the sum of each value of a float layer.
         is_output: it is one of the model's outputs.
-        tied: of a quantizer, the values that lie on the boundary between two integers as far as float32 can tell, such
-            as the mean of two neighbouring integers; bool, the shape of `reference`.
     """
 
     name: str
@@ -48,7 +45,6 @@ class Cut:
     reference: NDArray[Any]
     fan_in: int = 1
     is_output: bool = False
-    tied: NDArray[np.bool_] | None = None
 
     @property
     def is_quantizer(self) -> bool:
@@ -76,9 +72,7 @@ def reference_cuts(
             quantizer = quantizers[name]
             if keep is None or name in keep:
                 integers = to_integers(value, quantizer.scale, quantizer.zero_point, quantizer.largest)
-                steps = value / quantizer.scale
-                tied = (steps - steps.floor() - 0.5).abs() < TIED
-                cuts.append(Cut(name, name, integers.numpy().astype(np.uint8), tied=tied.numpy()))
+                cuts.append(Cut(name, name, integers.numpy().astype(np.uint8)))
             replaced: Tensor = quantizer(value)
             return replaced
 
@@ -257,12 +251,12 @@ class References:
         self._feeds = feeds
         self._values = {cut.name: cut.value for cut in cuts}
         self._size = size
-        self._only: dict[str, tuple[NDArray[Any], NDArray[np.bool_] | None]] | None = None
+        self._only: dict[str, NDArray[Any]] | None = None
 
     def batches(
         self, part: onnx.ModelProto, cuts: list[Cut]
-    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, tuple[NDArray[Any], NDArray[np.bool_] | None]]]]:
-        """Yield what a part of the cut graph reads, by input, and what it should give and what is tied, by cut."""
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
+        """Yield what a part of the cut graph reads, by input, and what it should give, by cut."""
         read = {value.name for value in part.graph.input}
         forced = {f"{value}{FORCED}": name for name, value in self._values.items() if f"{value}{FORCED}" in read}
         names = {cut.name for cut in cuts}
@@ -270,12 +264,12 @@ class References:
             inputs = chosen(self._inputs, slice(start, start + self._size), self._count)
             values = self._of(inputs, names | set(forced.values()))
             own = {name: array for name, array in self._feeds(inputs).items() if name in read}
-            yield own | {value: values[name][0] for value, name in forced.items()}, values
+            yield own | {value: values[name] for value, name in forced.items()}, values
 
-    def _of(self, inputs: Any, names: set[str]) -> dict[str, tuple[NDArray[Any], NDArray[np.bool_] | None]]:
+    def _of(self, inputs: Any, names: set[str]) -> dict[str, NDArray[Any]]:
         if self._only is not None:
             return self._only
-        values = {c.name: (c.reference, c.tied) for c in reference_cuts(self._net, self._model, inputs, keep=names)}
+        values = {c.name: c.reference for c in reference_cuts(self._net, self._model, inputs, keep=names)}
         if samples(inputs) == self._count and names == self._values.keys():
             self._only = values
         return values

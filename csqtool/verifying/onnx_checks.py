@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from csqtool.trees import chosen, samples
 from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
-from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond, rounding_explains
+from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
@@ -110,8 +109,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Any, targets: A
             report.add("outputs", name, False, str(error))
             continue
         results[level] = outputs
-        explained = partial(rounding_explains, subject, inputs, outputs, wanted)
-        compare_outputs(outputs, wanted, judge, not subject.model.activations, name, level, report, explained)
+        compare_outputs(outputs, wanted, judge, not subject.model.activations, name, level, report)
         labels.judge(outputs, name)
     compare_levels(results, judge, report)
     if max_samples is None and backend.levels[-1] in results:  # a metric of few samples says nothing
@@ -187,8 +185,7 @@ def _compare_layers(proto: onnx.ModelProto, subject: Subject, inputs: Any) -> No
                 for feeds, wanted in references.batches(part, group):
                     outputs = runtime.run_once(loaded, feeds)
                     for cut in group:
-                        reference, tied = wanted[cut.name]
-                        comparisons[cut.name].add(outputs[cut.value], reference, tied)
+                        comparisons[cut.name].add(outputs[cut.value], wanted[cut.name])
         except RuntimeError as error:
             report.add("layers", name, False, str(error))
             continue

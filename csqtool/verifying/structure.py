@@ -34,7 +34,8 @@ def check_structure(proto: onnx.ModelProto, flat: onnx.ModelProto, subject: Subj
         subject: what it is compared with.
     """
     counted = f"{len(flat.graph.node)} nodes and {len(flat.graph.initializer)} tensors"
-    inputs = {i.name for i in subject.model.info.inputs or ()}
+    several = subject.model.info.inputs or ()
+    inputs = {i.name for i in several} if len(several) > 1 else set()
     held = _add(subject, "nothing left over", account(proto, flat, inputs), f"{counted}, all needed")
     return _add(subject, "dataflow", _dataflow_problems(flat, subject), "PyTorch's own, for all inputs") and held
 

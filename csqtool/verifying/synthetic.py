@@ -20,7 +20,8 @@ def synthetic_inputs(inputs: Any) -> dict[str, Any]:
     Args:
         inputs: those of the test samples.
     """
-    made = [_synthetic(values, seed) for seed, values in enumerate(tensors(inputs))]
+    given = list(tensors(inputs))
+    made = [_masks(v) if len(given) > 1 and _is_mask(v) else _synthetic(v, seed) for seed, v in enumerate(given)]
     kinds = list(dict.fromkeys(kind for one in made for kind in one))
     found = {}
     for kind in kinds:
@@ -36,14 +37,20 @@ def _in_place_of(inputs: Any, values: list[Tensor]) -> Any:
     return mapped(inputs, lambda _: next(others))
 
 
+def _is_mask(values: Tensor) -> bool:
+    return not values.is_floating_point() and int(values.min()) >= 0 and int(values.max()) <= 1
+
+
+def _masks(samples: Tensor) -> dict[str, Tensor]:
+    """Return the samples' own masks beside another input: which values may be 0 together follows the model's rules."""
+    return {"uniform": samples[torch.arange(EACH) % len(samples)]}
+
+
 def _synthetic(samples: Tensor, seed: int) -> dict[str, Tensor]:
     """Return values of the range and type of one input [N, …]."""
     generator = torch.Generator().manual_seed(seed)
     shape = (EACH, *samples.shape[1:])
     low, high = samples.min(), samples.max()
-    if not samples.is_floating_point() and int(low) >= 0 and int(high) <= 1:
-        # A mask: which of its values may be 0 together follows rules of the model's own, so the samples' are taken.
-        return {"uniform": samples[torch.arange(EACH) % len(samples)]}
     if not samples.is_floating_point():
         numbers = torch.randint(int(low), int(high) + 1, shape, generator=generator)
         ends = torch.stack([torch.full(shape[1:], int(end)) for end in (low, high)])

@@ -33,6 +33,8 @@ def tidy(model: ir.Model, properties: dict[str, str]) -> None:
     model.metadata_props.update(properties)
     model.doc_string = None
     model.producer_name, model.producer_version = "csqtool", __version__
+    for value in (*graph.inputs, *graph.outputs):
+        value.metadata_props.clear()
     taken = {value.name for value in (*graph.inputs, *graph.outputs)}
     for name, value in list(graph.initializers.items()):
         value.metadata_props.clear()

@@ -206,6 +206,7 @@ def test_graphs_hold_no_leftovers_of_the_capture() -> None:
     proto = export_module(*NETS["relu6"][:2], act_bits=8).proto
     assert not proto.graph.doc_string
     assert not any(node.doc_string or node.metadata_props for node in proto.graph.node)
+    assert not any(value.metadata_props for value in (*proto.graph.input, *proto.graph.output))
     assert not any(t.name.startswith("model.") for t in proto.graph.initializer)
     assert {p.key for p in proto.metadata_props} == {"csqtool.version", "csqtool.finalized_sha256"}
     used = {name for node in proto.graph.node for name in node.input}
