@@ -144,6 +144,19 @@ def test_a_model_in_no_file_goes_from_float_to_verified_onnx_without_a_file_of_t
     assert np.array_equal(weight, layer.q.astype(np.float32) * layer.scale)
 
 
+def test_the_metric_of_a_module_that_was_handed_over_is_measured_before_the_search(
+    sets: tuple[TensorDataset, TensorDataset],
+) -> None:
+    train, test = sets
+    model = Small().eval()
+    images, labels = test[:]
+    with torch.no_grad():
+        accuracy = float((model(images).argmax(-1) == labels).float().mean())
+    settings = {**SETTINGS, "pretrain_epochs": 0, "epochs": 1, "finetune_epochs": 0}
+    found = csqtool.search(model, train=train, test=test, target_bits=3, **settings)
+    assert found.metric_float == pytest.approx(accuracy, abs=1e-6)
+
+
 def test_a_run_of_objects_resumes_and_finalizes_with_the_same_objects(
     sets: tuple[TensorDataset, TensorDataset], tmp_path: Path
 ) -> None:

@@ -136,7 +136,8 @@ class Session:
             words = "layers that the forward pass does not compute stay in float"
             self.progress.line(f"{len(unused)} {words}: {', '.join(unused)}")
         if self.training is None:
-            if self._start.weights is not None and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
+            given = self._start.weights is not None or self.model_source.module is not None
+            if given and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
                 self._know_float_metric()
             self._enter(self.stages[0])
         while True:
