@@ -20,6 +20,7 @@ from csqtool.model_source import ModelSource
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.weights import unused_weights
 from csqtool.onnx_kernels import integer_share
+from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.config import SearchConfig
@@ -163,6 +164,40 @@ def check(
             seconds_an_epoch=_seconds_an_epoch(session),
             peak_bytes=_peak_bytes(),
             verification=verification,
+        )
+
+
+def look_ahead(
+    config: SearchConfig, progress: Progress, *, model: ModelSource | None = None, data: DataSource | None = None
+) -> None:
+    """Check a network before its search, and tell in a few lines what is found. Several processes skip it.
+
+    A verification that fails is told, and stops nothing: the values of a network that is not trained may lie exactly
+    between two integers, where the two sides may round apart.
+
+    Args:
+        config: settings of the search.
+        progress: is told the lines.
+        model: as in `check`.
+        data: as in `check`.
+
+    Raises:
+        InputError: as in `check`, before any training.
+    """
+    if start_processes(config.device).count > 1:
+        return
+    report = check(config, model=model, data=data, progress=progress)
+    progress.line(
+        f"{report.quantized:,} of {report.parameters:,} parameters ({report.coverage:.0%}) are quantized, in "
+        f"{report.layers} layers; {report.integer_share:.0%} of the compute nodes run on integers; an epoch takes "
+        f"about {report.seconds_an_epoch:.3g} s"
+    )
+    for warning in report.warnings:
+        progress.line(f"warning: {warning}")
+    for check_ in report.verification.failures[:1]:
+        progress.line(
+            f"warning: the export of the untrained network differs from PyTorch: {check_.level} {check_.name}: "
+            f"{check_.detail} (csqtool check shows all)"
         )
 
 

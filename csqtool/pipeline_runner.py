@@ -102,12 +102,13 @@ class PipelineResult:
 
 
 def run_pipeline(
-    path: Path, *, progress: Any = None, tell: Callable[[str], None] = lambda text: None
+    path: Path, *, check: bool = False, progress: Any = None, tell: Callable[[str], None] = lambda text: None
 ) -> PipelineResult:
     """Run a pipeline; stages whose inputs and outputs have not changed are skipped.
 
     Args:
         path: the pipeline file.
+        check: export and verify the untrained network before a search begins.
         progress: is informed of every training step.
         tell: called with a line for each stage.
 
@@ -115,17 +116,20 @@ def run_pipeline(
         InputError: the pipeline file, or something it names, cannot be used.
         SearchInterrupted: Ctrl-C; the next run goes on.
     """
-    return _Runner(read_pipeline(path), path, progress, tell).run()
+    return _Runner(read_pipeline(path), path, progress, tell, check=check).run()
 
 
 class _Runner:
     """The stages of one pipeline."""
 
-    def __init__(self, pipeline: Pipeline, path: Path, progress: Any, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, path: Path, progress: Any, tell: Callable[[str], None], *, check: bool
+    ) -> None:
         from csqtool.exporting import load_exporter
 
         self._pipeline = pipeline
         self._progress = progress
+        self._check = check
         self._tell = tell
         self._suffixes = {name: load_exporter(name, options).suffix for name, options in pipeline.formats.items()}
         if folders := [name for name, suffix in self._suffixes.items() if not suffix]:
@@ -159,7 +163,14 @@ class _Runner:
                 runs.resume(run.path, progress=self._progress)
                 return
             runs.begin(pipeline.config, run.path, overwrite=True, progress=self._progress,
-                       begun_from=lambda: BegunFrom(inputs, self._imported()))  # fmt: skip
+                       begun_from=lambda: BegunFrom(inputs, self._imported()),
+                       look_ahead=look_ahead if self._check else None)  # fmt: skip
+
+        def look_ahead() -> None:
+            from csqtool import checking
+            from csqtool.progress import Silent
+
+            checking.look_ahead(pipeline.config, self._progress or Silent())
 
         def begun_code() -> Code:  # a finished search is not built again, so nothing is imported
             begun = run.read_begun_from()

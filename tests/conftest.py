@@ -5,6 +5,7 @@ import os
 # The nets of the tests are tiny: threads would only wait for each other. Set before torch is imported, and
 # inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CSQTOOL_CHECK", "no")  # seconds for each search; tests of the look ahead ask for it
 
 
 from collections.abc import Sequence

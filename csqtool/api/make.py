@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from csqtool.checking import CheckReport
     from csqtool.pipeline_runner import PipelineResult
     from csqtool.progress import Progress
+    from csqtool.searching.config import SearchConfig
     from csqtool.searching.result import SearchResult
     from csqtool.task import Task
 
@@ -31,6 +33,7 @@ def search(
     run: PathLike | None = None,
     resume: PathLike | None = None,
     overwrite: bool = False,
+    check: bool = False,
     trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **settings: Any,
@@ -49,6 +52,7 @@ def search(
         resume: a run directory: go on with the search in it. A model and data that were given as objects are given
             again; settings may be left out.
         overwrite: replace a run that is in the run directory.
+        check: first export and verify the untrained network, as `csqtool.check` does, and tell `progress` the result.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: True shows a bar in terminals and plain lines elsewhere; or an object that is told of every step.
         settings: ``target_bits`` or ``target_size``, ``act_bits``, ``method``, ``epochs`` and so on, with the names
@@ -76,8 +80,17 @@ def search(
         if model is None or (source is None and "data" not in given):
             raise ConfigError(f"search needs {'a model' if model is None else 'data'} (or resume)")
         config = SearchConfig.make("", **given)
+        look = partial(_look_ahead, config, told, model=module, data=source) if check else None
         folder = None if run is None else Path(run)
-        return runs.begin(config, folder, model=module, data=source, overwrite=overwrite, progress=told)
+        return runs.begin(
+            config, folder, model=module, data=source, overwrite=overwrite, progress=told, look_ahead=look
+        )
+
+
+def _look_ahead(config: SearchConfig, told: Progress, **given: Any) -> None:
+    from csqtool.checking import look_ahead  # it imports the verifier
+
+    look_ahead(config, told, **given)
 
 
 def check(
@@ -211,8 +224,13 @@ def finalize(
     return quantized
 
 
-def run(pipeline: PathLike, *, progress: bool | Progress = False) -> PipelineResult:
+def run(pipeline: PathLike, *, check: bool = False, progress: bool | Progress = False) -> PipelineResult:
     """Run a whole pipeline from its TOML file; stages whose inputs have not changed are skipped.
+
+    Args:
+        pipeline: the file.
+        check: as in `search`, where a search begins.
+        progress: as in `search`.
 
     Raises:
         InputError: the pipeline file, or something it names, cannot be used.
@@ -221,7 +239,7 @@ def run(pipeline: PathLike, *, progress: bool | Progress = False) -> PipelineRes
     from csqtool.pipeline_runner import run_pipeline
 
     with shown(progress) as told:
-        return run_pipeline(Path(pipeline), progress=told, tell=told.line)
+        return run_pipeline(Path(pipeline), check=check, progress=told, tell=told.line)
 
 
 def init(folder: PathLike = ".") -> list[Path]:

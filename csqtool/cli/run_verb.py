@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from csqtool.cli.check_option import check_option
 from csqtool.cli.output import print_json, report_text, tell, verdict
 from csqtool.text import printable, size, table
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("pipeline", type=click.Path(path_type=Path))
+@check_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
-def run(ctx: click.Context, pipeline: Path, as_json: bool) -> None:
+def run(ctx: click.Context, pipeline: Path, check: bool, as_json: bool) -> None:
     """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
     import csqtool
 
-    result = csqtool.run(pipeline, progress=True)
+    result = csqtool.run(pipeline, check=check, progress=True)
     page = csqtool.report(result.pipeline.output, result.pipeline.output / "report.html")
     if as_json:
         print_json(result.to_json())

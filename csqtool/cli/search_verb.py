@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool import documents
+from csqtool.cli.check_option import check_option
 from csqtool.cli.output import print_json, process_index, show, tell
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.cli.trust_option import trust_option
@@ -25,12 +26,14 @@ FOLDER = click.Path(path_type=Path)
 @click.option("-o", "--output", type=FOLDER, help="The run directory to write.")
 @click.option("--resume", type=FOLDER, metavar="RUN", help="Go on with an interrupted search.")
 @trust_option
+@check_option
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the run directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def search(
     model: str | None,
     output: Path | None,
     resume: Path | None,
+    check: bool,
     overwrite: bool,
     as_json: bool,
     **values: Any,
@@ -50,7 +53,7 @@ def search(
     import csqtool
 
     with flags_named():
-        found = csqtool.search(run=output, resume=resume, overwrite=overwrite, progress=True, **settings)
+        found = csqtool.search(run=output, resume=resume, overwrite=overwrite, check=check, progress=True, **settings)
     _print_summary(found, as_json)
 
 

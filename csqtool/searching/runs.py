@@ -35,6 +35,7 @@ def begin(
     overwrite: bool = False,
     progress: Progress | None = None,
     begun_from: Callable[[], BegunFrom] | None = None,
+    look_ahead: Callable[[], None] | None = None,
 ) -> SearchResult:
     """Search bit widths from the beginning.
 
@@ -47,6 +48,7 @@ def begin(
         progress: is informed of every step.
         begun_from: called after model and data are built. Its result is kept in the run directory, so that a pipeline
             can compare it later with the present inputs.
+        look_ahead: called when the folder is known to be free, before anything is trained or removed.
 
     Raises:
         InputError: model, data, weights, budget or folder cannot be used, or training diverged.
@@ -56,6 +58,8 @@ def begin(
     with _directory(run) as directory:
         if processes.first:
             directory.check_free(overwrite=overwrite)
+        if look_ahead is not None:
+            look_ahead()
         # Everything is read before the old run is removed: the new one may start from its files.
         start = Start.of_settings(config)
         session = Session(config, directory, start, progress or Silent(), model=model, data=data)

@@ -79,3 +79,28 @@ def test_objects_are_looked_at_without_a_file() -> None:
     assert found.passed
     assert (found.layers, found.quantized, found.warnings) == (2, 72, [])
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("verb", ["search", "run"])
+def test_a_search_refuses_before_training_what_cannot_be_exported(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORIES)
+    (tmp_path / "pipeline.toml").write_text(
+        'output = "run"\n[model]\nfactory = "nets.py:control"\n[data]\nsource = "digits"\n[search]\ntarget_bits = 3\n'
+    )
+    given = {"search": (f"{tmp_path}/nets.py:control", "--data", "digits", "--target-bits", 3, "-o", tmp_path / "run"),
+             "run": (tmp_path / "pipeline.toml",)}  # fmt: skip
+    result = invoke(verb, *given[verb], "--check")
+    assert (result.exit_code, "step" in result.stderr) == (2, False)
+    assert result.stderr.count("error: torch.onnx.export cannot capture the model") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_tells_what_is_covered_before_it_trains(tmp_path: Path) -> None:
+    given = ("search", DIGITS, "--data", "digits", "--target-bits", 3, "--method", "lsq", "--epochs", 1)
+    looked = ok(*given, "-o", tmp_path / "a", "--check")
+    assert "8,032 of 8," in looked.stderr
+    assert "parameters" in looked.stderr.split("epoch 1")[0]
+    plain = ok(*given, "-o", tmp_path / "b", "--no-check")
+    assert "parameters" not in plain.stderr
+    logs = [[json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in "ab"]
+    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
