@@ -41,7 +41,7 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
     for node in list(graph_model.graph):
         if node.domain == MARKER_DOMAIN and node.op_type == "Weight":
             weights.place(node)
-    activations = _Activations(graph_model.graph, model)
+    activations = _Activations(graph_model.graph, model, weights.beyond_int32)
     for node in list(graph_model.graph):
         if node.domain == MARKER_DOMAIN and node.op_type == "Activation":
             activations.place(node)
@@ -75,6 +75,7 @@ class _Weights:
         self._foldable = options.folds and not model.activations
         self.store = WeightStore(self._editor, options)
         self.done: dict[str, ir.Value] = {}
+        self.beyond_int32: set[ir.Node] = set()  # layers whose bias is no int32 in steps of their product
 
     def place(self, marker: ir.Node) -> None:
         """Replace a marker by its weight, and fold the BatchNorm that follows the layer into it."""
@@ -171,6 +172,8 @@ class _Weights:
         if layer.input_quantizer is not None:
             step = bias_step(self._activations[layer.input_quantizer].scale, scale)
             integers = integer_bias(bias, step)
+            if integers is None:
+                self.beyond_int32.add(user)
             fits = integers is not None and np.abs(integers).max(initial=0) < EXACT_IN_FLOAT
             # QGemm fuses only with an int32 bias. A convolution takes a float bias as well, which takes fewer bytes.
             if integers is not None and not (user.op_type == "Conv" and fits):
@@ -186,8 +189,9 @@ class _Weights:
 class _Activations:
     """Replaces activation markers by QuantizeLinear and DequantizeLinear."""
 
-    def __init__(self, graph: ir.Graph, model: QuantizedModel) -> None:
+    def __init__(self, graph: ir.Graph, model: QuantizedModel, beyond_int32: set[ir.Node]) -> None:
         self._editor = GraphEditor(graph)
+        self._beyond_int32 = beyond_int32
         self._activations = {a.name: a for a in model.activations}
         self._placed: set[str] = set()
 
@@ -223,9 +227,10 @@ class _Activations:
             self._editor.graph.remove(clip, safe=True)
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
-        if _has_float_weight(source.producer()) or _shares_its_bias(source.producer()):
-            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits, and round
-            # such a bias to the grid of one of its uses, where it is on none.
+        maker = source.producer()
+        if _has_float_weight(maker) or _shares_its_bias(maker) or maker in self._beyond_int32:
+            # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits, round a
+            # shared bias to the grid of one of its uses, where it is on none, and let a bias beyond int32 overflow.
             source = self._editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
         scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
         zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))

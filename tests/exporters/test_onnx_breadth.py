@@ -243,6 +243,20 @@ def test_a_layer_left_in_float_is_computed_in_float_and_listed(excluded: str) ->
     assert {node.operator for node in report.float_nodes} & {"Conv", "FusedConv", "Gemm"}
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_bias_beyond_int32_does_not_overflow_in_the_runtime(normalized: bool) -> None:
+    # Detectors start with large biases on small values; onnxruntime would write such a bias as an int32 by itself.
+    torch.manual_seed(0)
+    shifted = nn.BatchNorm2d(3) if normalized else nn.Conv2d(4, 3, 1)
+    before = nn.Conv2d(4, 3, 1, bias=False) if normalized else nn.Identity()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), before, shifted, nn.Conv2d(3, 2, 1))
+    net[0].weight.data *= 1e-8
+    nn.init.constant_(shifted.bias, 2)
+    export = export_module(net, (3, 6, 6), act_bits=8)
+    assert float(np.ptp(export.torch_output()[:, 0])) < 0.1
+    export.assert_faithful()
+
+
 def test_a_size_for_an_axis_that_is_not_dynamic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(export_module(ConvNet(), (3, 8, 8)).content)
     with pytest.raises(ConfigError, match="size of axis 3: no file has such a dynamic axis; those are 0, batch"):
