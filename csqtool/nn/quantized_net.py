@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,11 @@ class QuantizedNet(nn.Module):
         return values if len(values) > 1 else values[0]
 
     @contextmanager
-    def taking_positions(self, inputs: Sequence[Input]) -> Iterator[tuple[Tensor, ...]]:
-        """Take keyword arguments by position within the block: torch.export knows no dynamic axes of others.
+    def captured(self, inputs: Sequence[Input]) -> Iterator[tuple[Tensor, ...]]:
+        """Prepare the network for a capture within the block.
+
+        Keyword arguments are taken by position: torch.export knows no dynamic axes of others. And the model's code is
+        told that this is no export, so that the graph is that of the forward pass which was trained and quantized.
 
         Args:
             inputs: the recorded inputs, positional ones first.
@@ -108,7 +112,8 @@ class QuantizedNet(nn.Module):
         """
         self._positions = tuple(i.name for i in inputs if i.is_keyword)
         try:
-            yield tuple(zeros(i, 2) for i in inputs)
+            with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=False):
+                yield tuple(zeros(i, 2) for i in inputs)
         finally:
             self._positions = ()
 

@@ -104,7 +104,7 @@ def captured(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[int]) -
         logger.setLevel(logging.ERROR)
         with (
             graph_markers(),
-            net.taking_positions(inputs) as sample,
+            net.captured(inputs) as sample,
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),

@@ -65,7 +65,7 @@ def _capture(net: QuantizedNet, model: QuantizedModel, dynamic: tuple[int, ...])
     try:
         logger.setLevel(logging.ERROR)  # it warns about packages that are not used here
         with (
-            net.taking_positions(inputs) as sample,
+            net.captured(inputs) as sample,
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),

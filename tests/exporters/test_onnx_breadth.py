@@ -243,6 +243,23 @@ def test_a_layer_left_in_float_is_computed_in_float_and_listed(excluded: str) ->
     assert {node.operator for node in report.float_nodes} & {"Conv", "FusedConv", "Gemm"}
 
 
+def test_a_model_that_computes_otherwise_in_an_export_is_exported_as_it_was_quantized() -> None:
+    class Pooled(nn.Module):  # such as the pyramid of PSPNet
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 3, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.conv(x))
+            if torch.onnx.is_in_onnx_export():
+                return self.pool[1](F.interpolate(x, size=(2, 2), mode="area"))
+            return self.pool(x)
+
+    torch.manual_seed(0)
+    export_module(Pooled(), (3, 6, 6), act_bits=8).assert_faithful()
+    assert not torch.onnx.is_in_onnx_export()
+
+
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_bias_beyond_int32_does_not_overflow_in_the_runtime(normalized: bool) -> None:
     # Detectors start with large biases on small values; onnxruntime would write such a bias as an int32 by itself.
