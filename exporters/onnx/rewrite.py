@@ -72,7 +72,7 @@ class _Weights:
         self._editor = GraphEditor(graph)
         self._model = model
         self._activations = {a.name: a for a in model.activations}
-        self._foldable = options.folds and not model.activations
+        self._folds = options.folds
         self.store = WeightStore(self._editor, options)
         self.done: dict[str, ir.Value] = {}
         self.beyond_int32: set[ir.Node] = set()  # layers whose bias is no int32 in steps of their product
@@ -123,7 +123,8 @@ class _Weights:
     ) -> ir.Value:
         """Return integers·scale as float, in the chosen form; `axis` is the axis of the scales."""
         name = f"{layer.name}_dq"
-        if self._foldable:
+        if self._folds and layer.input_quantizer is None:
+            # Its input is float: as a float weight it costs no time, and no runtime quantizes its input by itself.
             shape = scale.shape + (1,) * (layer.q.ndim - 1 if scale.ndim else 0)  # (C, 1, …)
             as_float = self._editor.insert(before, "Cast", [integers], f"{layer.name}_float", to=ir.DataType.FLOAT)
             factor = self._editor.fresh(f"{layer.name}_scale", scale.reshape(shape))

@@ -243,6 +243,24 @@ def test_a_layer_left_in_float_is_computed_in_float_and_listed(excluded: str) ->
     assert {node.operator for node in report.float_nodes} & {"Conv", "FusedConv", "Gemm"}
 
 
+def test_no_runtime_quantizes_the_float_input_of_a_layer_among_quantized_ones_by_itself() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.attention = nn.LayerNorm(32), nn.MultiheadAttention(32, 2, batch_first=True)
+            self.head = nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            normed = self.norm(x)
+            return self.head(x + self.attention(normed, normed, normed, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    export = export_module(Block(), (5, 32), act_bits=8)
+    assert {layer.input_quantizer is None for layer in export.model.layers} == {False, True}
+    assert "MatMulNBits" not in export.operators()
+    export.assert_faithful()
+
+
 def test_a_model_that_computes_otherwise_in_an_export_is_exported_as_it_was_quantized() -> None:
     class Pooled(nn.Module):  # such as the pyramid of PSPNet
         def __init__(self) -> None:
