@@ -2,8 +2,9 @@
 
 ``python benchmarks/zoo.py`` takes every network, with float and with 8-bit activations, each in a process of its own,
 and appends a line to ``zoo.jsonl``; what is in it is not done again. ``--write`` makes the table. The networks have
-their shipped form and random weights; inputs are small and random, and a search takes two steps: the question is
-whether a network comes through, and whether the files compute the same. Extra ``zoo``.
+their shipped form and random weights, with BatchNorm statistics of the inputs, as trained networks have; inputs are
+small and random, and a search takes two steps: the question is whether a network comes through, and whether the files
+compute the same. Extra ``zoo``.
 """
 
 from __future__ import annotations
@@ -191,6 +192,8 @@ def declare_missing_operators() -> None:
 def measure(name: str, act_bits: int | None) -> dict[str, Any]:
     """Take one network all the way; return the row."""
     import csqtool
+    from csqtool.api.given import named_or_source
+    from csqtool.evaluation import reestimate_batch_norm
     from csqtool.onnx_kernels import integer_share
 
     declare_missing_operators()
@@ -202,6 +205,9 @@ def measure(name: str, act_bits: int | None) -> dict[str, Any]:
         module = build()
         inputs = example()
         batch = [(inputs, torch.zeros(SAMPLES))]
+        source, _ = named_or_source(None, batch, batch, AnyOutputs(), None)
+        assert source is not None
+        reestimate_batch_norm(module, source.for_model(module), torch.device("cpu"), batch_size=SAMPLES, seed=0)
         parameters = sum(p.numel() for p in module.parameters())
         row |= {"parameters": parameters, "stage": "search"}
         result = csqtool.search(
@@ -294,7 +300,8 @@ def table(path: Path) -> str:
              "of float32", "seconds", "peak memory"]  # fmt: skip
     lines = [
         "# Networks that people deploy", "", __doc__.strip().splitlines()[0], "",
-        "Random weights, small random inputs, a search of two steps; torch " + torch.__version__
+        "Random weights, BatchNorm statistics of the inputs, small random inputs, a search of two steps; torch "
+        + torch.__version__
         + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share "
         "of parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; "
         "bytes, seconds and memory are those with 8-bit activations. What is refused is refused before training. "
