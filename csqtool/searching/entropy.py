@@ -55,15 +55,21 @@ class Entropy(BaseMethod[CodedWeight]):
         stored = sum(8 * csq.integer_bytes(source.integers().q) for source in self.sources.values()) / self._elements
         entropy = self.entropy()
         course = [entropy, max(AIM * room - (stored - entropy), LEAST_BITS)]
-        # Checkpoints hold what is in the network, so the first source has the state of all.
-        self._course = next(iter(self.sources.values())).course
-        self._course.copy_(torch.tensor(course))
+        self._first.course.copy_(torch.tensor(course))
+
+    @property
+    def _first(self) -> CodedWeight:
+        """The source that has the state of all: checkpoints hold what is in the network."""
+        return next(iter(self.sources.values()))
 
     def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> CodedWeight:
         """Return a latent weight; its step is the global one, or the one that fits the given planes best."""
         planes = max(self.options.rate_planes, exponents[-1] - exponents[0] + 1)
         levels = Levels([b - exponents[0] for b in exponents])
-        step = levels.fit_scale(weight.parameter) if self._step is None else self._step
+        if self._step is None:
+            step = levels.fit_scale(weight.parameter)
+        else:  # no layer may begin with zeros only
+            step = torch.minimum(self._step, weight.parameter.detach().abs().max().clamp(min=1e-8))
         planes = min(planes, self.budget.max_planes[weight.name])
         return CodedWeight(weight.parameter, step, planes, n_planes=self.config.planes)
 
@@ -82,14 +88,14 @@ class Entropy(BaseMethod[CodedWeight]):
 
     def wanted_bits(self) -> float:
         """Return the bits a weight that the course has now."""
-        start, end = self._course.tolist()
+        start, end = self._first.course.tolist()
         done = min(1.0, self._share / self.options.rate_press)
         return float(start + (end - start) * done)
 
     @property
     def price(self) -> float:
         """The price of a bit in rounding, in squared steps."""
-        return float(next(iter(self.sources.values())).price)
+        return float(self._first.price)
 
     @property
     def pressure(self) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from csqtool.csq import pack
 from csqtool.errors import ConfigError
@@ -99,9 +100,24 @@ def test_too_many_bits_raise_the_price_and_too_few_lower_it() -> None:
 def test_the_course_falls_in_the_first_share_of_the_training_and_stays() -> None:
     method = made("entropy", 3, small_net(), rate_press=0.5)
     assert isinstance(method, Entropy)
-    next(iter(method.sources.values())).course.copy_(method._course.new_tensor([4.0, 2.0]))
+    next(iter(method.sources.values())).course.copy_(torch.tensor([4.0, 2.0]))
     found = []
     for share in (0.0, 0.25, 0.5, 1.0):
         method.at_step(share)
         found.append(method.wanted_bits())
     assert found == pytest.approx([4, 3, 2, 2])
+
+
+@pytest.mark.parametrize("limit", [0.003, 0.37, 5e4])
+def test_the_last_rounding_has_the_lowest_price_at_which_the_file_fits(limit: float) -> None:
+    method = made("entropy", 3, small_net())
+    assert isinstance(method, Entropy)
+    assert method.tighten(lambda: method.price < limit)
+    assert limit <= method.price < 1.01 * limit
+
+
+def test_no_layer_begins_with_zeros_only() -> None:
+    net = small_net()
+    net[2].weight.data.mul_(1e-4)
+    method = made("entropy", 1, net)
+    assert all(found.q.any() for found in method.integers().values())
