@@ -28,6 +28,7 @@ MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
 FLOAT_EPOCHS = 6
 COMMON: dict[str, Any] = {"batch_size": 128, "amp": "bf16", "learning_rate": 0.02}
 SEARCHED = ("csq", "bsq")
+ENTROPY_SIZES = ("55KB", "66KB", "75KB", "97.8KB", "38KB", "28KB")
 LSQ_SIZES = {3: "125.1KB", 2: "97.8KB"}  # what lsq's files take, for csq at equal bytes
 
 
@@ -40,6 +41,8 @@ def runs(epochs: int, search_epochs: float) -> dict[str, dict[str, Any]]:
         for method in ("lsq", "csq", "csq-uniform", "ste-uniform", "bsq"):
             budget = searching if method in SEARCHED else fixed
             found[f"{method}-{bits}"] = {"method": method, "target_bits": bits, **budget}
+    for size in ENTROPY_SIZES:
+        found[f"entropy-{size}"] = {"method": "entropy", "target_size": size, **fixed}
     for bits, size in LSQ_SIZES.items():
         found[f"csq-{bits}-size"] = {"method": "csq", "target_size": size, **searching}
     for bits in (3, 2, 1):
@@ -72,7 +75,10 @@ def run(config: SearchConfig, folder: Path, progress: Any) -> dict[str, Any]:
 
 def label(settings: dict[str, Any]) -> str:
     """Return the method, and what differs from its defaults."""
-    more = {", β every step": "beta_schedule" in settings, ", by size": "target_size" in settings}
+    more = {
+        ", β every step": "beta_schedule" in settings,
+        ", by size": "target_size" in settings and settings["method"] != "entropy",
+    }
     return str(settings["method"]) + "".join(text for text, holds in more.items() if holds)
 
 

@@ -80,6 +80,19 @@ class _LsqRound(torch.autograd.Function):
         return gradient * inside, for_scale, None, None
 
 
+def lsq_round(latent: Tensor, scale: Tensor, q: Tensor, largest: int) -> Tensor:
+    """Return q·scale with the gradients of LSQ for the latent weight and the step size.
+
+    Args:
+        latent: the weight before rounding.
+        scale: the step size, a scalar.
+        q: its integers, at most `largest` in magnitude.
+        largest: Q, the largest integer.
+    """
+    weight: Tensor = _LsqRound.apply(latent, scale, q, largest)  # type: ignore[no-untyped-call]
+    return weight
+
+
 class LsqWeight(LatentWeight):
     """Learned step size quantization of a weight (LSQ, Esser et al. 2020).
 
@@ -101,8 +114,7 @@ class LsqWeight(LatentWeight):
         """Return the rounded weight."""
         with torch.autocast(self.latent.device.type, enabled=False):
             q, self._before_step = self.quantized()[0], self.scale.detach().clone()
-            weight: Tensor = _LsqRound.apply(self.latent, self.scale, q, self.levels.largest)  # type: ignore[no-untyped-call]
-            return weight
+            return lsq_round(self.latent, self.scale, q, self.levels.largest)
 
     @torch.no_grad()
     def hold_step_size(self) -> None:

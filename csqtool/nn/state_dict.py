@@ -41,7 +41,9 @@ def _check_checksums(content: io.BytesIO) -> None:
     Raises:
         BadZipFile: a record is damaged.
     """
-    if not zipfile.is_zipfile(content):
+    is_zip = zipfile.is_zipfile(content)
+    content.seek(0)  # looking for the archive's end moved it
+    if not is_zip:
         return  # an old file without checksums
     with zipfile.ZipFile(content) as archive:
         if (damaged := archive.testzip()) is not None:

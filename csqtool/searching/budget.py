@@ -16,6 +16,7 @@ from csqtool.text import parse_size
 
 # The planes that each layer keeps, ascending, by parameter name.
 Scheme = Mapping[str, tuple[int, ...]]
+BYTES_OF_ZEROS = 16  # of a layer's integers in the packed file, at most, if all of them are zero
 
 
 def uniform(bits: int) -> tuple[int, ...]:
@@ -41,6 +42,7 @@ class Budget:
         fixed_bytes: bytes of the packed file that do not depend on planes; only for the unit ``bytes``.
         layer_bytes: returns the bytes of a layer's integers at given planes; only for the unit ``bytes``. They depend
             on the weights; without it, the upper bound `max_bytes` is used.
+        reaches_zero: whether training can make integers take as few bytes as wanted, down to none but zeros.
     """
 
     elements: Mapping[str, int]
@@ -50,10 +52,15 @@ class Budget:
     unit: str = "elements"
     fixed_bytes: int = 0
     layer_bytes: Callable[[str, tuple[int, ...]], int] | None = None
+    reaches_zero: bool = False
 
     def __post_init__(self) -> None:
         cheapest = {name: uniform(bits) for name, bits in self.min_planes.items()}
-        min_cost = self.cost(cheapest) if self.unit != "bytes" else self.fixed_bytes + self._max_bytes(cheapest)
+        if self.unit != "bytes":
+            min_cost = self.cost(cheapest)
+        else:
+            integers = BYTES_OF_ZEROS * len(cheapest) if self.reaches_zero else self._max_bytes(cheapest)
+            min_cost = self.fixed_bytes + integers
         if min_cost > self.limit:
             raise ConfigError(
                 f"the budget of {self.describe(self.limit)} cannot be met: the least that the layers and pins allow "
@@ -145,7 +152,8 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
         min_planes |= dict.fromkeys(matching, bits)
     if config.target_size is not None:
         assert fixed_bytes is not None
-        return Budget(elements, min_planes, max_planes, parse_size(config.target_size), "bytes", fixed_bytes)
+        size = parse_size(config.target_size)
+        return Budget(elements, min_planes, max_planes, size, "bytes", fixed_bytes, reaches_zero=config.counts_bytes)
     assert config.target_bits is not None
     budget = Budget(elements, min_planes, max_planes, config.target_bits, config.budget_weighting)
     max_cost = budget.cost({name: uniform(bits) for name, bits in max_planes.items()})

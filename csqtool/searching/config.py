@@ -61,8 +61,9 @@ class SearchConfig:
         float, Setting("Epochs after the search, with the scheme fixed.", minimum=0, users=Users.SEARCHING, unused=0)
     ] = 20
     finetune_with: Annotated[
-        Literal["lsq", "csq"], Setting("Finetune latent weights with learned step sizes (lsq), or bit gates with β "
-                                       "from 1 again (csq).", users=Users.SEARCHING, finetune=True)
+        Literal["lsq", "csq", "entropy"],
+        Setting("Finetune latent weights with learned step sizes (lsq), bit gates with β from 1 again (csq), or for "
+                "the bytes of the packed file (entropy).", users=Users.SEARCHING, finetune=True),
     ] = "lsq"  # fmt: skip
     distill: Annotated[
         float, Setting("Share of the loss that the float model teaches, 0 to 1.", minimum=0, maximum=1, finetune=True)
@@ -167,6 +168,8 @@ class SearchConfig:
         """Check settings that depend on each other."""
         if (self.target_bits is None) == (self.target_size is None):
             raise ConfigError("give either target bits or a target size, and not both")
+        if self.counts_bytes:
+            self._check_counting_bytes()
         if self.target_bits is not None and not 1 <= self.target_bits <= self.planes:
             wanted = f"must be 1 to {self.planes} (the planes of a search)"
             raise SettingError("target_bits", f"{wanted}, got {self.target_bits:g}")
@@ -182,6 +185,22 @@ class SearchConfig:
         if self.act_bits is None and self.act_quantizer != "learned":
             problem = f"{self.act_quantizer} has nothing to quantize: give act bits, 2 to 8"
             raise SettingError("act_quantizer", problem)
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether the last method trains for a size of the packed file."""
+        return method_kind(self._last_method).counts_bytes
+
+    @property
+    def _last_method(self) -> str:
+        finetunes = method_kind(self.method).searches and self.finetune_epochs
+        return FINETUNE_METHODS[self.finetune_with] if finetunes else self.method
+
+    def _check_counting_bytes(self) -> None:
+        if self.target_size is None:
+            raise ConfigError(f"{self._last_method} trains for the packed file's bytes: give a target size")
+        if self.min_bits > 1:
+            raise SettingError("min_bits", f"does not go together with {self._last_method}, which needs no planes")
 
     def options_of(self, method: str) -> Options:
         """Return the options of the search's method, or of the one that finetunes, as the method's own record."""
@@ -354,6 +373,7 @@ def not_used(name: str, method: str) -> ConfigError:
     found = option_owners()
     if name not in found:
         return ConfigError(f"unknown key {name!r}; {nearest(name, GENERAL.keys() | found.keys())}")
-    gates = name in declared(BUILT_IN[FINETUNE_METHODS["csq"]].options) and method_kind(method).searches
-    more = ", and to finetuning with csq" if gates else ""
+    finetuning = [with_ for with_, other in FINETUNE_METHODS.items()
+                  if name in declared(BUILT_IN[other].options) and method_kind(method).searches]  # fmt: skip
+    more = f", and to finetuning with {finetuning[0]}" if finetuning else ""
     return SettingError(name, f"is not an option of {method}; it belongs to {', '.join(found[name])}{more}")

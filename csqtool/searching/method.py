@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -50,6 +50,7 @@ class Method(Protocol):
     Attributes:
         description: one line for ``csqtool methods``.
         searches: whether the method finds how many planes each layer keeps.
+        counts_bytes: whether the method trains for a size of the packed file. It then needs a target size.
         softens: whether the weights differ from the quantized ones during training, so that `set_hard` has an effect.
         Options: a frozen dataclass of the method's own options, its fields annotated with a
             `csqtool.searching.declarations.Setting`. They become options of ``csqtool search`` and keys in pipelines.
@@ -57,6 +58,7 @@ class Method(Protocol):
 
     description: ClassVar[str]
     searches: ClassVar[bool]
+    counts_bytes: ClassVar[bool]
     softens: ClassVar[bool]
     Options: ClassVar[type[NoOptions]]
 
@@ -94,6 +96,17 @@ class Method(Protocol):
 
     def finish(self) -> None:
         """Complete the weights after the last step."""
+        ...
+
+    def tighten(self, too_large: Callable[[], bool]) -> bool:
+        """Change integers after the last step until the packed file is not too large.
+
+        Args:
+            too_large: returns whether the file of the present integers exceeds the target size.
+
+        Returns:
+            False if the method cannot do this, and has changed nothing: then planes are dropped.
+        """
         ...
 
     def set_hard(self, hard: bool) -> None:
@@ -141,6 +154,7 @@ class BaseMethod(ABC, Generic[S]):
 
     description: ClassVar[str]
     searches: ClassVar[bool] = False
+    counts_bytes: ClassVar[bool] = False
     softens: ClassVar[bool] = False
     Options: ClassVar[type[NoOptions]] = NoOptions
 
@@ -177,6 +191,10 @@ class BaseMethod(ABC, Generic[S]):
 
     def finish(self) -> None:
         """Do nothing: the weights are complete when training ends."""
+
+    def tighten(self, too_large: Callable[[], bool]) -> bool:
+        """Return False: planes are dropped instead."""
+        return False
 
     def set_hard(self, hard: bool) -> None:
         """Do nothing: training uses the quantized weights throughout."""

@@ -17,7 +17,7 @@ from csqtool.searching.declarations import Declared, Setting, check, declared
 
 METHODS = Registry("csqtool.methods", "method")
 # The methods that finetune after a search, by their names for `finetune_with`.
-FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform"}
+FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform", "entropy": "entropy"}
 
 Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", minimum=0)]
 
@@ -78,16 +78,40 @@ class BsqOptions(Options):
 
 
 @dataclass(frozen=True)
+class EntropyOptions(Options):
+    """Options of ``entropy``, and of finetuning with it."""
+
+    rate_planes: Annotated[
+        int, Setting("Integers have at most this many planes: 4 for -15 to 15.", minimum=1, maximum=7, finetune=True)
+    ] = 4
+    rate_start: Annotated[
+        float,
+        Setting("All layers start from the step size at which they have this many times the target's bits.", above=0,
+                finetune=True),
+    ] = 1.0  # fmt: skip
+    rate_press: Annotated[
+        float, Setting("Share of the training in which the bits fall to the target's.", above=0, maximum=1,
+                       finetune=True)
+    ] = 0.1  # fmt: skip
+    rate_strength: Annotated[
+        float, Setting("λ (loss for a bit a weight) is this many times the price of a bit in rounding.", above=0,
+                       finetune=True)
+    ] = 10.0  # fmt: skip
+
+
+@dataclass(frozen=True)
 class MethodKind:
     """The facts about a method that are needed before torch is imported.
 
     Attributes:
         options: the class of its options.
         searches: whether it finds how many planes each layer keeps.
+        counts_bytes: whether it trains for a size of the packed file, and needs a target size.
     """
 
     options: type[Options]
     searches: bool = False
+    counts_bytes: bool = False
 
 
 BUILT_IN: Mapping[str, MethodKind] = {
@@ -95,6 +119,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "csq": MethodKind(CsqOptions, searches=True),
     "csq-uniform": MethodKind(GateOptions),
     "dorefa": MethodKind(Options),
+    "entropy": MethodKind(EntropyOptions, counts_bytes=True),
     "lsq": MethodKind(Options),
     "ste-uniform": MethodKind(Options),
 }
@@ -118,7 +143,8 @@ def method_kind(name: str) -> MethodKind:
             f"the method {name} of another package cannot be imported: {type(error).__name__}: {error}; "
             "repair or uninstall that package"
         ) from error
-    return MethodKind(getattr(loaded, "Options", Options), bool(loaded.searches))
+    counts_bytes = bool(getattr(loaded, "counts_bytes", False))
+    return MethodKind(getattr(loaded, "Options", Options), bool(loaded.searches), counts_bytes)
 
 
 def method_kinds() -> dict[str, MethodKind]:

@@ -151,7 +151,7 @@ class Session:
             elif stage == Stage.SEARCH and stage != self.stages[-1]:
                 self._settle()
             if stage == self.stages[-1]:
-                if not self._is_too_large():
+                if not self._is_too_large() or self.method.tighten(self._is_too_large):
                     return self._finish()
                 self._shrink()
                 self.stages.append(Stage.SHRINK)

@@ -13,12 +13,14 @@ from csqtool.nn.state_dict import check_keys, load_state, load_weights, read_sta
 
 @pytest.mark.parametrize("nest", [None, "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("zipped", [True, False])  # torch wrote plain pickles before 1.6
 def test_weights_load_from_nested_checkpoints_with_and_without_a_prefix(
-    tmp_path: Path, prefix: str, nest: str | None
+    tmp_path: Path, zipped: bool, prefix: str, nest: str | None
 ) -> None:
     source, target = nn.Linear(3, 2), nn.Linear(3, 2)
     state = {prefix + name: value for name, value in source.state_dict().items()}
-    torch.save({nest: state, "epoch": 3} if nest else state, tmp_path / "w.pt")
+    content = {nest: state, "epoch": 3} if nest else state
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     load_weights(target, tmp_path / "w.pt")
     assert torch.equal(target.weight, source.weight)
 

@@ -23,7 +23,10 @@ SEARCH = ["search", DIGITS, "--data", "digits", "--target-bits", 3]
 
 
 def made(**settings: Any) -> SearchConfig:
-    return SearchConfig.make(model="m", data="d", **{"target_bits": 3, **settings})
+    """Return settings with a budget that the method can have."""
+    kind = BUILT_IN.get(settings.get("method", "csq"))
+    budget = {"target_size": "60KB"} if kind and kind.counts_bytes else {"target_bits": 3}
+    return SearchConfig.make(model="m", data="d", **{**budget, **settings})
 
 
 # --- values ------------------------------------------------------------------------------------------------
@@ -118,7 +121,10 @@ def test_recipes_name_settings_that_are_there(recipe: str) -> None:
         ({"method": "lsq", "contiguous": True}, "contiguous is not an option of lsq"),
         ({"method": "lsq", "repair": True}, "repair is not an option of lsq without a target size"),
         ({"method": "lsq", "repair_samples": 8}, "repair_samples is not an option of lsq without a target size"),
-        ({"scheme": "s.json"}, "scheme is not an option of csq; it belongs to csq-uniform, dorefa, lsq, ste-uniform"),
+        (
+            {"scheme": "s.json"},
+            "scheme is not an option of csq; it belongs to csq-uniform, dorefa, entropy, lsq, ste-uniform",
+        ),
     ],
 )
 def test_settings_that_the_method_does_not_use_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -255,7 +261,7 @@ def test_the_reference_says_which_methods_use_a_setting() -> None:
     rows = {row.name: row for row in reference()}
     assert rows["beta_max"].methods == "csq, csq-uniform"
     assert rows["finetune_epochs"].methods == "bsq, csq"
-    assert rows["scheme"].methods == "csq-uniform, dorefa, lsq, ste-uniform"
+    assert rows["scheme"].methods == "csq-uniform, dorefa, entropy, lsq, ste-uniform"
     assert rows["epochs"].methods == "all methods"
     assert rows["repair"].methods == Users.SHRINKING
     assert rows["optimizer"].type == "one of sgd, adamw"

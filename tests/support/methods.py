@@ -10,6 +10,7 @@ from csqtool.nn.weights import quantizable_weights
 from csqtool.searching.budget import make_budget, uniform, uniform_scheme
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method, MethodContext, load_method
+from csqtool.searching.options import BUILT_IN
 
 
 def small_net() -> nn.Sequential:
@@ -19,11 +20,20 @@ def small_net() -> nn.Sequential:
 
 
 def made(name: str, target: float, model: nn.Module, **settings: object) -> Method:
-    """Return a method that has taken the place of the weights of `model`."""
-    config = SearchConfig.make(model="m", data="d", target_bits=target, method=name, **settings)
+    """Return a method that has taken the place of the weights of `model`.
+
+    Args:
+        name: the method.
+        target: planes a weight; of a method that counts bytes, bits.
+        model: the network.
+        settings: others.
+    """
+    bits = target * sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    budgets = {"target_size": f"{bits / 8:.0f}B"} if BUILT_IN[name].counts_bytes else {"target_bits": target}
+    config = SearchConfig.make(model="m", data="d", method=name, **budgets, **settings)
     features = next(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
     weights = quantizable_weights(model, record(model, [torch.zeros(2, features)]).weights)
     kind = load_method(name)
-    budget = make_budget(config, {w.name: w.elements for w in weights})
+    budget = make_budget(config, {w.name: w.elements for w in weights}, fixed_bytes=0)
     scheme = {w.name: uniform(8) for w in weights} if kind.searches else uniform_scheme(budget, method=name)
     return kind(MethodContext(weights, model, config, config.options_of(name), budget, scheme))
