@@ -37,6 +37,14 @@ def test_three_compressions_count_planes_a_layer_bits_a_weight_and_bytes_of_the_
     assert f"{found.real:.2f} ×" in compression_text(model())
 
 
+def test_a_model_that_cannot_be_packed_is_summarized_with_the_reason() -> None:
+    tensors = {"b" * 300: np.zeros(3, np.float32)}
+    whole = model()
+    text = compression_text(QuantizedModel(whole.layers, (), tensors, info=whole.info))
+    assert text.startswith("compression against float32: not known, the model cannot be packed")
+    assert "a name has 1 to 255 bytes, this one 300" in text
+
+
 def test_the_layer_table_ends_in_totals_weighted_by_elements() -> None:
     *_, small, wide, total = (line.split() for line in layer_table(model()).splitlines())
     assert small == ["small.weight", "1", "1", "2", "6", "2"]
