@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from csqtool.version import __version__
 
 if TYPE_CHECKING:
-    from csqtool.api.look import formats, inspect, methods, report
+    from csqtool.api.look import doctor, formats, inspect, methods, report
     from csqtool.api.make import check, finalize, finetune, init, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
@@ -49,6 +49,7 @@ _HOMES = {
     "bench": "csqtool.api.prove",
     "check": "csqtool.api.make",
     "diff": "csqtool.api.prove",
+    "doctor": "csqtool.api.look",
     "export": "csqtool.api.ship",
     "finalize": "csqtool.api.make",
     "finetune": "csqtool.api.make",
@@ -85,6 +86,7 @@ __all__ = [
     "bench",
     "check",
     "diff",
+    "doctor",
     "export",
     "finalize",
     "finetune",

@@ -16,7 +16,8 @@ ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.model_info csqtool.quantized_model csqtool.integers "
     "csqtool.folding csqtool.progress csqtool.documents csqtool.onnx_file csqtool.onnx_session "
     "csqtool.sandbox csqtool.onnx_isolated csqtool.onnx_limits csqtool.onnx_schemas csqtool.onnx_worker csqtool.trust "
-    "csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version csqtool.trees csqtool.hubs",
+    "csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version csqtool.trees csqtool.hubs "
+    "csqtool.installation",
     "csqtool.finalized_file csqtool.factories csqtool.task csqtool.randomness",
     "csqtool.nn.modes",
     "csqtool.data",

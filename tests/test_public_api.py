@@ -226,6 +226,7 @@ def test_the_small_verbs_do_what_the_command_line_does(eight_bits: Built, tmp_pa
     assert csqtool.report(eight_bits.run, tmp_path / "r.html").is_file()
     assert {"csq", "lsq"} <= set(csqtool.methods())
     assert {"onnx", "csq", "c"} <= set(csqtool.formats())
+    assert "torch" in {one.name for one in csqtool.doctor()}
     assert (tmp_path / "p" / "pipeline.toml") in csqtool.init(tmp_path / "p")
 
 

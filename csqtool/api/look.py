@@ -1,12 +1,15 @@
-"""The verbs that show: `inspect`, `report`, `methods`, `formats`."""
+"""The verbs that show: `inspect`, `report`, `methods`, `formats`, `doctor`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csqtool.api.given import PathLike
+
+if TYPE_CHECKING:
+    from csqtool.installation import Finding
 
 
 def inspect(path: PathLike) -> dict[str, Any]:
@@ -54,3 +57,10 @@ def formats() -> dict[str, str]:
     from csqtool.exporting import EXPORTERS
 
     return EXPORTERS.descriptions()
+
+
+def doctor() -> list[Finding]:
+    """Return what is installed, and what is missing for which feature: packages, extras, compilers, devices."""
+    from csqtool.installation import examine
+
+    return examine()

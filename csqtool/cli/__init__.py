@@ -35,6 +35,7 @@ _VERBS = {
     "inspect": "csqtool.cli.model_verbs:inspect",
     "methods": "csqtool.cli.model_verbs:methods",
     "formats": "csqtool.cli.model_verbs:formats",
+    "doctor": "csqtool.cli.doctor_verb:doctor",
 }
 
 
