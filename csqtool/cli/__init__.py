@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from csqtool.cli.output import process_index
-from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted
+from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted, nearest
 from csqtool.text import printable
 from csqtool.version import __version__
 
@@ -57,6 +57,14 @@ class Verbs(click.Group):
         module, _, name = _VERBS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return a verb and its arguments, or name the verb that was probably meant."""
+        if args[0] not in _VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"no verb {args[0]!r}; {nearest(args[0], _VERBS)}", ctx)
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a verb and exit."""

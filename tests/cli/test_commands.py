@@ -248,3 +248,10 @@ def test_onnxruntime_prints_no_names_of_a_file(capfd: pytest.CaptureFixture[str]
     with pytest.raises(RuntimeError, match="Reshape"):
         run_batches(session(model.SerializeToString(), "off"), {"x": np.zeros((2, 4), np.float32)})
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("verb", "meant"), [("serch", "did you mean 'search'?"), ("quux", "known: bench, check")])
+def test_a_misspelt_verb_is_named_with_the_nearest_one(verb: str, meant: str) -> None:
+    result = invoke(verb, "model.onnx")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: no verb '{verb}'; {meant}")
