@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ TOO_MUCH = 0.05  # relative excess of bits from which step sizes do not shrink
 HIGHEST_PRICE = 1.0  # in training
 LAST_PRICE = 1e8  # in rounding at the end; by then all integers are zero
 HALVINGS = 12
+TAILS = 2  # planes that the largest weights need beyond the bits of all
+MOST_PLANES = 7  # integers of eight bits
 LEAST_BITS = 0.01  # a weight; a course ends no lower
 
 
@@ -47,10 +50,12 @@ class Entropy(BaseMethod[CodedWeight]):
         self._elements = sum(weight.elements for weight in context.weights)
         room = 8 * (budget.limit - budget.fixed_bytes + SLACK * len(context.weights)) / self._elements
         self._step: Tensor | None = None
+        self._planes = options.rate_planes
         if len({len(exponents) for exponents in context.scheme.values()}) == 1:
-            largest = 2**options.rate_planes - 1
+            bits = options.rate_start * room
+            self._planes = min(max(options.rate_planes, math.ceil(bits) + TAILS), MOST_PLANES)
             weights = [weight.parameter for weight in context.weights]
-            self._step = bisected_step(weights, options.rate_start * room, largest)
+            self._step = bisected_step(weights, bits, 2**self._planes - 1)
         super().__init__(context)
         stored = sum(8 * csq.integer_bytes(source.integers().q) for source in self.sources.values()) / self._elements
         entropy = self.entropy()
@@ -64,7 +69,7 @@ class Entropy(BaseMethod[CodedWeight]):
 
     def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> CodedWeight:
         """Return a latent weight; its step is the global one, or the one that fits the given planes best."""
-        planes = max(self.options.rate_planes, exponents[-1] - exponents[0] + 1)
+        planes = max(self._planes, exponents[-1] - exponents[0] + 1)
         levels = Levels([b - exponents[0] for b in exponents])
         if self._step is None:
             step = levels.fit_scale(weight.parameter)

@@ -82,8 +82,9 @@ class EntropyOptions(Options):
     """Options of ``entropy``, and of finetuning with it."""
 
     rate_planes: Annotated[
-        int, Setting("Integers have at most this many planes: 4 for -15 to 15.", minimum=1, maximum=7, finetune=True)
-    ] = 4
+        int, Setting("The range of integers in planes, 4 for -15 to 15; more where the target's bits need more.",
+                     minimum=1, maximum=7, finetune=True)
+    ] = 4  # fmt: skip
     rate_start: Annotated[
         float,
         Setting("All layers start from the step size at which they have this many times the target's bits.", above=0,

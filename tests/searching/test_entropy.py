@@ -121,3 +121,10 @@ def test_no_layer_begins_with_zeros_only() -> None:
     net[2].weight.data.mul_(1e-4)
     method = made("entropy", 1, net)
     assert all(found.q.any() for found in method.integers().values())
+
+
+@pytest.mark.parametrize(("bits", "planes"), [(1.0, 4), (2.9, 6), (6.0, 7)])
+def test_the_range_of_integers_is_wide_enough_for_the_bits(bits: float, planes: int) -> None:
+    method = made("entropy", bits, small_net())
+    assert isinstance(method, Entropy)
+    assert {source.largest for source in method.sources.values()} == {2**planes - 1}
