@@ -41,12 +41,11 @@ def _check_checksums(content: io.BytesIO) -> None:
     Raises:
         BadZipFile: a record is damaged.
     """
-    if not zipfile.is_zipfile(content):
-        return  # an old file without checksums
-    with zipfile.ZipFile(content) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"the record {damaged} is damaged: its checksum differs")
-    content.seek(0)
+    if zipfile.is_zipfile(content):  # an old file has no checksums
+        with zipfile.ZipFile(content) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the record {damaged} is damaged: its checksum differs")
+    content.seek(0)  # also the look for an archive moves the position
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
