@@ -41,8 +41,8 @@ from csqtool.task import Task, as_task, new_metric
 from csqtool.trees import call, mapped, tensors
 
 PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
-WEIGHT_RATE = 1e-3  # of Adam, which moves a weight by about this much a step
-SCALE_RATE = 1e-4
+WEIGHT_RATE = 1e-4  # of Adam, which moves a weight by about this much a step
+SCALE_RATE = 1e-5
 SPARE_PLANES = 2  # by which the allotment begins above the budget's average: more is hardly ever kept
 VARIANCE_FLOOR = 1e-6  # below it an output is constant
 
