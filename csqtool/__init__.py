@@ -22,7 +22,7 @@ from csqtool.version import __version__
 
 if TYPE_CHECKING:
     from csqtool.api.look import doctor, formats, inspect, methods, report
-    from csqtool.api.make import check, finalize, finetune, init, run, search
+    from csqtool.api.make import check, finalize, finetune, init, quantize, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
     from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
@@ -59,6 +59,7 @@ _HOMES = {
     "load": "csqtool.api.ship",
     "methods": "csqtool.api.look",
     "pack": "csqtool.api.ship",
+    "quantize": "csqtool.api.make",
     "report": "csqtool.api.look",
     "run": "csqtool.api.make",
     "save": "csqtool.api.ship",
@@ -96,6 +97,7 @@ __all__ = [
     "load",
     "methods",
     "pack",
+    "quantize",
     "report",
     "run",
     "save",

@@ -30,7 +30,7 @@ ORDER = [
     "csqtool.packing",
     "exporters csqtool.summaries",
     "csqtool.verifying",
-    "csqtool.pipeline_file csqtool.fingerprints csqtool.checking",
+    "csqtool.pipeline_file csqtool.fingerprints csqtool.checking csqtool.quantizing",
     "csqtool.pipeline_runner",
     "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",

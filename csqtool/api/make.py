@@ -1,4 +1,4 @@
-"""The verbs that make a model: `check`, `search`, `finetune`, `finalize`, `run`, `init`."""
+"""The verbs that make a model: `check`, `quantize`, `search`, `finetune`, `finalize`, `run`, `init`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csqtool.api.given import PathLike, model_source, named_or_module, named_or_source, shown
-from csqtool.errors import ConfigError
+from csqtool.errors import ConfigError, nearest
 from csqtool.quantized_model import QuantizedModel
 from csqtool.trust import trusting
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from csqtool.searching.config import SearchConfig
     from csqtool.searching.result import SearchResult
     from csqtool.task import Task
+
+# Of a search's settings, those that quantization after training has.
+QUANTIZE_SETTINGS = ("data", "target_bits", "target_size", "act_bits", "weights", "pin", "exclude", "min_bits",
+                     "max_bits", "keep_output", "task", "batch_size", "seed", "device", "model_args")  # fmt: skip
 
 
 def search(
@@ -131,6 +135,54 @@ def check(
     with shown(progress) as told:
         config = SearchConfig.make("", **named_model, **named_data, **settings)
         return checking.check(config, model=module, data=source, progress=told)
+
+
+def quantize(
+    model: nn.Module | str,
+    calibration: Any = None,
+    *,
+    samples: int = 1024,
+    steps: int = 400,
+    batch_norm: bool = True,
+    task: str | Task | None = None,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> QuantizedModel:
+    """Quantize a trained network without training data that have labels, in minutes.
+
+    Args:
+        model: a trained module, which is copied and never changed, or a name such as ``net.py:build``.
+        calibration: inputs alone: an array or tensor [N, …], a `DataLoader`, or a list of batches [B, …]; or data as
+            `search` takes them for training, or a source name; their labels are not looked at.
+        samples: how many of them are read.
+        steps: of the reconstruction against the float network; 0 rounds to the nearest.
+        batch_norm: re-estimate BatchNorm's statistics on the samples.
+        task: the task that the file records, as in `search`.
+        progress: as in `search`.
+        settings: ``target_bits`` (planes a weight on average, without the sign) or ``target_size``, ``act_bits``,
+            ``weights``, ``pin``, ``exclude``, ``min_bits``, ``max_bits``, ``batch_size``, ``seed``, ``device`` …
+
+    Raises:
+        InputError: the model, the data or a setting cannot be used, or the budget cannot be met.
+    """
+    from csqtool import quantizing
+    from csqtool.searching.config import SearchConfig
+
+    if unused := sorted(set(settings) - set(QUANTIZE_SETTINGS)):
+        raise ConfigError(f"quantize has no setting {unused[0]!r}; {nearest(unused[0], QUANTIZE_SETTINGS)}")
+    for name, value, least in (("samples", samples, 2), ("steps", steps, 0)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+    if calibration is None:
+        raise ConfigError("quantize needs calibration data: inputs, or a source name")
+    named_model, module = named_or_module(model)
+    source = quantizing.calibration_data(calibration, task, settings.get("batch_size"))
+    named_data = {} if source.source is None else {"data": source.source}
+    with shown(progress) as told:
+        config = SearchConfig.make("", **named_model, **named_data, **settings)
+        return quantizing.quantize(
+            config, samples=samples, steps=steps, batch_norm=batch_norm, data=source, model=module, progress=told
+        )
 
 
 def finetune(

@@ -20,6 +20,7 @@ EXIT_INTERRUPTED = 130
 
 _VERBS = {
     "check": "csqtool.cli.check_verb:check",
+    "quantize": "csqtool.cli.quantize_verb:quantize",
     "search": "csqtool.cli.search_verb:search",
     "finetune": "csqtool.cli.search_verb:finetune",
     "finalize": "csqtool.cli.model_verbs:finalize",

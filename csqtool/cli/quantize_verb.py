@@ -1,0 +1,45 @@
+"""``csqtool quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from csqtool.api.make import QUANTIZE_SETTINGS
+from csqtool.cli.output import show
+from csqtool.cli.settings import flags_named, given, settings_command
+from csqtool.errors import ConfigError
+from csqtool.searching.settings import Row, reference
+
+
+def _rows() -> list[Row]:
+    return [row for row in reference() if row.name in QUANTIZE_SETTINGS]
+
+
+@click.command(cls=settings_command(_rows))
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--samples", type=int, default=None, help="Training samples that are read. [default: 1024]")
+@click.option("--steps", type=int, default=None, help="Steps of the reconstruction; 0 rounds only. [default: 400]")
+@click.option("--batch-norm/--no-batch-norm", default=None, help="Re-estimate BatchNorm's statistics. [default: yes]")
+def quantize(model: str, output: Path, **values: Any) -> None:
+    """Quantize a trained MODEL without training it: a few hundred inputs, no labels, minutes.
+
+    MODEL is as for search. --target-bits counts planes, without the sign: 3 planes deploy as 4 bits.
+    """
+    settings = given({"model": model, **values})
+    needed = {"--data": "data" in settings,
+              "--target-bits or --target-size": bool({"target_bits", "target_size"} & settings.keys())}  # fmt: skip
+    if missing := [name for name, there in needed.items() if not there]:
+        raise ConfigError(f"quantize needs {', '.join(missing)}")
+    import csqtool
+
+    with flags_named():
+        quantized = csqtool.quantize(settings.pop("model"), settings.pop("data"), progress=True, **settings)
+    csqtool.save(quantized, output)
+    elements = sum(layer.elements for layer in quantized.layers)
+    planes = sum(layer.elements * layer.precision for layer in quantized.layers) / elements
+    bits = sum(layer.elements * layer.bit_width for layer in quantized.layers) / elements
+    show(f"{output}  {len(quantized.layers)} layers  {planes:.3f} planes  {bits:.3f} bits a weight")

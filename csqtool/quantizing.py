@@ -1,0 +1,338 @@
+"""Quantization after training: bits allotted and weights reconstructed against the float network, without labels."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader
+
+from csqtool.data import DataSource, as_source, batches_of, training_batches
+from csqtool.data.data_source import Part
+from csqtool.data.datasets import Batch, take
+from csqtool.data.streams import Stream
+from csqtool.errors import ConfigError, DataError, TrainingError
+from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
+from csqtool.model_info import MethodInfo
+from csqtool.model_source import ModelSource
+from csqtool.nn.modes import evaluating
+from csqtool.progress import Progress, Silent
+from csqtool.quantized_model import QuantizedModel
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.files_ahead import check_files_ahead
+from csqtool.searching.loop import compute_small_weights
+from csqtool.searching.method import Method, MethodContext, load_method
+from csqtool.searching.network import Network
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.searching.scheme import LossProbe, drop_planes, settle
+from csqtool.searching.session import Session
+from csqtool.searching.start import Start
+from csqtool.task import Task, as_task, new_metric
+from csqtool.trees import call, mapped, tensors
+
+PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
+WEIGHT_RATE = 1e-4  # of Adam, which moves a weight by about this much a step
+SCALE_RATE = 1e-5
+SPARE_PLANES = 2  # by which the allotment begins above the budget's average: more is hardly ever kept
+VARIANCE_FLOOR = 1e-6  # below it an output is constant
+
+
+class Unlabelled:
+    """A task of which only the names are used: its targets are never looked at."""
+
+    labels = False
+
+    def __init__(self, task: Task) -> None:
+        self.name, self.metric_name = task.name, task.metric_name
+        self._task = task
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Return zero."""
+        return torch.zeros(())
+
+    def new_metric(self) -> Any:
+        """Return the task's own metric."""
+        return new_metric(self._task)
+
+
+@dataclass(frozen=True)
+class FirstSamples:
+    """The first samples of a map-style data set."""
+
+    data: Any
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        inputs, targets = take(self.data, range(index, index + 1))
+        return mapped(inputs, lambda tensor: tensor[0]), mapped(targets, lambda tensor: tensor[0])
+
+
+@dataclass(frozen=True)
+class FirstBatches:
+    """The first samples of a loader, read anew in each pass."""
+
+    data: Stream
+    count: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return batches_of(self.data, max_samples=self.count)
+
+
+class Inputs:
+    """Batches of inputs alone, with targets that nobody looks at."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for inputs in self.batches:
+            alone = inputs[0] if isinstance(inputs, list | tuple) and len(inputs) == 1 else inputs  # a TensorDataset's
+            yield (alone, torch.zeros(len(alone), dtype=torch.int64)) if _is_tensor(alone) else alone
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | np.ndarray) and value.ndim > 0
+
+
+def calibration_data(given: Any, task: str | Task | None, batch_size: int | None) -> DataSource:
+    """Return calibration data, with labels or without, as a source.
+
+    Args:
+        given: inputs [N, …]; a `DataLoader`, or a list, of batches of inputs; or what a search takes as training data.
+        task: the task that the file records.
+        batch_size: the setting, if it was given.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    if isinstance(given, np.ndarray | Tensor):
+        if given.ndim < 2:
+            raise DataError(f"calibration inputs must have shape [N, …], got {list(given.shape)}")
+        given = (given, torch.zeros(len(given), dtype=torch.int64))
+        return as_source(train=given, needs=("train",), batch_size=batch_size).with_task(as_task(task))
+    if isinstance(given, DataLoader) or (isinstance(given, list) and given and _is_tensor(given[0])):
+        return as_source(train=Inputs(given), task=task, needs=("train",), batch_size=batch_size)
+    return as_source(given, task=task, needs=("train",), batch_size=batch_size)
+
+
+def calibration_source(data: DataSource, samples: int) -> DataSource:
+    """Return the first training samples as data without labels."""
+    train: Part = data.train
+    if isinstance(train, Stream):
+        train = Stream(FirstBatches(train, samples), train.name, train.names)
+    elif len(train) > samples:
+        train = FirstSamples(train, samples)
+    return replace(data, train=train, test=train, task=Unlabelled(data.task))
+
+
+def quantize(
+    config: SearchConfig,
+    *,
+    samples: int,
+    steps: int,
+    batch_norm: bool,
+    data: DataSource,
+    model: ModelSource | None = None,
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Quantize a trained network against its own float outputs.
+
+    BatchNorm is re-estimated on the samples; activation quantizers are calibrated; planes are allotted by measured
+    output error under the budget; then all rounded weights, step sizes and biases are trained together so that the
+    layers and outputs follow the float network's (as in BRECQ, Li et al. 2021, with the whole network as one block,
+    and learned step sizes, Esser et al. 2020, in place of rounding gates).
+
+    Args:
+        config: the settings; of a search, those of the budget and of what is quantized are used.
+        samples: how many training samples are read.
+        steps: of the reconstruction; 0 rounds to the nearest.
+        batch_norm: re-estimate BatchNorm's statistics on the samples.
+        data: training data; labels are not looked at.
+        model: builds the module; None takes the factory in the settings.
+        progress: is told of every step.
+
+    Raises:
+        InputError: model, data or settings cannot be used, or the budget cannot be met.
+    """
+    told = progress or Silent()
+    with tempfile.TemporaryDirectory(prefix="csqtool-") as folder:
+        limited = calibration_source(data, samples)
+        directory = RunDirectory(Path(folder) / "run")
+        session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
+        return _Quantizing(session, told).result(steps, batch_norm=batch_norm)
+
+
+class _Quantizing:
+    """The steps of `quantize`."""
+
+    def __init__(self, session: Session, told: Progress) -> None:
+        self.session, self.told = session, told
+        self.network: Network = session.network
+        self.config, self.data, self.device = session.config, session.data, session.device
+        found = len(self.data.train)
+        if found < self.config.batch_size and not isinstance(self.data.train, Stream):
+            raise DataError(f"{found} calibration samples are fewer than a batch of {self.config.batch_size}")
+
+    def result(self, steps: int, *, batch_norm: bool) -> QuantizedModel:
+        network, config = self.network, self.config
+        info = self.session.info()
+        info = info.replace(method=MethodInfo(
+            name="post-training", target_bits=config.target_bits, target_size=config.target_size,
+            act_bits=config.act_bits, epochs=0.0, finetune_epochs=0.0, seed=config.seed))  # fmt: skip
+        check_files_ahead(network, info)
+        network.net.to(self.device)
+        if batch_norm:
+            self._reestimate(network.model)
+        if dead := network.calibrate(self._inputs):
+            self.told.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
+        teacher = copy.deepcopy(network.model).eval().requires_grad_(False)
+        costs = self.session.costs
+        costs.measure_sizes(lambda: network.parameters)
+        first = costs.budget.uniform(math.ceil(costs.budget.target_bits) + SPARE_PLANES)
+        self.told.line("measuring the output error of each layer …")
+        scheme = settle(first, costs.budget, loss_with=LossProbe(network.parameters, self._output_error(teacher)))
+        self.told.line(f"scheme: {costs.budget.describe(costs.budget.cost(scheme))}, "
+                       f"budget {costs.budget.describe(costs.budget.limit)}")  # fmt: skip
+        while True:
+            method = self._reconstructed(scheme, teacher, steps)
+            if batch_norm:
+                self._reestimate(network.net)
+            integers = method.integers()
+            if not costs.counts_bytes or costs.of(integers) <= costs.budget.limit:
+                return network.quantized(integers, info)
+            # The entropy of the integers has grown: what the file takes now is the start of the next turn.
+            self.told.line("the packed file exceeds the target size; dropping planes …")
+            costs.fix_other_bytes(integers)
+            network.make_plain()
+            costs.measure_sizes(lambda: network.parameters)
+            probe = LossProbe(network.parameters, self._output_error(teacher))
+            scheme, steps = drop_planes(scheme, costs.budget, loss_with=probe), 0
+
+    def _inputs(self) -> Iterator[Any]:
+        return (inputs for inputs, _ in batches_of(self.data.train))
+
+    def _reestimate(self, net: nn.Module) -> None:
+        reestimate_batch_norm(net, self.data, self.device, batch_size=self.config.batch_size, seed=self.config.seed)
+
+    def _output_error(self, teacher: nn.Module) -> Callable[[], float]:
+        """Return a function that measures the network's output error on the first samples, relative to their power."""
+        inputs = [laid_out(x, self.device, channels_last=bool(self.config.channels_last))
+                  for x, _ in batches_of(self.data.train, max_samples=PROBE_SAMPLES)]  # fmt: skip
+        with torch.no_grad(), evaluating(teacher):
+            wanted = [as_float(call(teacher, x)) for x in inputs]
+
+        @torch.no_grad()
+        def measured() -> float:
+            with evaluating(self.network.model):
+                found = [as_float(call(self.network.model, x)) for x in inputs]
+            return float(sum(difference(one, other) for one, other in zip(found, wanted, strict=True)))
+
+        return measured
+
+    def _reconstructed(self, scheme: dict[str, tuple[int, ...]], teacher: nn.Module, steps: int) -> Method:
+        """Put rounded weights in place, and train them for some steps."""
+        network, config, net = self.network, self.config, self.network.net
+        compared = {network.placement.batch_norms.get(w.name) or w.name.rpartition(".")[0] for w in network.weights}
+        method_class = load_method("lsq")
+        context = MethodContext(
+            network.weights, network.model, config, config.options_of("lsq"), self.session.costs.budget, scheme
+        )
+        network.method = method = method_class(context)
+        net.eval()
+        if not steps:
+            return method
+        scales = [p for name, p in net.named_parameters() if name.endswith("scale") and p.ndim == 0]
+        known = {id(p) for p in scales}
+        rest = [p for p in net.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": rest, "lr": WEIGHT_RATE}, {"params": scales, "lr": SCALE_RATE}]
+        optimizer = torch.optim.Adam(groups)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        ours, theirs = Watched(network.model, compared), Watched(teacher, compared)
+        with ours, theirs:
+            for number, inputs in enumerate(self._batches(steps)):
+                with torch.no_grad():
+                    wanted = as_float(call(teacher, inputs))
+                with parametrize.cached():
+                    compute_small_weights(net)
+                    found = as_float(call(net, inputs))
+                seen = [difference(ours.outputs[name], theirs.outputs[name]) for name in compared
+                        if name in ours.outputs]  # fmt: skip
+                loss = difference(found, wanted) + sum(seen) / max(len(seen), 1)
+                if not math.isfinite(float(loss.detach())):
+                    raise TrainingError(f"the error of the reconstruction is not finite at step {number + 1}")
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                rate.step()
+                method.after_step()
+                for quantizer in net.quantizers.values():
+                    quantizer.after_step()
+                self.told.step("reconstruct", number + 1, steps, {"error": float(loss.detach())})
+        return method
+
+    def _batches(self, steps: int) -> Iterator[Any]:
+        batches = training_batches(self.data, batch_size=self.config.batch_size, seed=self.config.seed)
+        done = epoch = 0
+        while True:
+            for inputs, _ in batches.epoch("reconstruct", epoch):
+                if done == steps:
+                    return
+                done += 1
+                yield laid_out(inputs, self.device, channels_last=bool(self.config.channels_last))
+            epoch += 1
+
+
+class Watched:
+    """Keeps the last outputs of some modules within a block.
+
+    Args:
+        model: the module.
+        paths: of the modules in it.
+    """
+
+    def __init__(self, model: nn.Module, paths: set[str]) -> None:
+        self.outputs: dict[str, Any] = {}
+        self._modules = {path: model.get_submodule(path) for path in paths}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for path, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._keeper(path)))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keeper(self, path: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A later layer may change its input in place, as nn.ReLU(inplace=True) does.
+            self.outputs[path] = mapped(output, lambda tensor: tensor.clone())
+
+        return keep
+
+
+def difference(found: Any, wanted: Any) -> Tensor:
+    """Return the squared error of outputs, relative to the variance of the wanted ones; a mean over tensors."""
+    losses = [
+        mse_loss(one, other) / other.var(correction=0).clamp(min=VARIANCE_FLOOR)
+        for one, other in zip(tensors(found), tensors(wanted), strict=True)
+        if other.is_floating_point()
+    ]
+    if not losses:
+        raise ConfigError("the model returns no floating-point output that a reconstruction could follow")
+    return torch.stack(losses).mean()

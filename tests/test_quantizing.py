@@ -1,0 +1,103 @@
+"""Quantization after training: on objects without labels, on the digits sample's command, and on bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import csqtool
+from tests.support.commands import DIGITS, invoke, ok
+
+
+def made() -> nn.Module:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 24), nn.ReLU(),
+                        nn.Linear(24, 4))  # fmt: skip
+    return net.eval()
+
+
+def inputs() -> Tensor:
+    return torch.randn(192, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+
+
+def error(net: nn.Module, quantized: csqtool.QuantizedModel) -> float:
+    x = torch.randn(256, 1, 6, 6, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return float((csqtool.to_torch(quantized, net)(x) - net(x)).square().mean())
+
+
+def test_reconstruction_comes_nearer_to_the_float_network_than_rounding_to_the_nearest() -> None:
+    net, before = made(), made().state_dict()
+    options: dict[str, Any] = {"target_bits": 2, "batch_norm": False, "device": "cpu"}
+    rounded, trained = (csqtool.quantize(net, inputs(), steps=steps, **options) for steps in (0, 150))
+    assert error(net, trained) < 0.8 * error(net, rounded)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: x.numpy(),
+        lambda x: list(x.split(64)),
+        lambda x: DataLoader(TensorDataset(x), 64),
+        lambda x: DataLoader(TensorDataset(x, torch.full((len(x),), 99)), 64),
+    ],
+    ids=["array", "batches", "loader", "labels that no class has"],
+)
+def test_inputs_are_taken_without_labels_and_the_budget_is_not_exceeded(given: Callable[[Tensor], Any]) -> None:
+    quantized = csqtool.quantize(made(), given(inputs()), target_bits=2.5, act_bits=8, steps=2, pin={"6.weight": 5})
+    planes = {layer.name: layer.precision for layer in quantized.layers}
+    elements = {layer.name: layer.elements for layer in quantized.layers}
+    assert planes["6.weight"] == 5
+    assert planes["4.weight"] == 2  # with three, it alone would exceed the budget
+    assert sum(planes[n] * elements[n] for n in planes) / sum(elements.values()) <= 2.5
+    assert quantized.activations
+
+
+@pytest.mark.long
+def test_the_command_writes_a_file_that_is_exported_and_verified(tmp_path: Path) -> None:
+    model, onnx = tmp_path / "m.safetensors", tmp_path / "m.onnx"
+    result = ok("quantize", DIGITS, "--data", "digits", "--target-bits", 3, "--act-bits", 8, "--samples", 128,
+                "--steps", 4, "-o", model)  # fmt: skip
+    assert "steps/s" in result.stderr
+    ok("export", model, "--format", "onnx", "-o", onnx)
+    assert ok("verify", onnx, "--against", model, "--data", "digits").stdout.splitlines()[-1].startswith("PASS")
+    ok("inspect", model)
+
+
+def test_a_size_of_the_packed_file_is_not_exceeded(tmp_path: Path) -> None:
+    quantized = csqtool.quantize(made(), inputs(), target_size="2600B", steps=10)
+    csqtool.pack(quantized, tmp_path / "m.csq")
+    assert (tmp_path / "m.csq").stat().st_size <= 2600
+
+
+@pytest.mark.parametrize(
+    ("calibration", "settings", "message"),
+    [
+        (inputs()[:20], {"target_bits": 3}, "20 calibration samples are fewer than a batch of 64"),
+        (inputs() / 0, {"target_bits": 3}, "not finite"),
+        (inputs(), {"target_bits": 3, "pin": {"4.weight": 7}}, "cannot be met"),
+        (inputs(), {"target_bits": 3, "epochs": 4}, "quantize has no setting 'epochs'"),
+        (inputs(), {"target_bits": 3, "steps": -1}, "steps must be at least 0"),
+        (None, {"target_bits": 3}, "needs calibration data"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_in_one_line(
+    calibration: Tensor | None, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(csqtool.InputError, match=message) as caught:
+        csqtool.quantize(made(), calibration, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_names_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
+    result = invoke("quantize", DIGITS, "-o", tmp_path / "m.safetensors")
+    assert result.exit_code == 2
+    assert "quantize needs --data, --target-bits or --target-size" in result.stderr
+    assert not list(tmp_path.iterdir())
