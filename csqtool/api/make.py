@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from csqtool.searching.result import SearchResult
     from csqtool.task import Task
 
-# Of a search's settings, those that quantization after training has.
-QUANTIZE_SETTINGS = ("data", "target_bits", "target_size", "act_bits", "weights", "pin", "exclude", "min_bits",
-                     "max_bits", "keep_output", "task", "batch_size", "seed", "device", "model_args")  # fmt: skip
-
 
 def search(
     model: nn.Module | str | None = None,
@@ -167,6 +163,7 @@ def quantize(
     """
     from csqtool import quantizing
     from csqtool.searching.config import SearchConfig
+    from csqtool.searching.settings import QUANTIZE_SETTINGS
 
     if unused := sorted(set(settings) - set(QUANTIZE_SETTINGS)):
         raise ConfigError(f"quantize has no setting {unused[0]!r}; {nearest(unused[0], QUANTIZE_SETTINGS)}")

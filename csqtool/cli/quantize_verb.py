@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from csqtool.api.make import QUANTIZE_SETTINGS
 from csqtool.cli.output import show
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
-from csqtool.searching.settings import Row, reference
+from csqtool.searching.settings import QUANTIZE_SETTINGS, Row, reference
 
 
 def _rows() -> list[Row]:
@@ -25,7 +24,7 @@ def _rows() -> list[Row]:
 @click.option("--steps", type=int, default=None, help="Steps of the reconstruction; 0 rounds only. [default: 400]")
 @click.option("--batch-norm/--no-batch-norm", default=None, help="Re-estimate BatchNorm's statistics. [default: yes]")
 def quantize(model: str, output: Path, **values: Any) -> None:
-    """Quantize a trained MODEL without training it: a few hundred inputs, no labels, minutes.
+    """Quantize a trained MODEL to follow its own float outputs: a few hundred inputs, no labels, minutes.
 
     MODEL is as for search. --target-bits counts planes, without the sign: 3 planes deploy as 4 bits.
     """
