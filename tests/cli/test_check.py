@@ -81,7 +81,7 @@ def test_objects_are_looked_at_without_a_file() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("verb", ["search", "run"])
+@pytest.mark.parametrize("verb", ["search", pytest.param("run", marks=pytest.mark.long)])
 def test_a_search_refuses_before_training_what_cannot_be_exported(verb: str, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(FACTORIES)
     (tmp_path / "pipeline.toml").write_text(
@@ -95,6 +95,7 @@ def test_a_search_refuses_before_training_what_cannot_be_exported(verb: str, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_search_tells_what_is_covered_before_it_trains(tmp_path: Path) -> None:
     given = ("search", DIGITS, "--data", "digits", "--target-bits", 3, "--method", "lsq", "--epochs", 1)
     looked = ok(*given, "-o", tmp_path / "a", "--check")
