@@ -186,7 +186,8 @@ def look_ahead(
     """
     if start_processes(config.device).count > 1:
         return
-    report = check(config, model=model, data=data, progress=progress)
+    progress.line("before training: exporting and verifying the network …")
+    report = check(config, model=model, data=data)
     progress.line(
         f"{report.quantized:,} of {report.parameters:,} parameters ({report.coverage:.0%}) are quantized, in "
         f"{report.layers} layers; {report.integer_share:.0%} of the compute nodes run on integers; an epoch takes "
@@ -196,7 +197,7 @@ def look_ahead(
         progress.line(f"warning: {warning}")
     for check_ in report.verification.failures[:1]:
         progress.line(
-            f"warning: the export of the untrained network differs from PyTorch: {check_.level} {check_.name}: "
+            f"warning: before training, the export differs from PyTorch: {check_.level} {check_.name}: "
             f"{check_.detail} (csqtool check shows all)"
         )
 

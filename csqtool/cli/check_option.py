@@ -10,5 +10,5 @@ check_option = click.option(
     show_default=True,
     envvar="CSQTOOL_CHECK",
     show_envvar=True,
-    help="Before a search trains, export and verify the untrained network; csqtool check prints all of it.",
+    help="Before a search trains, export and verify the network; csqtool check prints all of it.",
 )

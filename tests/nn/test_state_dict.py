@@ -89,9 +89,3 @@ def test_a_state_dict_with_numbers_for_names_is_refused(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(2)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match=r"w\.pt holds no state dict of tensors by name"):
         read_state(tmp_path / "w.pt")
-
-
-def test_a_torch_file_of_the_old_format_without_an_archive_is_read(tmp_path: Path) -> None:
-    weights = {"a.weight": torch.arange(6.0).view(2, 3)}
-    torch.save({"state_dict": weights}, tmp_path / "old.th", _use_new_zipfile_serialization=False)
-    assert torch.equal(read_state(tmp_path / "old.th")["a.weight"], weights["a.weight"])
