@@ -59,6 +59,11 @@ def _weight(m_p: Tensor, m_n: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]
     return weight, coefficients
 
 
+def _weight_by_product(m_p: Tensor, m_n: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    coefficients, beta = scaling.coefficients(), scaling.beta
+    return coefficients @ torch.sigmoid(m_p * beta).sub_(torch.sigmoid(m_n * beta)), coefficients
+
+
 def _gradients(m_p: Tensor, m_n: Tensor, scaling: Scaling, gradient: Tensor) -> tuple[Tensor, ...]:
     """Gradients of `_weight` for m_p, m_n [k, N], s, and m_B [k] if there is one; σ' = σ·(1 − σ)."""
     p, n = torch.sigmoid(m_p * scaling.beta), torch.sigmoid(m_n * scaling.beta)
@@ -111,10 +116,16 @@ def _probe() -> tuple[Tensor, Tensor, Scaling]:
     return torch.zeros(2, 64), torch.zeros(2, 64), scaling
 
 
-_weight_kernel = Kernel(_weight, _weight, _probe)
-_gradients_kernel = Kernel(_gradients_by_plane, _gradients, lambda: (*_probe(), torch.ones(64)))
-_scale_gradients_kernel = Kernel(_scale_gradients_by_plane, _scale_gradients, lambda: (*_probe(), torch.ones(64)))
-_step_kernel = Kernel(_step_by_plane, _step, lambda: (*_probe()[:2], torch.ones(2), torch.ones(()), torch.ones(64)))
+_weight_kernel = Kernel(_weight, _weight, _probe, few_launches=_weight_by_product)
+_gradients_kernel = Kernel(
+    _gradients_by_plane, _gradients, lambda: (*_probe(), torch.ones(64)), few_launches=_gradients
+)
+_scale_gradients_kernel = Kernel(
+    _scale_gradients_by_plane, _scale_gradients, lambda: (*_probe(), torch.ones(64)), few_launches=_scale_gradients
+)
+_step_kernel = Kernel(
+    _step_by_plane, _step, lambda: (*_probe()[:2], torch.ones(2), torch.ones(()), torch.ones(64)), few_launches=_step
+)
 
 
 class _SoftWeight(torch.autograd.Function):

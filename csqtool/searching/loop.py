@@ -108,7 +108,8 @@ class StageTraining:
             inputs, _ = next(batches_of(self.data.train, max_samples=1))
             inputs = laid_out(inputs, self.device, channels_last=False)
             values = self.training_batches.samples * self.net.quantized_values(inputs)
-        Kernel.choose(self.config.compile, element_steps=self.steps * (parameters + values))
+        steps = self.steps * (parameters + values)
+        Kernel.choose(self.config.compile, element_steps=steps, device=self.device.type)
 
     def run(
         self,

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,12 @@ class RunDirectory:
             raise InputError(f"another process is at work in {self}; wait for it, or name another folder") from error
         except OSError as error:
             raise InputError(f"cannot write {self}: {error.strerror or error}") from error
+
+    def wait_until_free(self, seconds: float) -> None:
+        """Wait for another process that still saves its state here; after `seconds` `locked` says what is wrong."""
+        if self.path.is_dir():
+            with suppress(Timeout), FileLock(self.path / ".lock", timeout=seconds):
+                pass
 
     def clear(self) -> None:
         """Remove the files of an earlier search, summary and settings first, and create the folders."""

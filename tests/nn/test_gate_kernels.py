@@ -28,12 +28,13 @@ def by_autograd(m_p: Tensor, m_n: Tensor, s: Tensor, m_b: Tensor | None, weights
 
 
 def use(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if form == "fusible":
+    forms = {"fusible": "_fusible", "few_launches": "_few_launches"}
+    if form in forms:
         for kernel in Kernel._all:
-            monkeypatch.setattr(kernel, "_active", kernel._fusible)
+            monkeypatch.setattr(kernel, "_active", getattr(kernel, forms[form]))
 
 
-@pytest.mark.parametrize("form", ["by_plane", "fusible"])
+@pytest.mark.parametrize("form", ["by_plane", "fusible", "few_launches"])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("weight_steps", [True, False])
 def test_the_gate_kernel_is_equation_5_and_its_gradients(
@@ -60,7 +61,7 @@ def test_the_gate_kernel_is_equation_5_and_its_gradients(
         assert torch.equal(torch.autograd.grad(found, step, seed)[0], seed)
 
 
-@pytest.mark.parametrize("form", ["by_plane", "fusible"])
+@pytest.mark.parametrize("form", ["by_plane", "fusible", "few_launches"])
 @pytest.mark.parametrize("closed", [[], [0, 3]])
 def test_steps_of_the_weight_without_momentum_are_gradient_descent_of_the_logits(
     form: str, closed: list[int], monkeypatch: pytest.MonkeyPatch
@@ -165,8 +166,9 @@ def test_without_a_compiler_the_eager_kernels_run_with_one_warning(monkeypatch: 
     assert gate_kernels._gradients_kernel._active is gate_kernels._gradients_by_plane
 
 
-def test_small_runs_are_not_compiled() -> None:
+def test_small_runs_and_runs_on_a_gpu_are_not_compiled() -> None:
     assert not Kernel.choose("auto", element_steps=1e6)
+    assert not Kernel.choose("auto", element_steps=1e12, device="cuda")
 
 
 @pytest.mark.parametrize("weight_steps", [False, True])

@@ -1,0 +1,211 @@
+"""What a sweep runs: methods × budgets × seeds, with the settings of each run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from csqtool import documents
+from csqtool.errors import ConfigError, InputError
+from csqtool.files import write_json
+from csqtool.searching.config import GENERAL, SearchConfig, not_used, settings_used
+from csqtool.searching.options import FINETUNE_METHODS, method_kind, method_kinds
+from csqtool.searching.recipes import recipe_defaults
+from csqtool.sweeping.result import Outcome
+from csqtool.text import parse_size
+
+Settings = dict[str, Any]
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``sweep.json``: the settings of each run, by the run's name."""
+
+    runs: dict[str, Settings]
+
+
+class SweepDirectory:
+    """The folder of a sweep; nothing is read or written before a method is called.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan = path / "sweep.json"
+        self.table = path / "table.md"
+        self.picture = path / "front.svg"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether a sweep was begun here."""
+        return self.plan.is_file()
+
+    def run(self, name: str) -> Path:
+        """Return the run directory of a run."""
+        return self.path / "runs" / name
+
+    def model(self, name: str) -> Path:
+        """Return the finalized model of a run."""
+        return self.path / "files" / f"{name}.safetensors"
+
+    def packed(self, name: str) -> Path:
+        """Return the packed model of a run."""
+        return self.path / "files" / f"{name}.csq"
+
+    def result(self, name: str) -> Path:
+        """Return where the figures of a run are."""
+        return self.path / "results" / f"{name}.json"
+
+    def log(self, name: str) -> Path:
+        """Return what a run told."""
+        return self.path / "logs" / f"{name}.log"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the folder until the block ends, or the process does.
+
+        Raises:
+            InputError: the folder cannot be created, or another process sweeps in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise InputError(f"another sweep is at work in {self}; wait for it, or name another folder") from error
+        except OSError as error:
+            raise InputError(f"cannot write {self}: {error.strerror or error}") from error
+
+    def read_plan(self) -> Plan:
+        """Return the settings of all runs.
+
+        Raises:
+            InputError: no sweep was begun here.
+            FormatError: the file is damaged.
+        """
+        if not self.is_sweep:
+            raise InputError(f"{self} holds no sweep (no {self.plan.name})")
+        found = documents.read(Plan, self.plan)
+        for name in found.runs:
+            check_name(name, where=str(self.plan))
+        return found
+
+    def begin(self, plan: Plan) -> None:
+        """Add the runs of `plan` to those that are recorded.
+
+        Raises:
+            ConfigError: a run of the same name was begun with other settings.
+        """
+        runs = self.read_plan().runs if self.is_sweep else {}
+        for name, settings in plan.runs.items():
+            if name in runs and runs[name] != settings:
+                other = next(key for key in {**runs[name], **settings} if runs[name].get(key) != settings.get(key))
+                raise ConfigError(
+                    f"the run {name} in {self} was begun with {other} {runs[name].get(other)!r}, not "
+                    f"{settings.get(other)!r}: give the same settings to continue, or name another folder"
+                )
+        write_json(self.plan, {"runs": runs | plan.runs})
+
+    def outcome(self, name: str) -> Outcome | None:
+        """Return how a run ended; None if it has not.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        path = self.result(name)
+        return documents.read(Outcome, path) if path.is_file() else None
+
+
+def check_name(name: str, *, where: str) -> None:
+    """Check that the name of a run can be that of a file.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", name):
+        raise ConfigError(f"{where}: {name!r} cannot name a run: use letters, digits, '.', '_', '+' and '-'")
+
+
+def compose(
+    settings: Mapping[str, Any],
+    *,
+    methods: Sequence[str],
+    target_bits: Sequence[float] = (),
+    target_sizes: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+) -> Plan:
+    """Return a plan: every method at every budget with every seed.
+
+    Methods of fixed bits train for as many epochs as the others search and finetune together.
+
+    Args:
+        settings: of all runs; an option goes to the methods that have it.
+        methods: names; ``csq+entropy`` is csq whose result is finetuned with entropy.
+        target_bits: budgets in planes a weight.
+        target_sizes: budgets in bytes of the packed file, such as ``60KB``.
+        seeds: whole numbers.
+
+    Raises:
+        ConfigError: a list is empty, names something twice, or a setting is wrong or used by none of the methods.
+    """
+    budgets: list[tuple[str, Settings]] = [(f"{bits:g}bits", {"target_bits": float(bits)}) for bits in target_bits]
+    budgets += [(re.sub(r"\s", "", size), {"target_size": size}) for size in target_sizes if parse_size(size)]
+    for what, given in (("method", methods), ("budget (--target-size or --target-bits)", budgets), ("seed", seeds)):
+        if not given:
+            raise ConfigError(f"a sweep needs at least one {what}")
+    for what in ("method", "seed", "target_bits", "target_size", "finetune_with"):
+        if what in settings:
+            raise ConfigError(f"{what} is one of the lists of a sweep, not a setting of all runs")
+    unused = set(settings)
+    runs: dict[str, Settings] = {}
+    for method in methods:
+        for label, budget in budgets:
+            values, left = _of_method(method, {**settings, **budget})
+            unused &= left
+            for seed in seeds:
+                name = f"{method}-{label}-seed{seed}"
+                check_name(name, where="sweep")
+                if name in runs:
+                    raise ConfigError(f"{name} is asked for twice")
+                runs[name] = SearchConfig.make(name, **values, seed=seed).to_json()
+    if unused:
+        raise not_used(min(unused), methods[0])
+    return Plan(runs)
+
+
+def _of_method(method: str, settings: Settings) -> tuple[Settings, set[str]]:
+    """Return a method's settings, and the names of those that it does not use."""
+    name, plus, finetune_with = method.partition("+")
+    chosen: Settings = {"method": name}
+    kind = method_kind(name)
+    if plus:
+        if not kind.searches or finetune_with not in FINETUNE_METHODS:
+            searching = [one for one, other in method_kinds().items() if other.searches]
+            raise ConfigError(
+                f"{method!r} is no method of a sweep; write METHOD, or METHOD+FINETUNING with one of "
+                f"{', '.join(searching)} and one of {', '.join(FINETUNE_METHODS)}"
+            )
+        chosen["finetune_with"] = finetune_with
+    values = {**settings, **chosen}
+    if not kind.searches:
+        defaults = recipe_defaults(values)
+        epochs, finetune_epochs = (
+            values.get(key, defaults.get(key, GENERAL[key].default)) for key in ("epochs", "finetune_epochs")
+        )
+        values["epochs"] = epochs + finetune_epochs
+        values.pop("finetune_epochs", None)
+    used = settings_used({**recipe_defaults(values), **values})
+    left = {key for key in settings if key not in used}
+    if not kind.searches:
+        left -= {"finetune_epochs"}
+    return {key: value for key, value in values.items() if key in used}, left

@@ -1,0 +1,145 @@
+"""Carries out the runs of a sweep, several at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import msgspec
+
+from csqtool.errors import InputError, SearchInterrupted
+from csqtool.progress import Progress
+from csqtool.searching.run_directory import RunDirectory
+from csqtool.sweeping.one_run import EXIT_REFUSED, Task
+from csqtool.sweeping.plan import Settings, SweepDirectory
+
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Workers:
+    """The processes of a sweep.
+
+    Args:
+        directory: the sweep's.
+        jobs: how many run at a time.
+        progress: is told of every run that ends.
+        died: the runs whose process ended in an unexpected way, with what is known of it.
+    """
+
+    directory: SweepDirectory
+    jobs: int
+    progress: Progress
+    died: dict[str, str] = field(default_factory=dict)
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def run(self, runs: Mapping[str, Settings], stop: Callable[[], bool]) -> None:
+        """Carry out all runs, in their order.
+
+        Float training is done once: the runs that ask for it wait for the first of them, and start from its weights.
+
+        Args:
+            runs: the settings of each.
+            stop: called again and again; True stops the runs, which save their state.
+
+        Raises:
+            SearchInterrupted: `stop` returned True.
+            InputError: a process cannot be started.
+        """
+        waiting, total = list(runs), len(runs)
+        leader = next((name for name, settings in runs.items() if settings.get("pretrain_epochs")), None)
+        try:
+            while waiting or self._running:
+                if stop():
+                    raise SearchInterrupted("stopped; state saved, continue with the same command")
+                for name in [name for name in waiting if len(self._running) < self.jobs]:
+                    if len(self._running) < self.jobs and self._may_start(name, leader, runs[name]):
+                        waiting.remove(name)
+                        self._start(name, self._with_float_weights(name, leader, runs[name]))
+                time.sleep(POLL_SECONDS)
+                if self._ended():
+                    done = total - len(waiting) - len(self._running)
+                    self.progress.step("runs", done, total, {"running": len(self._running)})
+        finally:
+            self._stop_all()
+
+    def _may_start(self, name: str, leader: str | None, settings: Settings) -> bool:
+        if leader is None or name == leader or not settings.get("pretrain_epochs"):
+            return True
+        ended = leader in self.died or self.directory.outcome(leader) is not None
+        return self._float_weights(leader) is not None or (ended and leader not in self._running)
+
+    def _float_weights(self, leader: str) -> str | None:
+        path = RunDirectory(self.directory.run(leader)).float_weights
+        return str(path) if path.is_file() else None
+
+    def _with_float_weights(self, name: str, leader: str | None, settings: Settings) -> Settings:
+        if leader is None or name == leader or not settings.get("pretrain_epochs"):
+            return settings
+        weights = self._float_weights(leader)
+        return settings if weights is None else {**settings, "pretrain_epochs": 0, "weights": weights}
+
+    def _start(self, name: str, settings: Settings) -> None:
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        self.directory.result(name).unlink(missing_ok=True)
+        log = self.directory.log(name)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "ab") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "csqtool.sweeping.one_run"], stdin=subprocess.PIPE, stdout=output,
+                    stderr=output, env=environment, start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            raise InputError(f"cannot start {name}: {error.strerror or error}") from error
+        stdin = _stdin(process)
+        stdin.write(msgspec.json.encode(Task(str(self.directory.path), name, settings)) + b"\n")
+        stdin.flush()
+        self._running[name] = process
+        self.progress.line(f"{name}: started, log in {log}")
+
+    def _ended(self) -> Sequence[str]:
+        """Return the runs that have ended since the last call, after telling how."""
+        names = [name for name, process in self._running.items() if process.poll() is not None]
+        for name in names:
+            process = self._running.pop(name)
+            _stdin(process).close()
+            outcome = self.directory.outcome(name)
+            if process.returncode == 0 and outcome is not None and outcome.summary is not None:
+                before = outcome.summary.metric_float
+                change = "" if before is None else f"float {before:.4f} → "
+                self.progress.line(
+                    f"{name}: {outcome.summary.metric_name} {change}{outcome.metric:.4f} in {outcome.bytes:,} B"
+                )
+            elif process.returncode == EXIT_REFUSED and outcome is not None:
+                self.progress.line(f"{name}: not done: {outcome.problem}")
+            else:
+                self.died[name] = _how(process.returncode)
+                self.progress.line(f"{name}: {self.died[name]}; see {self.directory.log(name)}")
+        return names
+
+    def _stop_all(self) -> None:
+        """Let the runs save their state, and wait for them."""
+        for process in self._running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._running.values():
+            process.wait()
+            _stdin(process).close()
+        self._running.clear()
+
+
+def _stdin(process: subprocess.Popen[bytes]) -> IO[Any]:
+    assert process.stdin is not None
+    return process.stdin
+
+
+def _how(code: int) -> str:
+    return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
