@@ -80,10 +80,11 @@ class CodedWeight(WeightSource):
         self.latent = nn.Parameter(weight.detach().float().clone())
         self.scale = nn.Parameter(step.detach().float().clone())
         self._before_step = self.scale.detach().clone()
-        self.register_buffer("price", torch.zeros(()))
+        device = self.latent.device  # of a search that this continues: the integers are asked for before a net is moved
+        self.register_buffer("price", torch.zeros((), device=device))
         self.register_buffer("counts", histogram(self._range.project(self.latent, self.scale), self.largest))
-        self.register_buffer("course", torch.zeros(2))
-        self.register_buffer("_sizes", self._range.values.abs().float(), persistent=False)
+        self.register_buffer("course", torch.zeros(2, device=device))
+        self.register_buffer("_sizes", self._range.values.abs().float().to(device), persistent=False)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -135,15 +136,16 @@ class CodedWeight(WeightSource):
         return begin + (v - lower) * (lengths[index + 1] - begin)
 
     @torch.no_grad()
-    def after_step(self, shrinking: float) -> None:
+    def after_step(self, shrinking: float, finer: float = 1.0) -> None:
         """Limit the change of the step size, and count the new integers.
 
         Args:
             shrinking: the share, 0 to 1, of the usual limit by which the step size may shrink.
+            finer: what the step size is multiplied by then.
         """
         before = self._before_step
         low, high = before * (1 - shrinking * LARGEST_CHANGE), before * (1 + LARGEST_CHANGE)
-        self.scale.clamp_(low, high).clamp_(min=1e-8)
+        self.scale.clamp_(low, high).mul_(finer).clamp_(min=1e-8)
         self.counts.lerp_(histogram(self.quantized(), self.largest), 1 - MEMORY)
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from csqtool.searching.packed_size import SLACK
 # that the file ends just below the target. The error of a slightly larger file is smaller than that of a smaller one.
 AIM = 1.003
 GAIN = 0.02  # by which the price of a bit, in squared steps, rises in a training step for the relative excess of bits
+FINER = 0.2  # by which steps shrink in a training step for the relative lack of bits
 TOO_MUCH = 0.05  # relative excess of bits from which step sizes do not shrink
 HIGHEST_PRICE = 1.0  # in training
 LAST_PRICE = 1e8  # in rounding at the end; by then all integers are zero
@@ -115,9 +116,12 @@ class Entropy(BaseMethod[CodedWeight]):
         """Limit the change of the step sizes, count the integers, and steer the price of a bit by them."""
         # Finer steps need a higher price for the same bits, with which still finer steps have less loss, and so on
         # until no price holds the bits. So steps do not shrink while there are too many bits.
-        shrinking = min(max(1 - self._excess / TOO_MUCH, 0.0), 1.0)
+        excess = self._excess
+        shrinking = min(max(1 - excess / TOO_MUCH, 0.0), 1.0)
+        # No price is below zero: where even that leaves too few bits, steps are made finer.
+        finer = 1.0 if self.price > 0 else 1 + FINER * min(excess, 0.0)
         for source in self.sources.values():
-            source.after_step(shrinking)
+            source.after_step(shrinking, finer)
         change = GAIN * self._excess
         for source in self.sources.values():
             source.price.add_(change).clamp_(0.0, HIGHEST_PRICE)
