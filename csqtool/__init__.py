@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from csqtool.api.make import check, finalize, finetune, init, quantize, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
+    from csqtool.api.sweeps import best, sweep
     from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.searching.config import SearchConfig
     from csqtool.searching.result import SearchResult
+    from csqtool.sweeping.result import SweepResult
     from csqtool.task import Task
     from csqtool.verifying import Gates, Tolerances, VerifyReport
 
@@ -43,10 +45,12 @@ _HOMES = {
     "SearchConfig": "csqtool.searching.config",
     "SearchInterrupted": "csqtool.errors",
     "SearchResult": "csqtool.searching.result",
+    "SweepResult": "csqtool.sweeping.result",
     "Task": "csqtool.task",
     "Tolerances": "csqtool.verifying",
     "VerifyReport": "csqtool.verifying",
     "bench": "csqtool.api.prove",
+    "best": "csqtool.api.sweeps",
     "check": "csqtool.api.make",
     "diff": "csqtool.api.prove",
     "doctor": "csqtool.api.look",
@@ -64,6 +68,7 @@ _HOMES = {
     "run": "csqtool.api.make",
     "save": "csqtool.api.ship",
     "search": "csqtool.api.make",
+    "sweep": "csqtool.api.sweeps",
     "to_torch": "csqtool.api.ship",
     "unpack": "csqtool.api.ship",
     "verify": "csqtool.api.prove",
@@ -80,11 +85,13 @@ __all__ = [
     "SearchConfig",
     "SearchInterrupted",
     "SearchResult",
+    "SweepResult",
     "Task",
     "Tolerances",
     "VerifyReport",
     "__version__",
     "bench",
+    "best",
     "check",
     "diff",
     "doctor",
@@ -102,6 +109,7 @@ __all__ = [
     "run",
     "save",
     "search",
+    "sweep",
     "to_torch",
     "unpack",
     "verify",

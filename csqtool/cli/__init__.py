@@ -23,6 +23,8 @@ _VERBS = {
     "quantize": "csqtool.cli.quantize_verb:quantize",
     "search": "csqtool.cli.search_verb:search",
     "finetune": "csqtool.cli.search_verb:finetune",
+    "sweep": "csqtool.cli.sweep_verb:sweep",
+    "best": "csqtool.cli.sweep_verb:best",
     "finalize": "csqtool.cli.model_verbs:finalize",
     "pack": "csqtool.cli.model_verbs:pack",
     "unpack": "csqtool.cli.model_verbs:unpack",

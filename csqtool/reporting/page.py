@@ -19,6 +19,7 @@ from csqtool.files import write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
+from csqtool.reporting.sweeps import view as view_of_sweep
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import LogEntry
 from csqtool.summaries import preprocessing_text, target_text
@@ -70,6 +71,7 @@ def render(found: Gathered) -> str:
         passed=all(verdicts) if verdicts else None,
         accuracy=_accuracy(found.subjects),
         benches=found.benches,
+        sweeps=[view_of_sweep(one) for one in found.sweeps],
         parts=PARTS,
     )
 

@@ -21,6 +21,9 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import LogEntry, SchemeEntry, Summary
 from csqtool.searching.run_directory import RunDirectory
+from csqtool.sweeping.plan import SweepDirectory
+from csqtool.sweeping.result import SweepResult
+from csqtool.sweeping.runner import read_sweep
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.report_file import REPORT
 
@@ -69,27 +72,29 @@ class Subject:
 
 @dataclass
 class Gathered:
-    """All subjects, and latencies that ``bench --json`` measured."""
+    """All subjects, latencies that ``bench --json`` measured, and sweeps."""
 
     subjects: list[Subject] = field(default_factory=list)
     benches: list[BenchDocument] = field(default_factory=list)
+    sweeps: list[SweepResult] = field(default_factory=list)
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
     """Read everything in `paths`: files are matched to models by the SHA-256 that they record.
 
     Args:
-        paths: run directories, outputs of pipelines, pipeline files, finalized models, ``.csq`` and ``.onnx``
-            files, reports of ``verify --json`` and of ``bench --json``.
+        paths: run directories, folders of sweeps, outputs of pipelines, pipeline files, finalized models, ``.csq`` and
+            ``.onnx`` files, reports of ``verify --json`` and of ``bench --json``.
 
     Raises:
         InputError: a path is missing, or none of these.
         FormatError: a file is damaged.
     """
-    found = Gathered()
+    sweeps = [path for path in paths if SweepDirectory(path).is_sweep]
+    found = Gathered(sweeps=[read_sweep(path) for path in sweeps])
     loose: list[tuple[str, ExportedFile] | VerifyReport] = []  # what belongs to a model that may come later
     models: list[Subject] = []
-    for path in paths:
+    for path in (path for path in paths if path not in sweeps):
         if path.suffix == ".toml":
             found.subjects.append(_pipeline_file(path, found))
         elif path.is_dir():

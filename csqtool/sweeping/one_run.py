@@ -1,7 +1,7 @@
 """One run of a sweep, in a process of its own: ``python -m csqtool.sweeping.one_run``, with its task on stdin.
 
 stdin stays open as long as the sweep lives. When it ends, also because the sweep was killed, the run saves its state
-and stops, so that no run is left behind that nobody knows of.
+and stops.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from csqtool.sweeping.result import Outcome
 
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
-LOCK_SECONDS = 60  # for which a run that an earlier sweep left behind may still save its state
+LOCK_SECONDS = 60  # for which a run of a sweep that was killed may still save its state
 
 
 class Task(msgspec.Struct, frozen=True):

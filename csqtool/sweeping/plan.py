@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from csqtool import documents
 from csqtool.errors import ConfigError, InputError
-from csqtool.files import write_json
+from csqtool.factories import find_source, split_spec
+from csqtool.files import sha256, write_json
+from csqtool.fingerprints import fingerprint
 from csqtool.searching.config import GENERAL, SearchConfig, not_used, settings_used
 from csqtool.searching.options import FINETUNE_METHODS, method_kind, method_kinds
 from csqtool.searching.recipes import recipe_defaults
@@ -24,9 +26,15 @@ Settings = dict[str, Any]
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``sweep.json``: the settings of each run, by the run's name."""
+    """``sweep.json``.
+
+    Attributes:
+        runs: the settings of each run, by the run's name.
+        inputs: digests of the files that the settings name, and versions of packages; empty if it has not begun.
+    """
 
     runs: dict[str, Settings]
+    inputs: dict[str, str | None] = {}
 
 
 class SweepDirectory:
@@ -104,9 +112,15 @@ class SweepDirectory:
         """Add the runs of `plan` to those that are recorded.
 
         Raises:
-            ConfigError: a run of the same name was begun with other settings.
+            ConfigError: a run of the same name was begun with other settings, or model, data or weights have changed.
+            InputError: a file that the settings name is missing.
         """
-        runs = self.read_plan().runs if self.is_sweep else {}
+        recorded = self.read_plan() if self.is_sweep else Plan({})
+        runs, inputs = recorded.runs, dict(recorded.inputs)
+        for settings in plan.runs.values():
+            for what, found in inputs_of(settings).items():
+                if inputs.setdefault(what, found) != found:
+                    raise ConfigError(f"{what} has changed since the sweep in {self} was begun: name another folder")
         for name, settings in plan.runs.items():
             if name in runs and runs[name] != settings:
                 other = next(key for key in {**runs[name], **settings} if runs[name].get(key) != settings.get(key))
@@ -114,7 +128,7 @@ class SweepDirectory:
                     f"the run {name} in {self} was begun with {other} {runs[name].get(other)!r}, not "
                     f"{settings.get(other)!r}: give the same settings to continue, or name another folder"
                 )
-        write_json(self.plan, {"runs": runs | plan.runs})
+        write_json(self.plan, {"runs": runs | plan.runs, "inputs": inputs})
 
     def outcome(self, name: str) -> Outcome | None:
         """Return how a run ended; None if it has not.
@@ -124,6 +138,24 @@ class SweepDirectory:
         """
         path = self.result(name)
         return documents.read(Outcome, path) if path.is_file() else None
+
+
+def inputs_of(settings: Settings) -> dict[str, str | None]:
+    """Return digests of the files that settings name, and versions of packages.
+
+    Of the model's code only its own file is known; see `csqtool.fingerprints`.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    config = SearchConfig.from_json(settings, where="sweep")
+    found = fingerprint(config)
+    if config.model is not None:
+        where = split_spec(config.model)[0]
+        if where.endswith(".py"):
+            found[f"the file {where}"] = sha256(find_source(where))
+    names = {"data": f"the data {config.data}", "weights": f"the file {config.weights}", "csqtool": "csqtool's version"}
+    return {names.get(name, name): value for name, value in found.items()}
 
 
 def check_name(name: str, *, where: str) -> None:

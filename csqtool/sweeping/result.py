@@ -39,11 +39,15 @@ class SweepRow:
         name: of the run.
         settings: of its search.
         outcome: how it ended; None if it has not.
+        model: the finalized model, once the run is finished.
+        packed: the packed model.
     """
 
     name: str
     settings: Mapping[str, Any]
     outcome: Outcome | None
+    model: Path
+    packed: Path
 
     @property
     def summary(self) -> Summary | None:

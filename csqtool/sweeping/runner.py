@@ -72,8 +72,10 @@ def read_sweep(folder: Path) -> SweepResult:
     """
     directory = SweepDirectory(folder)
     plan = directory.read_plan()
-    rows = (SweepRow(name, settings, directory.outcome(name)) for name, settings in plan.runs.items())
-    return SweepResult(folder, tuple(rows))
+    return SweepResult(folder, tuple(
+        SweepRow(name, settings, directory.outcome(name), directory.model(name), directory.packed(name))
+        for name, settings in plan.runs.items()
+    ))  # fmt: skip
 
 
 def _is_done(directory: SweepDirectory, name: str) -> bool:

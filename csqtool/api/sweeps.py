@@ -1,0 +1,111 @@
+"""The verbs about many searches: `sweep`, `best`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csqtool.api.given import PathLike, named_or_module, named_or_source, shown
+from csqtool.errors import ConfigError
+from csqtool.trust import trusting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from csqtool.progress import Progress
+    from csqtool.sweeping.result import SweepResult, SweepRow
+    from csqtool.task import Task
+
+
+def sweep(
+    model: nn.Module | str,
+    run: PathLike,
+    *,
+    methods: str | Iterable[str] = ("csq",),
+    target_sizes: str | Iterable[str] = (),
+    target_bits: float | Iterable[float] = (),
+    seeds: int | Iterable[int] = (0,),
+    jobs: int | None = None,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    task: str | Task | None = None,
+    trust_factory: str | Iterable[str] = (),
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> SweepResult:
+    """Search at several budgets, with several methods and seeds, and compare the files.
+
+    Every run is a search of its own, finalized and packed. A finished run is not repeated, and an interrupted one goes
+    on, so the same call continues a sweep. Methods of fixed bits train for as many epochs as the others search and
+    finetune together. With ``pretrain_epochs`` the float model is trained once, by the first run.
+
+    Args:
+        model: as in `search`. A name lets runs be processes of their own; a module stays in this one.
+        run: the folder of the sweep, see `csqtool.sweeping`.
+        methods: names, see `methods`; ``csq+entropy`` is csq whose result is finetuned with entropy.
+        target_sizes: budgets in bytes of the packed file, such as ``60KB``.
+        target_bits: budgets in planes a weight on average.
+        seeds: whole numbers; a run for each.
+        jobs: runs at a time; None takes the machine's cores, and 1 if model or data are objects.
+        data: as in `search`.
+        train: as in `search`.
+        test: as in `search`.
+        task: as in `search`.
+        trust_factory: as in `search`.
+        progress: as in `search`; it is told of every run that ends.
+        settings: of all runs, with the names that `search` has; an option goes to the methods that have it.
+
+    Returns:
+        The runs; `best` picks the smallest file within a limit.
+
+    Raises:
+        InputError: an argument cannot be used, or none of the runs could be done.
+        CheckFailed: a run ended in an unexpected way; the same call tries it again.
+        SearchInterrupted: Ctrl-C; the state is saved.
+    """
+    from csqtool.reporting.sweeps import draw
+    from csqtool.sweeping.plan import SweepDirectory, compose
+    from csqtool.sweeping.runner import read_sweep, run_plan
+
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}")
+    named_model, module = named_or_module(model)
+    source, named_data = named_or_source(data, train, test, task, settings.get("batch_size"))
+    if source is None and "data" not in named_data:
+        raise ConfigError("a sweep needs data")
+    plan = compose(
+        {**settings, **named_model, **named_data},
+        methods=_several(methods, str),
+        target_sizes=_several(target_sizes, str),
+        target_bits=_several(target_bits, (int, float)),
+        seeds=_several(seeds, int),
+    )
+    folder = Path(run)
+    with shown(progress) as told, trusting(trust_factory):
+        try:
+            return run_plan(plan, folder, jobs=jobs, progress=told, model=module, data=source)
+        finally:
+            directory = SweepDirectory(folder)
+            if directory.is_sweep:
+                draw(read_sweep(folder), directory.picture)
+
+
+def best(run: PathLike, *, max_drop: float = 0.5) -> SweepRow:
+    """Return the run of a sweep with the smallest file whose metric is near enough to the float model's.
+
+    Args:
+        run: the folder of the sweep.
+        max_drop: in percent of the metric's unit: 0.5 of an accuracy is half a percentage point.
+
+    Raises:
+        InputError: there is no sweep, no run is finished, or no file is within the limit.
+    """
+    from csqtool.sweeping.runner import read_sweep
+
+    return read_sweep(Path(run)).best(max_drop=max_drop)
+
+
+def _several(given: Any, kind: Any) -> list[Any]:
+    return [given] if isinstance(given, kind) else list(given)
