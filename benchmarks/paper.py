@@ -1,10 +1,10 @@
 """The paper's recipe, from scratch: ResNet-20 on CIFAR-10 images, the same number of epochs for every row.
 
-    python benchmarks/paper.py --data cifar10:DIR --folder DIR [--epochs 60] [--jobs 4] [--device cuda] [--write]
+    python benchmarks/paper.py --data cifar10:DIR --folder DIR [--epochs 60] [--jobs 4] [--device cuda]
 
 Each row is a run of a sweep (`csqtool.sweeping`): several run at a time, a finished one is not repeated, a stopped one
 goes on. On a machine that is lent for ten minutes, ``timeout -s TERM 560`` before the command stops all of them in
-time, with their state saved. ``--write`` makes the table of what is finished.
+time, with their state saved. The table of what is finished is printed; `results/paper.md` holds one.
 
 Settings: the recipe ``paper`` (CSQ, section IV-A): SGD, learning rate 0.1 with a cosine, weight decay 5e-4, batches of
 128, λ = 0.01, β to 200, no finetuning. It differs in the epochs (600 there) and in bfloat16 autocast.
@@ -13,11 +13,8 @@ Settings: the recipe ``paper`` (CSQ, section IV-A): SGD, learning rate 0.1 with 
 from __future__ import annotations
 
 import argparse
-import platform
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from csqtool.errors import SearchInterrupted
 from csqtool.progress import stderr_progress
@@ -27,7 +24,6 @@ from csqtool.sweeping.result import SweepResult, SweepRow
 from csqtool.sweeping.runner import read_sweep, run_plan
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "paper.md"
 MODEL = f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20"
 FLOAT = "float32"
 # Row, settings, and what the paper has for it: accuracy and compression (Tables I, IV and V); its images are not JPEG.
@@ -97,7 +93,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", default="auto", help="fused kernels: auto, yes or no, as of a search")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--write", action="store_true", help=f"write the table to {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args()
     shared = {"model": MODEL, "data": arguments.data, "device": arguments.device, "seed": arguments.seed,
               "compile": arguments.compile}  # fmt: skip
@@ -107,11 +102,7 @@ def main() -> None:
             run_plan(wanted, arguments.folder, jobs=arguments.jobs, progress=progress)
     except SearchInterrupted as stopped:
         print(stopped)
-    text = table(read_sweep(arguments.folder), arguments.epochs)
-    print(text)
-    if arguments.write:
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-        RESULTS.write_text(f"{arguments.epochs} epochs, {machine}, torch {torch.__version__}\n\n{text}")
+    print(table(read_sweep(arguments.folder), arguments.epochs))
 
 
 if __name__ == "__main__":
