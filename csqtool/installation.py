@@ -17,6 +17,7 @@ FEATURES = {
     "images": "data sets of image files",
     "openvino": "verify in a second runtime",
     "tensorboard": "search --tensorboard",
+    "ray": "sweeps on a cluster",
     "detection": "the metric of object detection",
     "zoo": "networks by name, such as timm:resnet18",
     "benchmarks": "pictures of benchmarks/",

@@ -27,6 +27,7 @@ def sweep(
     target_bits: float | Iterable[float] = (),
     seeds: int | Iterable[int] = (0,),
     jobs: int | None = None,
+    cluster: str | None = None,
     data: Any = None,
     train: Any = None,
     test: Any = None,
@@ -49,6 +50,8 @@ def sweep(
         target_bits: budgets in planes a weight on average.
         seeds: whole numbers; a run for each.
         jobs: runs at a time; None takes the machine's cores, and 1 if model or data are objects.
+        cluster: the address of a Ray cluster that carries the runs out, such as ``auto`` (extra ``ray``); all its
+            machines see the folder, the data and the model's file under the same paths. None takes this machine.
         data: as in `search`.
         train: as in `search`.
         test: as in `search`.
@@ -85,7 +88,7 @@ def sweep(
     folder = Path(run)
     with shown(progress) as told, trusting(trust_factory):
         try:
-            return run_plan(plan, folder, jobs=jobs, progress=told, model=module, data=source)
+            return run_plan(plan, folder, jobs=jobs, cluster=cluster, progress=told, model=module, data=source)
         finally:
             directory = SweepDirectory(folder)
             if directory.is_sweep:

@@ -59,6 +59,8 @@ class Listed(click.ParamType[Any]):
 @click.option("--seeds", type=Listed(int, "whole numbers"), default="0", show_default=True, metavar="SEED,…",
               help="A run for each.")  # fmt: skip
 @click.option("--jobs", type=int, default=None, help="Runs at a time. [default: the machine's cores]")
+@click.option("--cluster", metavar="ADDRESS",
+              help="Carry the runs out on this Ray cluster, such as auto (extra ray), not on this machine.")  # fmt: skip
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print all runs as JSON.")
 def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
@@ -67,7 +69,7 @@ def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
     Each run is a search, finalized and packed. The same command goes on with a sweep that was stopped, and does what
     is missing. Methods of fixed bits train for as many epochs as the others search and finetune together.
     """
-    own = {name: values.pop(name) for name in ("methods", "target_sizes", "target_bits", "seeds", "jobs")}
+    own = {name: values.pop(name) for name in ("methods", "target_sizes", "target_bits", "seeds", "jobs", "cluster")}
     settings = given(values)
     if "data" not in settings:
         raise ConfigError("sweep needs --data")

@@ -130,8 +130,9 @@ class SweepResult:
 
     def table(self) -> str:
         """Return a Markdown table of all runs: those of one method and budget with several seeds in one line."""
-        lines = ["| method | budget | activations | seeds | metric | lowest … highest | planes | bits | bytes |",
-                 "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        columns = ("method", "budget", "activations", "seeds", "metric", "lowest … highest", "planes", "bits", "bytes",
+                   "seconds")  # fmt: skip
+        lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         cells: dict[tuple[str, str, Any], list[SweepRow]] = {}
         for row in self.rows:
             cells.setdefault((row.method, row.budget, row.settings.get("act_bits")), []).append(row)
@@ -155,12 +156,12 @@ def _seeds_and_figures(rows: Sequence[SweepRow]) -> str:
     done = [row for row in rows if row.summary is not None]
     if not done:
         problem = next((row.outcome.problem for row in rows if row.outcome is not None), None)
-        return f"0 of {len(rows)} | {'not done: ' + problem if problem else 'not finished'} | | | |"
+        return f"0 of {len(rows)} | {'not done: ' + problem if problem else 'not finished'} | | | | |"
     metrics = [_metric(row) for row in done]
     summaries = [row.summary for row in done if row.summary]
     count = str(len(done)) if len(done) == len(rows) else f"{len(done)} of {len(rows)}"
     return " | ".join([
         count, f"{mean(metrics):.4f}", f"{min(metrics):.4f} … {max(metrics):.4f}" if len(done) > 1 else "",
         f"{mean(s.average_precision for s in summaries):.3f}", f"{mean(s.average_bit_width for s in summaries):.3f}",
-        f"{max(map(_bytes, done)):,}",
+        f"{max(map(_bytes, done)):,}", f"{mean(s.seconds for s in summaries):.0f}",
     ])  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrup
 from csqtool.files import write_bytes
 from csqtool.progress import Progress
 from csqtool.searching.interruption import interruptible
+from csqtool.sweeping.launchers import LocalLauncher, RayLauncher
 from csqtool.sweeping.one_run import carry_out
 from csqtool.sweeping.plan import Plan, SweepDirectory
 from csqtool.sweeping.result import SweepResult, SweepRow
@@ -17,15 +17,23 @@ from csqtool.sweeping.workers import Workers
 
 
 def run_plan(
-    plan: Plan, folder: Path, *, jobs: int | None, progress: Progress, model: Any = None, data: Any = None
+    plan: Plan,
+    folder: Path,
+    *,
+    jobs: int | None,
+    progress: Progress,
+    cluster: str | None = None,
+    model: Any = None,
+    data: Any = None,
 ) -> SweepResult:
     """Carry out the runs of a plan, and return all runs of the folder.
 
     Args:
         plan: the runs.
         folder: of the sweep; runs of an earlier plan stay in it.
-        jobs: how many run at a time, each in a process of its own; None takes the machine's cores.
+        jobs: how many run at a time, each in a process of its own; None takes the cores of the machine or cluster.
         progress: is informed of every run.
+        cluster: the address of a Ray cluster that carries them out; None takes this machine.
         model: an object that builds the module; None takes the factory in the settings.
         data: training and test data that are objects; None loads the source in the settings.
 
@@ -36,7 +44,7 @@ def run_plan(
     """
     directory = SweepDirectory(folder)
     in_this_process = model is not None or data is not None
-    if in_this_process and jobs not in (None, 1):
+    if in_this_process and (jobs not in (None, 1) or cluster is not None):
         raise InputError("a model or data that are objects stay in this process: jobs must be 1, or give names")
     with directory.locked():
         directory.begin(plan)
@@ -47,7 +55,8 @@ def run_plan(
                 for name, settings in left.items():
                     _do_here(directory, name, settings, progress, model=model, data=data)
             else:
-                workers = Workers(directory, jobs or os.cpu_count() or 1, progress, died)
+                launcher = LocalLauncher(jobs) if cluster is None else RayLauncher(cluster, jobs)
+                workers = Workers(directory, launcher, progress, died)
                 with interruptible() as stop:
                     workers.run(left, stop)
         finally:

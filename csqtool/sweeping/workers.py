@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 import msgspec
 
-from csqtool.errors import InputError, SearchInterrupted
+from csqtool.errors import SearchInterrupted
 from csqtool.progress import Progress
 from csqtool.searching.run_directory import RunDirectory
+from csqtool.sweeping.launchers import Launcher, Running
 from csqtool.sweeping.one_run import EXIT_REFUSED, Task
 from csqtool.sweeping.plan import Settings, SweepDirectory
 
@@ -28,16 +24,16 @@ class Workers:
 
     Args:
         directory: the sweep's.
-        jobs: how many run at a time.
+        launcher: starts them.
         progress: is told of every run that ends.
         died: the runs whose process ended in an unexpected way, with what is known of it.
     """
 
     directory: SweepDirectory
-    jobs: int
+    launcher: Launcher
     progress: Progress
     died: dict[str, str] = field(default_factory=dict)
-    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _running: dict[str, Running] = field(default_factory=dict)
 
     def run(self, runs: Mapping[str, Settings], stop: Callable[[], bool]) -> None:
         """Carry out all runs, in their order.
@@ -58,8 +54,8 @@ class Workers:
             while waiting or self._running:
                 if stop():
                     raise SearchInterrupted("stopped; state saved, continue with the same command")
-                for name in [name for name in waiting if len(self._running) < self.jobs]:
-                    if len(self._running) < self.jobs and self._may_start(name, leader, runs[name]):
+                for name in list(waiting):
+                    if len(self._running) < self.launcher.jobs and self._may_start(name, leader, runs[name]):
                         waiting.remove(name)
                         self._start(name, self._with_float_weights(name, leader, runs[name]))
                 time.sleep(POLL_SECONDS)
@@ -86,60 +82,35 @@ class Workers:
         return settings if weights is None else {**settings, "pretrain_epochs": 0, "weights": weights}
 
     def _start(self, name: str, settings: Settings) -> None:
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ}
         self.directory.result(name).unlink(missing_ok=True)
         log = self.directory.log(name)
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with open(log, "ab") as output:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "csqtool.sweeping.one_run"], stdin=subprocess.PIPE, stdout=output,
-                    stderr=output, env=environment, start_new_session=True,
-                )  # fmt: skip
-        except OSError as error:
-            raise InputError(f"cannot start {name}: {error.strerror or error}") from error
-        stdin = _stdin(process)
-        stdin.write(msgspec.json.encode(Task(str(self.directory.path), name, settings)) + b"\n")
-        stdin.flush()
-        self._running[name] = process
+        task = msgspec.json.encode(Task(str(self.directory.path), name, settings)) + b"\n"
+        self._running[name] = self.launcher.start(task, log)
         self.progress.line(f"{name}: started, log in {log}")
 
     def _ended(self) -> Sequence[str]:
         """Return the runs that have ended since the last call, after telling how."""
-        names = [name for name, process in self._running.items() if process.poll() is not None]
-        for name in names:
-            process = self._running.pop(name)
-            _stdin(process).close()
+        codes = {name: code for name, run in self._running.items() if (code := run.poll()) is not None}
+        for name, code in codes.items():
+            del self._running[name]
             outcome = self.directory.outcome(name)
-            if process.returncode == 0 and outcome is not None and outcome.summary is not None:
+            if code == 0 and outcome is not None and outcome.summary is not None:
                 before = outcome.summary.metric_float
                 change = "" if before is None else f"float {before:.4f} → "
                 self.progress.line(
                     f"{name}: {outcome.summary.metric_name} {change}{outcome.metric:.4f} in {outcome.bytes:,} B"
                 )
-            elif process.returncode == EXIT_REFUSED and outcome is not None:
+            elif code == EXIT_REFUSED and outcome is not None:
                 self.progress.line(f"{name}: not done: {outcome.problem}")
             else:
-                self.died[name] = _how(process.returncode)
+                self.died[name] = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
                 self.progress.line(f"{name}: {self.died[name]}; see {self.directory.log(name)}")
-        return names
+        return list(codes)
 
     def _stop_all(self) -> None:
         """Let the runs save their state, and wait for them."""
-        for process in self._running.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._running.values():
-            process.wait()
-            _stdin(process).close()
+        for run in self._running.values():
+            run.ask_to_stop()
+        for run in self._running.values():
+            run.wait()
         self._running.clear()
-
-
-def _stdin(process: subprocess.Popen[bytes]) -> IO[Any]:
-    assert process.stdin is not None
-    return process.stdin
-
-
-def _how(code: int) -> str:
-    return f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
