@@ -69,7 +69,8 @@ def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
     Each run is a search, finalized and packed. The same command goes on with a sweep that was stopped, and does what
     is missing. Methods of fixed bits train for as many epochs as the others search and finetune together.
     """
-    own = {name: values.pop(name) for name in ("methods", "target_sizes", "target_bits", "seeds", "jobs", "cluster")}
+    lists = ("methods", "target_sizes", "target_bits", "seeds")
+    own = {name: values.pop(name) for name in (*lists, "jobs", "cluster")}
     settings = given(values)
     if "data" not in settings:
         raise ConfigError("sweep needs --data")
