@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from csqtool.version import __version__
 
 if TYPE_CHECKING:
-    from csqtool.api.look import doctor, formats, inspect, methods, report
+    from csqtool.api.look import doctor, formats, inspect, methods, report, sensitivity
     from csqtool.api.make import check, finalize, finetune, init, quantize, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
@@ -68,6 +68,7 @@ _HOMES = {
     "run": "csqtool.api.make",
     "save": "csqtool.api.ship",
     "search": "csqtool.api.make",
+    "sensitivity": "csqtool.api.look",
     "sweep": "csqtool.api.sweeps",
     "to_torch": "csqtool.api.ship",
     "unpack": "csqtool.api.ship",
@@ -109,6 +110,7 @@ __all__ = [
     "run",
     "save",
     "search",
+    "sensitivity",
     "sweep",
     "to_torch",
     "unpack",

@@ -1,15 +1,21 @@
-"""The verbs that show: `inspect`, `report`, `methods`, `formats`, `doctor`."""
+"""The verbs that show: `inspect`, `sensitivity`, `report`, `methods`, `formats`, `doctor`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csqtool.api.given import PathLike
+from csqtool.api.given import PathLike, named_or_module, named_or_source, shown
+from csqtool.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from csqtool.installation import Finding
+    from csqtool.layer_sensitivity import SensitivityReport
+    from csqtool.progress import Progress
+    from csqtool.task import Task
 
 
 def inspect(path: PathLike) -> dict[str, Any]:
@@ -21,6 +27,65 @@ def inspect(path: PathLike) -> dict[str, Any]:
     from csqtool.inspecting import inspect as explain
 
     return explain(Path(path))[1]
+
+
+def sensitivity(
+    model: nn.Module | str,
+    *,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    samples: int = 512,
+    planes: Sequence[int] = (1, 2, 3, 4),
+    probes: int = 8,
+    output: PathLike | None = None,
+    picture: PathLike | None = None,
+    task: str | Task | None = None,
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> SensitivityReport:
+    """Measure how much the rounding of each layer costs, one layer at a time, at each number of planes.
+
+    Args:
+        model: as in `csqtool.search`; trained, or with ``weights``.
+        data: as in `csqtool.search`, as for the next two.
+        train: as in `csqtool.search`.
+        test: as in `csqtool.search`.
+        samples: training samples that are read.
+        planes: numbers of planes that each layer is rounded to.
+        probes: random vectors for the trace of the loss's second derivative; 0 leaves it out.
+        output: the ``.json`` file to write, which `report` shows; None writes none.
+        picture: the ``.svg`` file to draw; None draws none.
+        task: as in `csqtool.search`.
+        progress: as in `csqtool.search`.
+        settings: ``weights``, ``exclude``, ``device``, ``seed``, ``model_args``.
+
+    Raises:
+        InputError: the model, the data or a setting cannot be used, or a file cannot be written.
+    """
+    from csqtool import documents
+    from csqtool.files import write_json
+    from csqtool.layer_sensitivity import measure_sensitivity
+    from csqtool.reporting.sensitivities import draw
+    from csqtool.searching.config import SearchConfig
+
+    for name, value, least in (("samples", samples, 2), ("probes", probes, 0)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+    named_model, module = named_or_module(model)
+    source, named_data = named_or_source(data, train, test, task)
+    if source is None and "data" not in named_data:
+        raise ConfigError("sensitivity needs data")
+    with shown(progress) as told:
+        config = SearchConfig.make("", **{"target_bits": 3.0, **settings}, **named_model, **named_data)
+        found = measure_sensitivity(
+            config, sample_count=samples, planes=planes, probes=probes, data=source, model=module, progress=told
+        )
+    if output is not None:
+        write_json(Path(output), documents.plain(found))
+    if picture is not None:
+        draw(found, Path(picture))
+    return found
 
 
 def report(sources: PathLike | Iterable[PathLike], output: PathLike, *, bench: bool = False) -> Path:

@@ -32,6 +32,7 @@ _VERBS = {
     "verify": "csqtool.cli.verify_verb:verify",
     "run": "csqtool.cli.run_verb:run",
     "bench": "csqtool.cli.bench_verb:bench",
+    "sensitivity": "csqtool.cli.sensitivity_verb:sensitivity",
     "report": "csqtool.cli.report_verb:report",
     "diff": "csqtool.cli.diff_verb:diff",
     "init": "csqtool.cli.init_verb:init",

@@ -59,8 +59,7 @@ class Listed(click.ParamType[Any]):
 @click.option("--seeds", type=Listed(int, "whole numbers"), default="0", show_default=True, metavar="SEED,…",
               help="A run for each.")  # fmt: skip
 @click.option("--jobs", type=int, default=None, help="Runs at a time. [default: the machine's cores]")
-@click.option("--cluster", metavar="ADDRESS",
-              help="Carry the runs out on this Ray cluster, such as auto (extra ray), not on this machine.")  # fmt: skip
+@click.option("--cluster", metavar="ADDRESS", help="Carry the runs out on a Ray cluster, such as auto (extra ray).")
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print all runs as JSON.")
 def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:

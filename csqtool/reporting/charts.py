@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from csqtool.text import printable
 
+HERE = Path(__file__).parent
 WIDTH, HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 44
 SERIES_COLOURS = 6  # classes c0 … c5 of the style sheet
@@ -111,11 +113,27 @@ def histogram(title: str, q: NDArray[Any]) -> Markup:
     return _markup(svg)
 
 
-def heatmap(title: str, rows: Sequence[tuple[str, Sequence[float]]], *, largest: float, unit: str) -> Markup:
-    """Return a row of cells for each name; the nearer a value is to `largest`, the more opaque its cell."""
-    columns = max(len(values) for _, values in rows)
-    left, cell, tall = 190, max(4.0, min(16.0, 520 / columns)), 16
-    width, height = int(left + cell * columns + 4), tall * len(rows) + 4
+def heatmap(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float]]],
+    *,
+    largest: float,
+    unit: str,
+    columns: Sequence[str] | None = None,
+) -> Markup:
+    """Return a row of cells for each name; the nearer a value is to `largest`, the more opaque its cell.
+
+    Args:
+        title: what it shows, also read aloud.
+        rows: names and values.
+        largest: the value of a cell that is not transparent at all.
+        unit: of the values.
+        columns: what a column is called; None numbers epochs.
+    """
+    count = max(len(values) for _, values in rows)
+    names = columns or [f"epoch {number + 1}" for number in range(count)]
+    left, cell, tall = 190, max(4.0, min(16.0, 520 / count)), 16
+    width, height = int(left + cell * count + 4), tall * len(rows) + 4
     svg = _svg(title, width, height)
     svg.set("style", f"width:{width}px;height:{height}px")  # no larger, no smaller: what does not fit is scrolled to
     for index, (name, values) in enumerate(rows):
@@ -126,7 +144,7 @@ def heatmap(title: str, rows: Sequence[tuple[str, Sequence[float]]], *, largest:
                 "class": "heat", "x": f"{left + cell * column:.1f}", "y": str(tall * index + 1), "width": f"{cell:.1f}",
                 "height": str(tall - 2), "fill-opacity": f"{0.06 + 0.94 * min(1, value / largest):.2f}",
             })  # fmt: skip
-            ET.SubElement(rect, "title").text = printable(f"{name}, epoch {column + 1}: {value:g} {unit}")
+            ET.SubElement(rect, "title").text = printable(f"{name}, {names[column]}: {value:g} {unit}")
     return _markup(svg)
 
 
@@ -146,6 +164,20 @@ def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 def _scale(low: float, high: float, start: float, stop: float) -> Any:
     return lambda value: start + (value - low) / (high - low) * (stop - start)
+
+
+def standalone(picture: Markup, more: str = "") -> str:
+    """Return a picture as the text of an SVG file, with the page's colours in it.
+
+    Args:
+        picture: one of the above.
+        more: SVG that is put before its content, such as a legend.
+    """
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    before, svg, rest = picture.partition("<svg ")
+    attributes, bracket, content = rest.partition(">")
+    opening = f'{before}{svg}xmlns="http://www.w3.org/2000/svg" {attributes}{bracket}'
+    return f"{opening}<style>{style}</style>{more}{content}"
 
 
 def _svg(title: str, width: int, height: int) -> ET.Element:

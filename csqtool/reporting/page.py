@@ -18,6 +18,7 @@ from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
+from csqtool.reporting.sensitivities import view as view_of_sensitivity
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
 from csqtool.reporting.sweeps import view as view_of_sweep
 from csqtool.searching.config import SearchConfig
@@ -72,6 +73,7 @@ def render(found: Gathered) -> str:
         accuracy=_accuracy(found.subjects),
         benches=found.benches,
         sweeps=[view_of_sweep(one) for one in found.sweeps],
+        sensitivities=[view_of_sensitivity(one, label) for label, one in found.sensitivities],
         parts=PARTS,
     )
 

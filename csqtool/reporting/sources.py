@@ -16,6 +16,7 @@ from csqtool.benchmarking import BenchDocument
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
+from csqtool.layer_sensitivity import SensitivityReport
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.config import SearchConfig
@@ -72,11 +73,12 @@ class Subject:
 
 @dataclass
 class Gathered:
-    """All subjects, latencies that ``bench --json`` measured, and sweeps."""
+    """All subjects, latencies that ``bench --json`` measured, sweeps, and sensitivities with their file's name."""
 
     subjects: list[Subject] = field(default_factory=list)
     benches: list[BenchDocument] = field(default_factory=list)
     sweeps: list[SweepResult] = field(default_factory=list)
+    sensitivities: list[tuple[str, SensitivityReport]] = field(default_factory=list)
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
@@ -105,12 +107,8 @@ def gather(paths: Sequence[Path]) -> Gathered:
             found.subjects.append(subject)
         elif path.suffix in (".csq", ".onnx"):
             loose.append(_read_export(path))
-        elif isinstance(record := _read_json(path), VerifyReport):
-            loose.append(record)
-        elif record is not None:
-            found.benches.append(record)
-        else:
-            raise InputError(f"{path} is neither a report of csqtool verify --json nor of csqtool bench --json")
+        elif (report := _add_json(path, found)) is not None:
+            loose.append(report)
     for subject in models:
         _join_run(found, subject)
     for item in loose:
@@ -130,8 +128,27 @@ def _pipeline_file(path: Path, found: Gathered) -> Subject:
     return _pipeline_output(output, found)
 
 
-def _read_json(path: Path) -> VerifyReport | BenchDocument | None:
-    """Return the report or the latencies in a JSON file; None if it is something else.
+def _add_json(path: Path, found: Gathered) -> VerifyReport | None:
+    """Add what a JSON file holds; a report of verify is returned, for its model may come later.
+
+    Raises:
+        InputError: it holds nothing that can be shown.
+    """
+    match _read_json(path):
+        case VerifyReport() as report:
+            return report
+        case SensitivityReport() as record:
+            found.sensitivities.append((str(path), record))
+        case BenchDocument() as latencies:
+            found.benches.append(latencies)
+        case None:
+            known = "verify --json, of csqtool bench --json, nor of csqtool sensitivity -o"
+            raise InputError(f"{path} is neither a report of csqtool {known}")
+    return None
+
+
+def _read_json(path: Path) -> VerifyReport | BenchDocument | SensitivityReport | None:
+    """Return the report, the latencies or the sensitivities in a JSON file; None if it is something else.
 
     Raises:
         FormatError: it is not JSON, or it begins as one of them and then is not.
@@ -141,6 +158,9 @@ def _read_json(path: Path) -> VerifyReport | BenchDocument | None:
         return documents.convert(VerifyReport, document, where=str(path), what=REPORT)
     if isinstance(document, dict) and "rounds" in document:
         return documents.convert(BenchDocument, document, where=str(path), what="what csqtool bench --json prints")
+    if isinstance(document, dict) and document.get("kind") == "sensitivity":
+        what = "what csqtool sensitivity -o writes"
+        return documents.convert(SensitivityReport, document, where=str(path), what=what)
     return None
 
 
@@ -167,7 +187,7 @@ def _pipeline_output(path: Path, found: Gathered) -> Subject:
         record = _read_json(file)
         if isinstance(record, VerifyReport):
             subject.verifications.append(record)
-        elif record is not None:
+        elif isinstance(record, BenchDocument):
             found.benches.append(record)
     return subject
 

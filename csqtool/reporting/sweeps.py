@@ -9,10 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from csqtool.files import write_bytes
-from csqtool.reporting.charts import Series, chart
+from csqtool.reporting.charts import Series, chart, standalone
 from csqtool.sweeping.result import SweepResult, SweepRow
-
-HERE = Path(__file__).parent
 
 
 def view(found: SweepResult) -> dict[str, Any]:
@@ -76,13 +74,9 @@ def _picture(found: SweepResult, series: list[Series]) -> Markup:
 def draw(found: SweepResult, path: Path) -> None:
     """Write the picture as an SVG file of its own; nothing is written before a run is finished."""
     if series := curves(found):
-        style = (HERE / "style.css").read_text(encoding="utf-8")
-        names = "".join(
+        legend = "".join(
             f'<text class="c{number % 6}" style="fill: var(--c)" x="64" y="{28 + 15 * number}">'
             f"{Markup.escape(one.label)}</text>"
             for number, one in enumerate(series)
         )
-        head, svg, rest = _picture(found, series).partition("<svg ")
-        opening, bracket, drawn = rest.partition(">")
-        whole = f'{head}{svg}xmlns="http://www.w3.org/2000/svg" {opening}{bracket}<style>{style}</style>{names}{drawn}'
-        write_bytes(path, whole.encode())
+        write_bytes(path, standalone(_picture(found, series), legend).encode())
