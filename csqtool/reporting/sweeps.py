@@ -74,8 +74,9 @@ def _picture(found: SweepResult, series: list[Series]) -> Markup:
 def draw(found: SweepResult, path: Path) -> None:
     """Write the picture as an SVG file of its own; nothing is written before a run is finished."""
     if series := curves(found):
+        halo = "fill: var(--c); stroke: var(--page); stroke-width: 3px; paint-order: stroke"  # over the grid's lines
         legend = "".join(
-            f'<text class="c{number % 6}" style="fill: var(--c)" x="64" y="{28 + 15 * number}">'
+            f'<text class="c{number % 6}" style="{halo}" x="64" y="{28 + 15 * number}">'
             f"{Markup.escape(one.label)}</text>"
             for number, one in enumerate(series)
         )
