@@ -19,7 +19,7 @@ FEATURES = {
     "tensorboard": "search --tensorboard",
     "detection": "the metric of object detection",
     "zoo": "networks by name, such as timm:resnet18",
-    "benchmarks": "pictures of benchmarks/",
+    "benchmarks": "pictures of benchmarks/ and docs/",
 }
 # Programs, any of which serves, and what for.
 TOOLS = (
