@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 # Files outside of docs/ that the site has, at the same place below its root.
-OUTSIDE = {"CHANGELOG.md"} | {
+OUTSIDE = {"CHANGELOG.md", "SECURITY.md"} | {
     f"benchmarks/results/{path.name}" for path in (ROOT / "benchmarks" / "results").iterdir() if path.suffix != ".json"
 }
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
