@@ -126,7 +126,11 @@ def _parameters(parameters: list[click.Parameter], ctx: click.Context) -> str:
 
 def settings() -> str:
     """Return the page of all settings of a search."""
-    text = """# Settings
+    text = """---
+hide: [toc]
+---
+
+# Settings
 
 A setting is an option of `csqtool search`, a key of `[search]` in a pipeline file and a keyword of `csqtool.search`.
 It is declared once, in the code that uses it. `quantize` has those marked with *q*. Bits of a budget are planes:
@@ -140,7 +144,7 @@ It is declared once, in the code that uses it. `quantize` has those marked with 
          row.methods)
         for row in reference()
     ]  # fmt: skip
-    return f"{text}\n{table(heads, rows)}"
+    return f'{text}\n<div class="settings" markdown>\n\n{table(heads, rows)}\n</div>\n'
 
 
 def pipeline() -> str:
