@@ -20,7 +20,7 @@ FEATURES = {
     "ray": "sweeps on a cluster",
     "detection": "the metric of object detection",
     "zoo": "networks by name, such as timm:resnet18",
-    "benchmarks": "pictures of benchmarks/",
+    "benchmarks": "pictures of benchmarks/ and docs/",
 }
 # Programs, any of which serves, and what for.
 TOOLS = (

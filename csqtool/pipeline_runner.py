@@ -67,7 +67,8 @@ class PipelineResult:
 
     Attributes:
         pipeline: the pipeline.
-        stages: ``done`` or ``unchanged``, by stage.
+        stages: ``done`` or ``unchanged``, by stage; in a dry run ``to do``, ``unchanged``, or ``perhaps`` where it
+            depends on what an earlier stage then writes.
         exports: the exported file, by format.
         facts: its size and the float32 model's, by format.
         reports: its verification, by format.
@@ -101,14 +102,24 @@ class PipelineResult:
         }
 
 
+class _ToDoError(Exception):
+    """A dry run came to a stage that would be run."""
+
+
 def run_pipeline(
-    path: Path, *, check: bool = False, progress: Any = None, tell: Callable[[str], None] = lambda text: None
+    path: Path,
+    *,
+    check: bool = False,
+    dry_run: bool = False,
+    progress: Any = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> PipelineResult:
     """Run a pipeline; stages whose inputs and outputs have not changed are skipped.
 
     Args:
         path: the pipeline file.
         check: export and verify the untrained network before a search begins.
+        dry_run: only find out which stages would be run; nothing is written, built or imported of the user's code.
         progress: is informed of every training step.
         tell: called with a line for each stage.
 
@@ -116,14 +127,15 @@ def run_pipeline(
         InputError: the pipeline file, or something it names, cannot be used.
         SearchInterrupted: Ctrl-C; the next run goes on.
     """
-    return _Runner(read_pipeline(path), path, progress, tell, check=check).run()
+    runner = _Runner(read_pipeline(path), path, progress, tell, check=check, dry_run=dry_run)
+    return runner.plan() if dry_run else runner.run()
 
 
 class _Runner:
     """The stages of one pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, path: Path, progress: Any, tell: Callable[[str], None], *, check: bool
+        self, pipeline: Pipeline, path: Path, progress: Any, tell: Callable[[str], None], *, check: bool, dry_run: bool
     ) -> None:
         from csqtool.exporting import load_exporter
 
@@ -136,7 +148,7 @@ class _Runner:
             raise ConfigError(f"{path}: a pipeline verifies one file a format; {folders[0]} is for csqtool export")
         self._result = PipelineResult(pipeline)
         self._imported = ImportedCode(pipeline.folder)
-        self._stages = _Stages(pipeline, self._imported, self._result.stages, tell)
+        self._stages = _Stages(pipeline, self._imported, self._result.stages, tell, dry_run=dry_run)
         self._run = RunDirectory(pipeline.output / "run")
 
     def run(self) -> PipelineResult:
@@ -150,14 +162,32 @@ class _Runner:
                 self._verify(name, target, finalized, before)
         return self._result
 
+    def plan(self) -> PipelineResult:
+        """Find out which stages `run` would run."""
+        stages = self._result.stages
+        try:
+            before = self._search()
+            finalized = self._finalize(before)
+        except _ToDoError:
+            exports = [f"{verb} {name}" for name in self._suffixes for verb in ("export", "verify")]
+            for name in ("finalize", *exports):
+                stages.setdefault(name, self._stages.after_another(name))
+            return self._result
+        for name, options in self._pipeline.formats.items():
+            try:
+                self._verify(name, self._export(name, options, finalized, before), finalized, before)
+            except _ToDoError:
+                stages.setdefault(f"verify {name}", self._stages.after_another(f"verify {name}"))
+        return self._result
+
     def _search(self) -> dict[str, Any]:
         """Search, and return the inputs that all later stages depend on, too."""
-        from csqtool.searching import runs
-
         pipeline, run = self._pipeline, self._run
         inputs = digest({**pipeline.settings, "files": fingerprint(pipeline.config)})
 
         def work() -> None:
+            from csqtool.searching import runs
+
             begun = run.read_begun_from()
             if run.is_run and begun is not None and begun.inputs == inputs and is_current(begun.code, pipeline.folder):
                 runs.resume(run.path, progress=self._progress)
@@ -182,12 +212,12 @@ class _Runner:
 
     def _finalize(self, before: Mapping[str, Any]) -> str:
         """Finalize, and return the SHA-256 of the model."""
-        from csqtool.finalized_file import write_finalized
-        from csqtool.searching import runs
-
         target = self._result.finalized
 
         def work() -> None:
+            from csqtool.finalized_file import write_finalized
+            from csqtool.searching import runs
+
             write_finalized(runs.load_finished(self._run.path).finalize(), target)
 
         inputs = digest({"run": sha256(self._run.last_checkpoint), "before": before})
@@ -217,12 +247,13 @@ class _Runner:
         return target
 
     def _verify(self, name: str, target: Path, finalized: str, before: Mapping[str, Any]) -> None:
-        from csqtool.verifying.verification import verify_file
-
         pipeline, model = self._pipeline, self._result.finalized
         path = pipeline.output / f"verify-{name}.json"
 
         def work() -> None:
+            from csqtool.verifying.verification import verify_file
+
+            path.unlink(missing_ok=True)
             report = verify_file(
                 target,
                 model,
@@ -246,9 +277,8 @@ class _Runner:
             "allow_unaccounted": pipeline.allow_unaccounted,
             "before": before,
         }
-        if pipeline.gates.latency_against or not _is_believed(path, target, model):
-            path.unlink(missing_ok=True)
-        self._stages.run(f"verify {name}", digest(checks), [path], work)
+        again = bool(pipeline.gates.latency_against) or not _is_believed(path, target, model)
+        self._stages.run(f"verify {name}", digest(checks), [path], work, again=again)
         self._result.reports[name] = read_report(path)
 
 
@@ -266,8 +296,15 @@ class _Stages:
     """Records the inputs and outputs of each stage."""
 
     def __init__(
-        self, pipeline: Pipeline, imported: ImportedCode, log: dict[str, str], tell: Callable[[str], None]
+        self,
+        pipeline: Pipeline,
+        imported: ImportedCode,
+        log: dict[str, str],
+        tell: Callable[[str], None],
+        *,
+        dry_run: bool,
     ) -> None:
+        self._dry_run = dry_run
         self._imported = imported
         self._folder = pipeline.folder
         self._output = pipeline.output
@@ -294,6 +331,7 @@ class _Stages:
         work: Callable[[], object],
         *,
         code: Callable[[], Code] = dict,
+        again: bool = False,
     ) -> StageRecord:
         """Do `work` unless its inputs and outputs are those of last time.
 
@@ -303,12 +341,19 @@ class _Stages:
             outputs: the files that it writes.
             work: writes them.
             code: called after `work`; returns code that the stage depends on besides the code this process imported.
+            again: do it in any case.
+
+        Raises:
+            _ToDoError: this is a dry run, and `work` would be done.
         """
         known = self._known.get(name)
-        if known is not None and known.inputs == inputs and self._still_holds(known, outputs):
+        if known is not None and known.inputs == inputs and not again and self._still_holds(known, outputs):
             self._tell(f"{name}: unchanged")
             self._log[name] = "unchanged"
             return known
+        if self._dry_run:
+            self._log[name] = "to do"
+            raise _ToDoError
         self._tell(f"{name} …")
         work()
         made = {output.name: sha256(output) for output in outputs}
@@ -317,6 +362,10 @@ class _Stages:
         write_json(self._path, documents.plain(StagesFile(self._place(), self._known)))
         self._log[name] = "done"
         return record
+
+    def after_another(self, name: str) -> str:
+        """Return what a dry run knows of a stage that comes after one that would be run."""
+        return "perhaps" if name in self._known else "to do"
 
     def _still_holds(self, record: StageRecord, outputs: Sequence[Path]) -> bool:
         made = all(output.is_file() and record.outputs.get(output.name) == sha256(output) for output in outputs)

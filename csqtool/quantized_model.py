@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
 from csqtool.model_info import ModelInfo
+from csqtool.notebook import page
 
 FORMAT_VERSION = 1
 MAX_BIT_WIDTH = 9  # eight kept planes give -255 ... 255: nine bits in two's complement
@@ -221,6 +222,16 @@ class QuantizedModel:
     def activation(self, name: str) -> ActivationQuantizer:
         """Return the activation quantizer called `name`."""
         return self._activations_by_name[name]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a row a layer."""
+        averages = f"{self.average_precision:.3f} planes and {self.average_bit_width:.3f} bits a weight on average"
+        rows = [
+            (layer.name, layer.precision, layer.mask, layer.bit_width, f"{layer.entropy:.2f}", layer.elements)
+            for layer in self.layers
+        ]
+        heads = ("layer", "precision", "mask", "bit width", "entropy", "weights")
+        return page("Quantized model", [f"{self.elements:,} quantized weights: {averages}"], heads, rows)
 
     @cached_property
     def _layers_by_name(self) -> dict[str, QuantizedLayer]:

@@ -17,7 +17,7 @@ ORDER = [
     "csqtool.folding csqtool.progress csqtool.documents csqtool.onnx_file csqtool.onnx_session "
     "csqtool.sandbox csqtool.onnx_isolated csqtool.onnx_limits csqtool.onnx_schemas csqtool.onnx_worker csqtool.trust "
     "csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version csqtool.trees csqtool.hubs "
-    "csqtool.installation",
+    "csqtool.installation csqtool.notebook",
     "csqtool.finalized_file csqtool.factories csqtool.task csqtool.randomness",
     "csqtool.nn.modes",
     "csqtool.data",

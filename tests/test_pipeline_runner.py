@@ -171,3 +171,42 @@ def test_the_facts_that_a_pipeline_writes_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text(json.dumps(documents.plain(facts)))
     assert documents.read(pipeline_runner.ExportFacts, tmp_path / "f.json") == facts
     assert "facts of an export" in ok("inspect", tmp_path / "f.json").stdout
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_dry_run_names_the_stages_that_a_run_then_runs_and_writes_nothing(tmp_path: Path) -> None:
+    pipeline = project(tmp_path, 4.0)
+
+    def planned_and_run() -> tuple[dict[str, str], dict[str, str]]:
+        before = files_of(tmp_path)
+        planned = run_pipeline(pipeline, dry_run=True)
+        assert files_of(tmp_path) == before
+        return planned.stages, run_pipeline(pipeline).stages
+
+    stages = ["search", "finalize", "export onnx", "verify onnx", "export csq", "verify csq"]
+    for change in ("", "", "gates", "file", "settings"):
+        if change == "gates":
+            pipeline.write_text(pipeline.read_text() + "[verify]\nmin_agreement = 0.5\n")
+        elif change == "file":
+            (tmp_path / "build" / "model.csq").write_bytes(b"damaged")
+        elif change == "settings":
+            pipeline.write_text(pipeline.read_text().replace("target_bits = 4.0", "target_bits = 3.0"))
+        planned, done = planned_and_run()
+        assert list(planned) == stages
+        expected = {"to do": {"done"}, "unchanged": {"unchanged"}, "perhaps": {"done", "unchanged"}}
+        assert all(done[name] in expected[state] for name, state in planned.items())
+        assert "perhaps" not in planned.values() or change in ("file", "settings")
+    assert planned["search"] == "to do"
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_the_command_prints_what_a_dry_run_finds(tmp_path: Path) -> None:
+    pipeline = project(tmp_path, 4.0)
+    run_pipeline(pipeline)
+    (tmp_path / "build" / "export-csq.json").unlink()
+    assert json.loads(ok("run", pipeline, "--dry-run", "--json").stdout)["stages"]["export csq"] == "to do"
+    assert "unchanged" in ok("run", pipeline, "--dry-run").stdout

@@ -30,7 +30,7 @@ IDIOMS = {
     r"\bWhat (?:it|the bars) says?\b": "What the results say",
 }
 READ = ("*.md", "csqtool/**/*.py", "exporters/**/*.py", "sample_models/**/*.py", "sample_models/**/*.toml",
-        "csqtool/starter/*", "docs/*.md", "docs/*.json", "benchmarks/**/*.py", "benchmarks/**/*.md",
+        "csqtool/starter/*", "docs/**/*.md", "docs/*.py", "docs/*.json", "benchmarks/**/*.py", "benchmarks/**/*.md",
         "csqtool/reporting/*.html")  # fmt: skip
 EXCEPT = {"CHANGELOG.md"}
 

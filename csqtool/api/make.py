@@ -273,12 +273,15 @@ def finalize(
     return quantized
 
 
-def run(pipeline: PathLike, *, check: bool = False, progress: bool | Progress = False) -> PipelineResult:
+def run(
+    pipeline: PathLike, *, check: bool = False, dry_run: bool = False, progress: bool | Progress = False
+) -> PipelineResult:
     """Run a whole pipeline from its TOML file; stages whose inputs have not changed are skipped.
 
     Args:
         pipeline: the file.
         check: as in `search`, where a search begins.
+        dry_run: only find out which stages would be run: the result's `stages` says so, and nothing is written.
         progress: as in `search`.
 
     Raises:
@@ -288,7 +291,7 @@ def run(pipeline: PathLike, *, check: bool = False, progress: bool | Progress = 
     from csqtool.pipeline_runner import run_pipeline
 
     with shown(progress) as told:
-        return run_pipeline(Path(pipeline), check=check, progress=told, tell=told.line)
+        return run_pipeline(Path(pipeline), check=check, dry_run=dry_run, progress=told, tell=told.line)
 
 
 def init(folder: PathLike = ".") -> list[Path]:

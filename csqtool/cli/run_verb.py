@@ -18,12 +18,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("pipeline", type=click.Path(path_type=Path))
 @check_option
+@click.option("--dry-run", is_flag=True, help="Only print which stages would be run; nothing is written.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
-def run(ctx: click.Context, pipeline: Path, check: bool, as_json: bool) -> None:
+def run(ctx: click.Context, pipeline: Path, check: bool, dry_run: bool, as_json: bool) -> None:
     """Run a whole PIPELINE (a TOML file); stages whose inputs have not changed are skipped."""
     import csqtool
 
+    if dry_run:
+        stages = csqtool.run(pipeline, dry_run=True).stages
+        if as_json:
+            print_json({"stages": stages})
+        else:
+            click.echo(table(("stage", "state"), list(stages.items())))
+        return
     result = csqtool.run(pipeline, check=check, progress=True)
     page = csqtool.report(result.pipeline.output, result.pipeline.output / "report.html")
     if as_json:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from csqtool.notebook import page
 from csqtool.searching.records import LogEntry, SchemeEntry, Summary
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ class SearchResult:
         from csqtool.searching.finalizing import finalized_model
 
         return finalized_model(self.session, self.summary.metric_float)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the figures, and a row a layer."""
+        found = self.summary
+        before = "" if self.metric_float is None else f" (float {self.metric_float:.4f})"
+        lines = [
+            f"{found.metric_name} {self.metric:.4f}{before}",
+            f"{self.average_precision:.3f} planes and {self.average_bit_width:.3f} bits a weight on average",
+        ]
+        rows = [(one.name, one.precision, one.mask, one.bit_width, one.elements) for one in self.scheme]
+        heads = ("layer", "precision", "mask", "bit width", "weights")
+        return page(f"Search with {found.method}", lines, heads, rows)
 
     def without_run(self) -> SearchResult:
         """Return the same result without its run directory, whose folder is removed."""

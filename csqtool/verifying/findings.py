@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from csqtool.documents import Count
+from csqtool.notebook import page
 from csqtool.verifying.tolerances import Tolerances
 
 LEVELS = ("integrity", "structure", "weights", "layers", "outputs", "task", "gates")
@@ -129,6 +130,12 @@ class VerifyReport(msgspec.Struct, kw_only=True):
         """Return all figures called `key`, of all checks."""
         found = (check.figures.get(key) for check in self.checks)
         return [value for value in found if value is not None]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, and a row a check."""
+        lines = [f"{self.file} against {self.against}: {self.size_bytes:,} bytes, {self.samples} samples"]
+        rows = [("pass" if one.passed else "FAIL", one.level, one.name, one.detail) for one in self.checks]
+        return page("PASS" if self.passed else "FAIL", lines, ("", "level", "check", "result"), rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document; figures that are not finite become null."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,16 @@ def test_a_misspelt_verb_is_named_with_the_nearest_one(verb: str, meant: str) ->
     result = invoke(verb, "model.onnx")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: no verb '{verb}'; {meant}")
+
+
+def test_the_version_names_what_results_depend_on_without_importing_it() -> None:
+    code = (
+        "import sys\nfrom csqtool.cli import cli\n"
+        "try:\n    cli(['--version'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, imported = done.stdout.splitlines()
+    assert first.startswith(f"csqtool {metadata.version('csqtool')} (Python 3.")
+    assert f"torch {metadata.version('torch')}, onnx {metadata.version('onnx')}, onnxruntime " in first
+    assert imported == "[]"
