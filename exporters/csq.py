@@ -18,7 +18,8 @@ class CsqOptions:
     """Options of packing.
 
     Attributes:
-        encoding: ``smallest`` for each tensor, or ``dense``: two's complement throughout, fastest to decode.
+        encoding: ``smallest`` for each tensor; ``context``: context coding where that is smaller still, slower to
+            decode, in version 3 of the format; or ``dense``: two's complement throughout, fastest to decode.
         with_graph: carry the ONNX graph along, so that `unpack` can write the ONNX file, too.
         float16: round the remaining float32 tensors to float16 first, see `csqtool.float16`.
         max_metric_change: how much float16 may change the task's metric; None takes 0.001.
@@ -26,7 +27,11 @@ class CsqOptions:
 
     encoding: str = field(
         default="smallest",
-        metadata={"help": "smallest for each tensor, or dense: random access, fastest to decode", "metavar": "NAME"},
+        metadata={
+            "help": "smallest for each tensor of version 2; context: smaller, slower to decode, version 3; "
+            "or dense: random access, fastest to decode",
+            "metavar": "NAME",
+        },
     )
     with_graph: bool = field(
         default=False, metadata={"help": "Include the ONNX graph, so that unpack -o model.onnx can restore the file"}

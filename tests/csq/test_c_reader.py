@@ -145,7 +145,7 @@ def test_names_that_are_not_allowed_are_an_error(dump, tmp_path, name):
     assert run(dump, tmp_path / "m.csq")[-1].rpartition(": ")[2] == ("ok" if name == "right" else "damaged")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3])
+@pytest.mark.parametrize("version", [0, 1, 4])
 def test_a_version_that_the_reader_does_not_know_is_named_so(dump, tmp_path, version):
     (tmp_path / "m.csq").write_bytes(assemble([row("w", "U8", 0, 8, (1,), b"x")], version=version))
     assert run(dump, tmp_path / "m.csq") == [f"{tmp_path / 'm.csq'}: unknown csq version"]

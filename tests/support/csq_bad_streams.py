@@ -14,7 +14,7 @@ ROWS = {
     "2^64 elements": (row("w", "U8", 0, 8, (2**31, 2**31, 4), b""), "elements"),
     "2^1024 elements": (row("w", "U8", 0, 8, (2**32 - 1,) * 32, b""), "elements"),
     "an unknown dtype": (row("w", "U8", 0, 8, (1,), b"x") | {"dtype": 13}, "dtype 13"),
-    "an unknown encoding": (row("w", "I8", 7, 8, (1,), b"x"), "encoding 7"),
+    "an unknown encoding": (row("w", "I8", 8, 8, (1,), b"x"), "encoding 8"),
     "raw of another width": (row("w", "F32", 0, 16, (1,), b"xx"), "bits"),
     "half of float64": (row("w", "F64", 5, 16, (1,), b"xx"), "half|F32"),
     "half of 32 bits": (row("w", "F32", 5, 32, (1,), b"xxxx"), "half|F32|16"),
