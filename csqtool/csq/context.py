@@ -1,8 +1,9 @@
 """Adaptive binary coding with contexts: what the neighbours in a kernel tell about a weight saves a tenth of its bits.
 
-A value is a few yes-or-no decisions: zero or not, its sign, then whether its magnitude is above 1, above 2, …. Each
+A value is a few yes-or-no decisions: zero or not, whether its magnitude is above 1, above 2, …, and its sign. Each
 decision has a context, which follows from the values to its left and above it in the same kernel, and every context
-learns its own probability while it codes. The coder is that of `rans` with one lane and the two symbols no and yes.
+learns its own probability while it codes. The coder is that of `rans` with one lane and the two symbols yes and no.
+Binary decisions with such contexts are the idea of DeepCABAC (Wiedemann et al., 2020) and ISO/IEC 15938-17.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 
 from csqtool.csq.rans import LOWEST_STATE, SCALE_BITS, SLOTS, StreamError
 
-MAX_ELEMENTS = 1 << 24  # in one file: decoded one after the other, they take Python half a minute
+MAX_ELEMENTS = 1 << 24  # in one file: decoded one after the other, a pass of Python takes half a minute
 STATE_BYTES = 4
-_BLOCK_ELEMENTS = 1 << 16
+_BLOCK_ELEMENTS = 1 << 13  # and bytes of words: as Python numbers they take up to 36 bytes each
 _WIDEST_ROW = 128  # kernels with longer rows have no value above: a decoder keeps few values
 _NEAREST = 3  # magnitudes of both neighbours together, from here on alike: contexts of the zero decision
 _SIGNS = 17  # context of the sign where the neighbours tell nothing; five on either side where they do

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-AT_ONCE = 1 << 16  # values, and bytes of words
+AT_ONCE = 1 << 13  # values
 LONGEST_ROW = 128  # of a kernel whose values have neighbours above
 CODED_LIMIT = 2**24  # context-coded elements of a file
 
