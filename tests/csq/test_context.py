@@ -1,6 +1,5 @@
 """Context coding, version 3 of the `.csq` format: three readers, written apart, and when the writer takes it."""
 
-import struct
 import subprocess
 import zlib
 
@@ -14,7 +13,7 @@ from csqtool.csq.entry import Encoding
 from csqtool.errors import FormatError
 from csqtool.finalized_file import to_bytes
 from tests.support.commands import ok
-from tests.support.csq_bad_streams import CONTEXTS
+from tests.support.csq_bad_streams import CONTEXTS, context_stream
 from tests.support.csq_files import (
     GOLDEN,
     correlated,
@@ -50,6 +49,15 @@ def read_by_c(dump, path, *contents):
             tensors[line[9:]] = int(line[:8], 16)
     assert len(found) == len(contents)
     return found
+
+
+def learned(count, answer):
+    """Yield the slots of yes before each of the same answers."""
+    p = 32768
+    for n in range(1, count + 1):
+        yield p // 16
+        s = max(1, (min(n, 255) + 1).bit_length() - 1)
+        p = p + (65535 - p) // 2**s if answer else p - p // 2**s
 
 
 def outcome(read, content):
@@ -127,22 +135,12 @@ def test_the_specifications_example_is_read(read):
     assert found.tolist() == [[[[1, 1], [-2, 0]]]]
 
 
-def test_an_answer_takes_the_slots_that_the_specification_gives_it():
-    # A zero in each of 300 kernels: f = ⌊p / 16⌋ as p learns, in exact numbers, gives the state without one word.
-    p, x = 32768, 1 << 16
-    slots = []
-    for n in range(1, 301):
-        slots.append(p // 16)
-        p -= p >> max(1, min(n + 1, 256).bit_length() - 1)
-    words = []
-    for f in reversed(slots):
-        g = 4096 - f
-        if x >= g << 20:
-            words.append(x & 0xFFFF)
-            x >>= 16
-        x = (x // g << 12) + x % g + f
-    wanted = struct.pack(f"<I{len(words)}H", x, *reversed(words))
-    assert context.encode(np.zeros(300, np.int8), context.Kernel(1, 1)) == wanted
+def test_no_answers_make_the_next_one_certain():
+    # A larger p stays larger whatever is answered: the same answer again and again leads furthest.
+    for answer, furthest in ((0, 3), (1, 4092)):
+        assert list(learned(2000, answer))[-1] == furthest
+    zeros = context_stream(*(("zero", 0) for _ in range(2000)))
+    assert context.encode(np.zeros(2000, np.int8), context.Kernel(1, 1)) == zeros
 
 
 @READERS
