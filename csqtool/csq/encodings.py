@@ -52,13 +52,11 @@ def encode_integers(q: NDArray[Any], bits: int, *, smallest: bool) -> tuple[Enco
 def encode_with_contexts(q: NDArray[Any], bits: int) -> tuple[Encoding, bytes]:
     """Return how to store `q` with the fewest bytes, context coding included, and its bytes.
 
-    Arguments are those of `encode_integers`, whose choice stays where context coding saves nothing.
+    Arguments are those of `encode_integers`, whose choice stays where context coding saves nothing. A file has
+    at most `context.MAX_ELEMENTS` elements stored so, which the caller counts.
     """
-    best = encode_integers(q, bits, smallest=True)
-    if q.size > context.MAX_ELEMENTS:
-        return best
     kernel = context.kernel_of(q.shape)
-    candidates = [best, (Encoding.CONTEXT, context.encode(q.reshape(-1), kernel))]
+    candidates = [encode_integers(q, bits, smallest=True), (Encoding.CONTEXT, context.encode(q.reshape(-1), kernel))]
     if q.ndim >= 2 and (found := _channels(q)) is not None:
         lists, stored = found
         candidates.append((Encoding.PRUNED, bytes([Encoding.CONTEXT]) + lists + context.encode(stored, kernel)))

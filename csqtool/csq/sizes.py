@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from csqtool.csq.container import ALIGNMENT
 from csqtool.csq.encodings import encode_integers
 from csqtool.csq.entry import DTYPE_NAMES, Encoding
@@ -50,6 +52,12 @@ def encoding_names(content: bytes, *, where: str) -> dict[str, str]:
         if entry.is_quantized:
             names[entry.name] = name
     return names
+
+
+def encoding_counts(content: bytes, *, where: str) -> str:
+    """Return how many quantized tensors each encoding holds, as text: ``context 6, dense 1``."""
+    counts = Counter(encoding_names(content, where=where).values())
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def integer_bytes(q: IntegerArray) -> int:

@@ -269,7 +269,7 @@ def test_streams_made_to_end_right_are_read_alike_whatever_they_say(dump, tmp_pa
     assert [one is not None for one in read_by_c(dump, tmp_path, *contents)] == [False] * 9 + [True] * 3
 
 
-def test_pack_export_inspect_and_unpack_know_the_encoding(tmp_path):
+def test_pack_export_inspect_report_and_unpack_know_the_encoding(tmp_path):
     model, _ = golden_models()["v3-context"]
     (tmp_path / "m.safetensors").write_bytes(to_bytes(model))
     ok("pack", tmp_path / "m.safetensors", "--encoding", "context", "-o", tmp_path / "m.csq")
@@ -280,5 +280,7 @@ def test_pack_export_inspect_and_unpack_know_the_encoding(tmp_path):
     ok("export", tmp_path / "m.safetensors", "--format", "c", "--encoding", "context", "-o", tmp_path / "c")
     octets = (tmp_path / "c" / "model.c").read_text().partition("{")[2].partition("}")[0].split(",")
     assert bytes(int(octet, 16) for octet in octets) == (tmp_path / "m.csq").read_bytes()
+    ok("report", tmp_path / "m.csq", "-o", tmp_path / "r.html")
+    assert "context 6, dense 1, pruned (context) 1" in (tmp_path / "r.html").read_text()
     ok("unpack", tmp_path / "m.csq", "-o", tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == to_bytes(model)
