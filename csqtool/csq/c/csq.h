@@ -581,7 +581,7 @@ CSQ_API void csq__rans(csq_decoder *d, int16_t *out, size_t count) {
     }
 }
 
-/* The next decision of the context coder, whose yes has the slots below `f`; without a branch, it is hard to predict. */
+/* The next decision of the context coder, whose yes has the slots below `f`; no branch: it would be mispredicted. */
 CSQ_API uint32_t csq__take(csq_decoder *d, uint32_t f) {
     uint32_t x = d->state[0], slot = x & (CSQ_SLOTS - 1), yes = slot < f, no = yes - 1; /* no is 0 or all ones */
     slot -= f & no;
