@@ -106,8 +106,12 @@ def _csq(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     model = csq.read_csq(content, where=str(path))
     stored = csq.tensor_bytes(content, where=str(path))
     payload = sum(stored[layer.name] for layer in model.layers)
-    head = f"{path}: packed model (.csq), {size(len(content))}, of it {size(payload)} packed integers\n\n"
-    facts = {"kind": "packed model", "size_bytes": len(content), "packed_integer_bytes": payload}
+    head = (
+        f"{path}: packed model (.csq), {size(len(content))}, of it {size(payload)} packed integers\n"
+        f"encodings: {csq.encoding_counts(content, where=str(path))}\n\n"
+    )
+    facts = {"kind": "packed model", "size_bytes": len(content), "packed_integer_bytes": payload,
+             "encodings": csq.encoding_names(content, where=str(path))}  # fmt: skip
     return head + _model_text(model), {**facts, **_model_facts(model)}
 
 

@@ -12,6 +12,7 @@ from csqtool.errors import InputError
 from csqtool.exporting import Exporter, ExportReport, Origin
 from csqtool.files import write_bytes
 from csqtool.quantized_model import QuantizedModel
+from exporters.csq import EncodingOptions
 
 _BYTES_A_LINE = 20
 _MODEL_H = b"""/* The packed model, a .csq file in memory. */
@@ -36,6 +37,10 @@ class CExporter(Exporter):
     suffix = ""
     description = "a folder of C99: the packed model as an array, its reader (one header) and an example"
     exact = True
+    Options = EncodingOptions
+
+    def __init__(self, options: EncodingOptions | None = None) -> None:
+        self.options = options or EncodingOptions()
 
     def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
         """Write the folder `path`; see `write_folder` for what an interruption leaves.
@@ -46,7 +51,7 @@ class CExporter(Exporter):
         Raises:
             ExportError: the `.csq` format cannot represent the model.
         """
-        source = model_source(csq.pack(model))
+        source = model_source(csq.pack(model, encoding=self.options.encoding))
         # The array comes last: after an interruption, the other files fit the old array and the new one.
         files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": _MODEL_H, "model.c": source}
         write_folder(path, files)

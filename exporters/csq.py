@@ -14,20 +14,38 @@ from csqtool.quantized_model import QuantizedModel
 
 
 @dataclass(frozen=True)
-class CsqOptions:
-    """Options of packing.
+class EncodingOptions:
+    """What every format that holds a packed model can be asked for.
 
     Attributes:
-        encoding: ``smallest`` for each tensor, or ``dense``: two's complement throughout, fastest to decode.
+        encoding: ``smallest`` for each tensor; ``context``: context coding where that is smaller still, slower to
+            decode, in version 3 of the format; or ``dense``: two's complement throughout, fastest to decode.
+    """
+
+    encoding: str = field(
+        default="smallest",
+        metadata={
+            "help": "smallest for each tensor of version 2; context: smaller, slower to decode, version 3; "
+            "or dense: random access, fastest to decode",
+            "metavar": "NAME",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.encoding not in csq.ENCODINGS:
+            raise ConfigError(f"unknown encoding {self.encoding!r}; {nearest(str(self.encoding), csq.ENCODINGS)}")
+
+
+@dataclass(frozen=True)
+class CsqOptions(EncodingOptions):
+    """Options of packing, besides the encoding.
+
+    Attributes:
         with_graph: carry the ONNX graph along, so that `unpack` can write the ONNX file, too.
         float16: round the remaining float32 tensors to float16 first, see `csqtool.float16`.
         max_metric_change: how much float16 may change the task's metric; None takes 0.001.
     """
 
-    encoding: str = field(
-        default="smallest",
-        metadata={"help": "smallest for each tensor, or dense: random access, fastest to decode", "metavar": "NAME"},
-    )
     with_graph: bool = field(
         default=False, metadata={"help": "Include the ONNX graph, so that unpack -o model.onnx can restore the file"}
     )
@@ -39,8 +57,7 @@ class CsqOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.encoding not in csq.ENCODINGS:
-            raise ConfigError(f"unknown encoding {self.encoding!r}; {nearest(str(self.encoding), csq.ENCODINGS)}")
+        super().__post_init__()
         for name in ("with_graph", "float16"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name.replace('_', '-')} is true or false, got {getattr(self, name)!r}")

@@ -36,7 +36,7 @@ def test_a_format_is_known_by_the_ending_of_its_files() -> None:
     ("name", "options", "message"),
     [
         ("onxx", None, "unknown format 'onxx'; did you mean 'onnx'"),
-        ("c", {"weights": "int8"}, "the format c takes no options, got 'weights'"),
+        ("c", {"weights": "int8"}, "unknown option 'weights' of the format c; known: encoding"),
         ("onnx", {"wieghts": "int8"}, "unknown option 'wieghts' of the format onnx; did you mean 'weights'"),
         ("onnx", {"weights": "int5"}, "int5"),
         ("csq", {"encoding": "densest"}, "did you mean 'dense'"),
@@ -45,6 +45,12 @@ def test_a_format_is_known_by_the_ending_of_its_files() -> None:
 def test_wrong_formats_and_options_name_what_is_known(name: str, options: dict[str, Any] | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_exporter(name, options)
+
+
+def test_a_format_without_options_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EXPORTERS.load("c"), "Options", None)
+    with pytest.raises(ConfigError, match="the format c takes no options, got 'encoding'"):
+        load_exporter("c", {"encoding": "dense"})
 
 
 def test_options_reach_the_exporter(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from csqtool.csq.c_files import c_example, c_header
 from csqtool.csq.graph import unpack_onnx
 from csqtool.csq.reader import CsqFile, open_csq, read_csq, unpack
-from csqtool.csq.sizes import float32_size, integer_bytes, tensor_bytes
+from csqtool.csq.sizes import encoding_counts, encoding_names, float32_size, integer_bytes, tensor_bytes
 from csqtool.csq.writer import ENCODINGS, check_packable, pack
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "c_example",
     "c_header",
     "check_packable",
+    "encoding_counts",
+    "encoding_names",
     "float32_size",
     "integer_bytes",
     "open_csq",

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from csqtool.csq import context
 from csqtool.csq.entry import (
     DTYPE_CODES,
     DTYPES,
@@ -24,6 +25,7 @@ from csqtool.errors import ExportError, FormatError
 # First byte above ASCII: no text file. CR LF, EOF and LF: a transfer in text mode changes them.
 MAGIC = b"\x89CSQ\r\n\x1a\n"
 VERSION = 2
+CONTEXT_VERSION = 3  # of files with context-coded tensors
 ALIGNMENT = 8
 # Magic, version, tensors; stored bytes of table, metadata, graph; inflated bytes of metadata, graph; reserved;
 # SHA-256 of the finalized file; CRC-32 of table, metadata, graph, and of the preamble up to here.
@@ -69,6 +71,7 @@ def assemble(
         ExportError: a part exceeds the limits of the format.
     """
     table = b"".join(_table_row(entry, stored) for entry, stored in tensors)
+    version = CONTEXT_VERSION if any(is_context_coded(*tensor) for tensor in tensors) else VERSION
     parts = [table, zlib.compress(metadata.encode(), 9), b"" if graph is None else zlib.compress(graph, 9)]
     inflated = [len(metadata.encode()), len(graph or b"")]
     for what, size, limit in (
@@ -80,7 +83,7 @@ def assemble(
             raise ExportError(f"csq: {size} {what}, at most {limit}")
     content = bytearray(
         PREAMBLE.pack(
-            MAGIC, VERSION, len(tensors), *map(len, parts), *inflated, 0, bytes.fromhex(finalized_sha256),
+            MAGIC, version, len(tensors), *map(len, parts), *inflated, 0, bytes.fromhex(finalized_sha256),
             *map(zlib.crc32, parts), 0,
         )
     )  # fmt: skip
@@ -94,6 +97,12 @@ def assemble(
     if not is_document_small(metadata, len(content)):
         raise ExportError(f"csq: the metadata hold too many values for a file of {len(content)} bytes")
     return bytes(content)
+
+
+def is_context_coded(entry: Entry, stored: bytes | memoryview) -> bool:
+    """Tell whether a tensor's elements, or those of its channels that are stored, are context-coded."""
+    pruned = entry.encoding is Encoding.PRUNED and stored[:1] == bytes([Encoding.CONTEXT])
+    return pruned or entry.encoding is Encoding.CONTEXT
 
 
 def check_count(tensors: int) -> None:
@@ -131,7 +140,7 @@ def parse(content: memoryview, where: str) -> Container:
         FormatError: the content is no `.csq` file of this version, or breaks a rule of structure (1 to 10 of the
             specification).
     """
-    _check_kind(content, where)
+    version = _checked_version(content, where)
     if len(content) < PREAMBLE.size:
         raise FormatError(f"{where}: truncated at byte {len(content)}, the preamble has {PREAMBLE.size} bytes")
     fields = PREAMBLE.unpack_from(content)
@@ -161,18 +170,7 @@ def parse(content: memoryview, where: str) -> Container:
         position = end
     (table_start, table), (metadata_start, metadata), (graph_start, graph) = parts
 
-    # Everything is checked once without keeping it: a bad table never takes more memory than one row.
-    decoded_bytes = 0
-    end = position
-    for entry in _rows(table, count, table_start, position, where):
-        end = _padded_end(content, entry.start, entry.length, f"{where}: tensor {entry.name!r} at byte {entry.start}")
-        decoded_bytes += entry.decoded_bytes
-    if trailing := len(content) - end:
-        raise FormatError(f"{where}: {trailing} trailing bytes at byte {end}")
-    if decoded_bytes > MAX_EXPANSION * len(content):
-        raise FormatError(
-            f"{where}: its tensors would take {decoded_bytes} bytes, more than {MAX_EXPANSION} times the file's size"
-        )
+    _check_tensors(content, _rows(table, count, table_start, position, where), position, version, where)
     text = _inflate(metadata, metadata_inflated, len(content), f"{where}: metadata at byte {metadata_start}")
     try:
         document = text.decode()
@@ -185,8 +183,37 @@ def parse(content: memoryview, where: str) -> Container:
     return Container(digest.hex(), document, entries, recipe, metadata_start, graph_start)
 
 
-def _check_kind(content: memoryview, where: str) -> None:
-    """Check the magic and the version."""
+def _check_tensors(content: memoryview, entries: Iterator[Entry], start: int, version: int, where: str) -> None:
+    """Check everything once without keeping it: a bad table never takes more memory than one row.
+
+    Args:
+        content: the file.
+        entries: its tensors.
+        start: where the first one begins.
+        version: the file's.
+        where: the file's name, for messages.
+    """
+    decoded_bytes = coded = 0
+    end = start
+    for entry in entries:
+        end = _padded_end(content, entry.start, entry.length, f"{where}: tensor {entry.name!r} at byte {entry.start}")
+        decoded_bytes += entry.decoded_bytes
+        if is_context_coded(entry, content[entry.start : entry.start + entry.length]):
+            coded += entry.elements
+    if trailing := len(content) - end:
+        raise FormatError(f"{where}: {trailing} trailing bytes at byte {end}")
+    if decoded_bytes > MAX_EXPANSION * len(content):
+        raise FormatError(
+            f"{where}: its tensors would take {decoded_bytes} bytes, more than {MAX_EXPANSION} times the file's size"
+        )
+    if (version == CONTEXT_VERSION) != (coded > 0):
+        raise FormatError(f"{where}: {coded} context-coded elements in a file of version {version}")
+    if coded > context.MAX_ELEMENTS:
+        raise FormatError(f"{where}: {coded} context-coded elements, at most {context.MAX_ELEMENTS}")
+
+
+def _checked_version(content: memoryview, where: str) -> int:
+    """Return the version, after the magic and itself have been checked."""
     magic = bytes(content[: len(MAGIC)])
     if magic != MAGIC[: len(magic)] or not magic:
         hint = "; its first bytes look changed by a transfer in text mode" if b"CSQ" in magic else ""
@@ -195,9 +222,11 @@ def _check_kind(content: memoryview, where: str) -> None:
     if len(content) < len(MAGIC) + 4:
         raise FormatError(f"{where}: truncated at byte {len(content)}, in the preamble")
     version = int.from_bytes(content[8:12], "little")
-    if version != VERSION:
-        newer = "; a newer csqtool may know it" if version > VERSION else ""
-        raise FormatError(f"{where}: csq version {version} at byte 8, this csqtool reads {VERSION}{newer}")
+    if version not in (VERSION, CONTEXT_VERSION):
+        newer = "; a newer csqtool may know it" if version > CONTEXT_VERSION else ""
+        known = f"{VERSION} and {CONTEXT_VERSION}"
+        raise FormatError(f"{where}: csq version {version} at byte 8, this csqtool reads {known}{newer}")
+    return version
 
 
 def _padded_end(content: memoryview, start: int, length: int, what: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.csq import rans
+from csqtool.csq import context, rans
 from csqtool.csq.bit_fields import pack_fields, pack_integers, unpack_integers, unpacked_blocks
 from csqtool.csq.entry import DTYPES, Encoding, Entry, encoding_problem, stored_bytes
 from csqtool.csq.rans import StreamError
@@ -19,6 +19,7 @@ MAX_LEVELS = 256  # one byte holds their number; beyond it a codebook saves noth
 _DIGITS = 5  # ternary digits a byte: 3^5 = 243
 _PLACES = 3 ** np.arange(_DIGITS)
 _BLOCK_BYTES = 1 << 16
+_OF_CHANNELS = (Encoding.DENSE, Encoding.TERNARY, Encoding.CODEBOOK, Encoding.RANS, Encoding.CONTEXT)
 
 
 def encode_integers(q: NDArray[Any], bits: int, *, smallest: bool) -> tuple[Encoding, bytes]:
@@ -48,6 +49,20 @@ def encode_integers(q: NDArray[Any], bits: int, *, smallest: bool) -> tuple[Enco
     return min(candidates, key=lambda candidate: len(candidate[1]))
 
 
+def encode_with_contexts(q: NDArray[Any], bits: int) -> tuple[Encoding, bytes]:
+    """Return how to store `q` with the fewest bytes, context coding included, and its bytes.
+
+    Arguments are those of `encode_integers`, whose choice stays where context coding saves nothing. A file has
+    at most `context.MAX_ELEMENTS` elements stored so, which the caller counts.
+    """
+    kernel = context.kernel_of(q.shape)
+    candidates = [encode_integers(q, bits, smallest=True), (Encoding.CONTEXT, context.encode(q.reshape(-1), kernel))]
+    if q.ndim >= 2 and (found := _channels(q)) is not None:
+        lists, stored = found
+        candidates.append((Encoding.PRUNED, bytes([Encoding.CONTEXT]) + lists + context.encode(stored, kernel)))
+    return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
 def encode_others(array: NDArray[Any], name: str) -> tuple[Encoding, bytes]:
     """Return how to store a tensor that is not quantized, and its bytes: float32 as float16 where that is exact.
 
@@ -73,6 +88,8 @@ def blocks(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
     """
     if entry.encoding is Encoding.RANS:
         return rans.decode(stored, entry.elements, entry.bits)
+    if entry.encoding is Encoding.CONTEXT:
+        return context.decode(stored, entry.elements, entry.bits, context.kernel_of(entry.shape))
     decoders = {
         Encoding.RAW: _raw,
         Encoding.HALF: _half,
@@ -183,16 +200,21 @@ def _codebook(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
 
 def _pack_pruned(q: NDArray[Any], bits: int) -> bytes | None:
     """Return which channels of the first two axes are stored, and these; None where none is all zero, or all are."""
+    if (found := _channels(q)) is None:
+        return None
+    lists, flat = found
+    encoding, stored = encode_integers(flat, bits, smallest=True)
+    return bytes([encoding]) + lists + stored
+
+
+def _channels(q: NDArray[Any]) -> tuple[bytes, NDArray[Any]] | None:
+    """Return the lists of the channels that are not all zero, and their elements; None where all are, or none is."""
     used = np.any(q.reshape(*q.shape[:2], -1), axis=-1)  # (first axis, second axis)
     rows, columns = used.any(1), used.any(0)
     if (rows.all() and columns.all()) or not rows.any():
         return None
-    encoding, stored = encode_integers(q[rows][:, columns].reshape(-1), bits, smallest=True)
-    return (
-        bytes([encoding])
-        + b"".join(np.packbits(kept, bitorder="little").tobytes() for kept in (rows, columns))
-        + stored
-    )
+    lists = b"".join(np.packbits(kept, bitorder="little").tobytes() for kept in (rows, columns))
+    return lists, q[rows][:, columns].reshape(-1)
 
 
 def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
@@ -200,8 +222,8 @@ def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
     begin = 1 + stored_bytes(size, 1) + stored_bytes(columns, 1)
     if len(stored) < begin:
         raise StreamError("the list of stored channels is cut short")
-    if stored[0] not in (Encoding.DENSE, Encoding.TERNARY, Encoding.CODEBOOK, Encoding.RANS):
-        raise StreamError(f"stored channels have encoding {stored[0]}, expected 1 to 4")
+    if stored[0] not in _OF_CHANNELS:
+        raise StreamError(f"stored channels have encoding {stored[0]}, expected 1 to 4 or 7")
     row_bits, column_bits = stored[1 : 1 + stored_bytes(size, 1)], stored[1 + stored_bytes(size, 1) : begin]
     _check_padding(row_bits, size)
     _check_padding(column_bits, columns)
@@ -209,7 +231,8 @@ def _pruned(entry: Entry, stored: memoryview) -> Iterator[NDArray[Any]]:
     kept = _ones(row_bits) * _ones(column_bits) * depth
     if not kept:
         raise StreamError("no channel is stored")
-    inner = replace(entry, shape=(kept,), encoding=Encoding(stored[0]), length=len(stored) - begin)
+    shape = (1, kept // depth, *entry.shape[2:])
+    inner = replace(entry, shape=shape, encoding=Encoding(stored[0]), length=len(stored) - begin)
     if (problem := encoding_problem(inner)) is not None:
         raise StreamError(f"stored channels: {problem}")
     source = blocks(inner, stored[begin:])

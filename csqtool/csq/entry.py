@@ -49,6 +49,7 @@ class Encoding(IntEnum):
     RANS = 4
     HALF = 5
     PRUNED = 6
+    CONTEXT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ def encoding_problem(entry: Entry) -> str | None:
         Encoding.CODEBOOK: None,  # these say their sizes themselves
         Encoding.RANS: None,
         Encoding.PRUNED: None,
+        Encoding.CONTEXT: None,
     }.get(entry.encoding, stored_bytes(entry.elements, entry.bits))
     if expected is not None and entry.length != expected:
         return f"length is {entry.length}, shape {list(entry.shape)} takes {expected} bytes"

@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from csqtool.csq import graph
-from csqtool.csq.container import assemble, check_count
-from csqtool.csq.encodings import encode_integers, encode_others
+from csqtool.csq import context, graph
+from csqtool.csq.container import assemble, check_count, is_context_coded
+from csqtool.csq.encodings import encode_integers, encode_others, encode_with_contexts
 from csqtool.csq.entry import (
     DTYPE_NAMES,
     DTYPES,
@@ -23,7 +23,7 @@ from csqtool.errors import ExportError
 from csqtool.finalized_file import serialize, to_tensors
 from csqtool.quantized_model import QuantizedModel
 
-ENCODINGS = ("smallest", "dense")  # what `pack` may be asked for
+ENCODINGS = ("context", "smallest", "dense")  # what `pack` may be asked for, the smallest first
 
 
 def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | None = None) -> bytes:
@@ -31,8 +31,9 @@ def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | Non
 
     Args:
         model: what to write.
-        encoding: ``smallest`` takes the smallest encoding for each tensor; ``dense`` stores every integer in
-            two's complement, for random access and the fastest decoding.
+        encoding: ``smallest`` takes the smallest encoding of version 2 for each tensor; ``context`` also tries
+            context coding, which is smaller and slower, and gives a file of version 3; ``dense`` stores every integer
+            in two's complement, for random access and the fastest decoding.
         onnx: an ONNX file of the model; the package carries what of it does not follow from the tensors.
 
     Raises:
@@ -43,10 +44,12 @@ def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | Non
     tensors, metadata = _tensors_of(model)
     recipe = None if onnx is None else graph.cut(onnx, tensors)
     digest = hashlib.sha256(serialize(tensors, metadata)).hexdigest()
-    content = assemble(_encoded(model, tensors, encoding == "smallest"), metadata, digest, recipe)
-    if sum(array.nbytes for array in tensors.values()) > MAX_EXPANSION * len(content):
-        # Almost all values are equal: the file would expand beyond what readers accept. Dense expands 16 times at most.
-        content = assemble(_encoded(model, tensors, False), metadata, digest, recipe)
+    # Where almost all values are equal, a file would expand beyond what readers accept; the next encoding is larger.
+    # Dense expands 16 times at most.
+    for tried in ENCODINGS[ENCODINGS.index(encoding) :]:
+        content = assemble(_encoded(model, tensors, tried), metadata, digest, recipe)
+        if sum(array.nbytes for array in tensors.values()) <= MAX_EXPANSION * len(content):
+            break
     return content
 
 
@@ -60,8 +63,9 @@ def check_packable(model: QuantizedModel) -> None:
     check_count(len(tensors))
 
 
-def _encoded(model: QuantizedModel, tensors: dict[str, NDArray[Any]], smallest: bool) -> list[tuple[Entry, bytes]]:
+def _encoded(model: QuantizedModel, tensors: dict[str, NDArray[Any]], how: str) -> list[tuple[Entry, bytes]]:
     """Return the table and the bytes of all tensors, by name (UTF-8 order)."""
+    left = context.MAX_ELEMENTS  # that may still be context-coded
     bit_widths = {layer.name: layer.bit_width for layer in model.layers}
     encoded = []
     for name in sorted(tensors, key=str.encode):
@@ -69,11 +73,17 @@ def _encoded(model: QuantizedModel, tensors: dict[str, NDArray[Any]], smallest: 
         dtype = array.dtype.newbyteorder("<")
         if name in bit_widths:
             bits = bit_widths[name]
-            encoding, stored = encode_integers(array, bits, smallest=smallest)
+            if how == "context" and array.size <= left:
+                encoding, stored = encode_with_contexts(array, bits)
+            else:
+                encoding, stored = encode_integers(array, bits, smallest=how != "dense")
         else:
             encoding, stored = encode_others(array, name)
             bits = 16 if encoding is Encoding.HALF else dtype.itemsize * 8
-        encoded.append((Entry(name, DTYPE_NAMES[dtype], array.shape, encoding, bits, 0, len(stored), 0), stored))
+        entry = Entry(name, DTYPE_NAMES[dtype], array.shape, encoding, bits, 0, len(stored), 0)
+        if is_context_coded(entry, stored):
+            left -= array.size
+        encoded.append((entry, stored))
     return encoded
 
 

@@ -116,7 +116,8 @@ def _view(subject: Subject) -> dict[str, Any]:
             for layer in (subject.model.layers if subject.model else ())
         ],
         "exports": [
-            {"path": str(e.path), "size": e.size_bytes, "parts": e.parts, "sha256": e.sha256} for e in subject.exports
+            {"path": str(e.path), "size": e.size_bytes, "parts": e.parts, "sha256": e.sha256, "encodings": e.encodings}
+            for e in subject.exports
         ],
         "float_bytes": _float_bytes(subject),
         "verifications": [_verification_view(v) for v in subject.verifications],

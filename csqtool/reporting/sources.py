@@ -34,12 +34,13 @@ ORIGIN = "csqtool.finalized_sha256"  # metadata key of an exported ONNX file
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """An exported file, with the bytes of each part named in `PARTS`."""
+    """An exported file, with the bytes of each part named in `PARTS`, and for `.csq` how its tensors are encoded."""
 
     path: Path
     size_bytes: int
     sha256: str
     parts: dict[str, int]
+    encodings: str = ""
 
 
 @dataclass
@@ -237,7 +238,12 @@ def _read_export(path: Path) -> tuple[str, ExportedFile]:
     content = read_bytes(path)
     origin, parts = (_csq_parts if path.suffix == ".csq" else _onnx_parts)(content, str(path))
     parts["graph and metadata"] = len(content) - sum(parts.values())
-    return origin, ExportedFile(path, len(content), hashlib.sha256(content).hexdigest(), parts)
+    encodings = ""
+    if path.suffix == ".csq":
+        from csqtool import csq
+
+        encodings = csq.encoding_counts(content, where=str(path))
+    return origin, ExportedFile(path, len(content), hashlib.sha256(content).hexdigest(), parts, encodings)
 
 
 def _csq_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.errors import FormatError
-from csqtool.verifying.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, BadStream, expand, expected_length
+from csqtool.verifying.csq_contexts import CODED_LIMIT, BadStream
+from csqtool.verifying.csq_streams import ELEMENT_TYPES, FLOAT32, INTEGERS, expand, expected_length
 
 PREAMBLE_BYTES = 88
 COUNT_LIMIT = 65_536  # tensors
@@ -54,7 +55,7 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
     """
     _require(content[:8] == bytes.fromhex("89 43 53 51 0d 0a 1a 0a"), where, "not a csq file (wrong magic)")
     _require(len(content) >= 12, where, f"truncated at byte {len(content)}, in the preamble")
-    _require(_u32(content, 8) == 2, where, f"csq version {_u32(content, 8)} is not supported, only 2")
+    _require(_u32(content, 8) in (2, 3), where, f"csq version {_u32(content, 8)} is not supported, only 2 and 3")
     rows, metadata, _, position = _structure(content, where)
     places = []
     for row in rows:
@@ -64,6 +65,14 @@ def decode(content: bytes, *, where: str, damaged: list[str] | None = None) -> t
     _require(position == len(content), where, f"trailing bytes at byte {position}")
     decoded = sum(math.prod(row.shape) * np.dtype(ELEMENT_TYPES[row.dtype]).itemsize for row in rows)
     _require(decoded <= GROWTH_LIMIT * len(content), where, f"{decoded} bytes of tensors in {len(content)} bytes")
+
+    coded = sum(
+        math.prod(row.shape)
+        for row, start, _ in places
+        if row.encoding == 7 or (row.encoding == 6 and row.length and content[start] == 7)
+    )
+    wanted = range(1, CODED_LIMIT + 1) if _u32(content, 8) == 3 else range(1)
+    _require(coded in wanted, where, f"{coded} context-coded elements in a file of version {_u32(content, 8)}")
 
     tensors: dict[str, NDArray[Any]] = {}
     for row, start, what in places:
@@ -172,7 +181,7 @@ def _check_row(row: _Row, what: str) -> None:
     """Check everything that one row says by itself, before anything is allocated for its tensor."""
     what = f"{what} {row.name!r}"
     _require(row.dtype < len(ELEMENT_TYPES), what, f"unknown dtype {row.dtype}")
-    _require(row.encoding <= 6, what, f"unknown encoding {row.encoding}")
+    _require(row.encoding <= 7, what, f"unknown encoding {row.encoding}")
     _require(all(row.shape), what, f"shape {row.shape} has a dimension of zero")
     count = math.prod(row.shape)
     _require(count <= ELEMENTS_LIMIT, what, f"shape {row.shape} has more than {ELEMENTS_LIMIT} elements")

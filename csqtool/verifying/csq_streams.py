@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool.verifying.csq_contexts import BadStream, contexts
+
 ELEMENT_TYPES = ["?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8", "<c8"]
 FLOAT32 = 10
 INTEGERS = (2, 4)  # codes of I8 and I16
 LANES = [1 << i for i in range(11)]
 VALUES_AT_ONCE = 1 << 16  # a multiple of 8, so that slices of bit streams start on a byte
-
-
-class BadStream(ValueError):
-    """The bytes of a tensor violate a rule of its encoding."""
 
 
 def require(condition: Any, problem: str) -> None:
@@ -65,7 +63,7 @@ def expand(
     count = math.prod(shape)
 
     def parts() -> Iterator[NDArray[Any]]:
-        return pruned(stored, shape, bits) if encoding == 6 else MAKERS[encoding](stored, count, bits)
+        return pruned(stored, shape, bits) if encoding == 6 else made(encoding, stored, count, bits, shape)
 
     if count * dtype.itemsize > most_bytes:
         for _ in parts():
@@ -219,12 +217,17 @@ MAKERS: dict[int, Callable[[bytes, int, int], Iterator[NDArray[Any]]]] = {
 }
 
 
+def made(encoding: int, stored: bytes, count: int, bits: int, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """Yield `count` elements of a tensor of this shape, in an encoding of single elements."""
+    return contexts(stored, count, bits, shape[2:]) if encoding == 7 else MAKERS[encoding](stored, count, bits)
+
+
 def pruned(stored: bytes, shape: tuple[int, ...], bits: int) -> Iterator[NDArray[Any]]:
     """Yield the elements in order, zeros where the index of one of the first two axes is not stored."""
     row_end = 1 + -(-shape[0] // 8)
     end = row_end + -(-shape[1] // 8)
     require(len(stored) >= end, "the list of stored channels is cut short")
-    require(1 <= stored[0] <= 4, f"stored channels of encoding {stored[0]}")
+    require(stored[0] in (1, 2, 3, 4, 7), f"stored channels of encoding {stored[0]}")
     rows = np.frombuffer(stored[1:row_end], np.uint8)
     columns = np.frombuffer(stored[row_end:end], np.uint8)
     for octets, size in ((rows, shape[0]), (columns, shape[1])):
@@ -235,7 +238,7 @@ def pruned(stored: bytes, shape: tuple[int, ...], bits: int) -> Iterator[NDArray
     require(stored[0] != 2 or bits <= 2, f"bits is {bits}, ternary has at most 2")
     length = expected_length(stored[0], count, bits)
     require(length in (None, len(stored) - end), f"length of the stored channels is not {length}")
-    pieces = MAKERS[stored[0]](stored[end:], count, bits)
+    pieces = made(stored[0], stored[end:], count, bits, shape)
     ready: list[NDArray[Any]] = []
     total = math.prod(shape)
     for first in range(0, total, VALUES_AT_ONCE):

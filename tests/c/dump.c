@@ -67,7 +67,7 @@ static csq_status read_some(reading type, float *out, size_t count) {
 /* Seek to every element, the end included, and to where the decoder is already, each time reading on from there; 0 if
    anything differs from `whole`. A damaged tensor gives 0, too, but is read all the same. */
 static int same_after_seeks(const csq_tensor *tensor, const float *whole, reading type) {
-    int in_order = tensor->encoding == CSQ_RANS || tensor->encoding == CSQ_PRUNED;
+    int in_order = tensor->encoding == CSQ_RANS || tensor->encoding == CSQ_PRUNED || tensor->encoding == CSQ_CONTEXT;
     int same = csq_begin(&decoder, tensor) == CSQ_OK;
     size_t n = (size_t)tensor->elements, i, count = 0, at = 0;
     float some[8];

@@ -13,11 +13,13 @@ from csqtool.csq import CsqFile, pack
 from csqtool.csq.entry import Encoding
 from csqtool.finalized_file import to_bytes
 from csqtool.verifying.csq_decoder import decode
+from tests.support.c_reader import HEADER, SANITIZERS, STRICT, build, compiler
 from tests.support.commands import invoke
 from tests.support.csq_bad_streams import RANS, ROWS, one_value, rans_stream
 from tests.support.csq_files import (
     GOLDEN,
     TESTS,
+    correlated,
     golden_models,
     layers_of,
     one_layer,
@@ -27,31 +29,8 @@ from tests.support.csq_files import (
 )
 from tests.support.csq_handmade import assemble, integers, row
 
-HEADER = TESTS.parent / "csqtool" / "csq" / "c"
-STRICT = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
-SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FILES = sorted(GOLDEN.glob("*.csq"))
 MUTANTS = 1500
-
-
-def compiler(name):
-    if shutil.which(name) is None:
-        pytest.skip(f"{name} is not installed")
-    return name
-
-
-def build(output, *options, cc="gcc", source=TESTS / "c" / "dump.c"):
-    done = subprocess.run(
-        [compiler(cc), *STRICT, *options, f"-I{HEADER}", str(source), "-o", str(output)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return output
-
-
-@pytest.fixture(scope="session")
-def dump(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("c") / "dump", *SANITIZERS)
 
 
 def run(dump, *files):
@@ -145,7 +124,7 @@ def test_names_that_are_not_allowed_are_an_error(dump, tmp_path, name):
     assert run(dump, tmp_path / "m.csq")[-1].rpartition(": ")[2] == ("ok" if name == "right" else "damaged")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3])
+@pytest.mark.parametrize("version", [0, 1, 4])
 def test_a_version_that_the_reader_does_not_know_is_named_so(dump, tmp_path, version):
     (tmp_path / "m.csq").write_bytes(assemble([row("w", "U8", 0, 8, (1,), b"x")], version=version))
     assert run(dump, tmp_path / "m.csq") == [f"{tmp_path / 'm.csq'}: unknown csq version"]
@@ -164,6 +143,14 @@ SEEKS = {  # encoding, of the stored elements of a pruned tensor, and a model st
     "codebook": (Encoding.CODEBOOK, None, np.array([-100, -3, 5, 90], np.int8)[spread(1003, 0, 3)]),
     "codebook of one level": (Encoding.CODEBOOK, None, np.full(1003, -7, np.int8)),
     "entropy-coded": (Encoding.RANS, None, spread(5003, -7, 7, 5).astype(np.int8)),
+    "context-coded": (Encoding.CONTEXT, None, correlated((5, 4, 3, 3), 7, noise=5)),
+    "context-coded, rows of 130": (Encoding.CONTEXT, None, correlated((2, 1, 3, 130), 1, noise=8)),
+    "context-coded, nine bits": (Encoding.CONTEXT, None, correlated((3, 2, 2, 40), 250, np.int16, 20)),
+    "pruned, context-coded": (
+        Encoding.PRUNED,
+        Encoding.CONTEXT,
+        pruned(correlated((6, 7, 3, 3), 9, noise=5), [0, 5], [2]),
+    ),
     "pruned, dense": (Encoding.PRUNED, Encoding.DENSE, inner(-256, 255)),
     "pruned, ternary": (Encoding.PRUNED, Encoding.TERNARY, inner(-1, 1)),
     "pruned, codebook": (Encoding.PRUNED, Encoding.CODEBOOK, inner(0, 2, levels=[-100, 5, 90])),
@@ -176,7 +163,8 @@ SEEKS = {  # encoding, of the stored elements of a pruned tensor, and a model st
 def test_seeking_to_any_element_gives_what_reading_in_order_gives(dump, tmp_path, case):
     # The program seeks to every element, the end and where it is already, as each type; it aborts on a difference.
     encoding, stored, q = SEEKS[case]
-    content = pack(one_layer(q), encoding="dense" if encoding is Encoding.DENSE else "smallest")
+    how = {Encoding.DENSE: "dense", Encoding.CONTEXT: "context"}.get(stored or encoding, "smallest")
+    content = pack(one_layer(q), encoding="smallest" if encoding is Encoding.PRUNED and how == "dense" else how)
     file = CsqFile(content, where="x")
     entry = file.entries["w"]
     assert (entry.encoding, content[entry.start] if stored else None) == (encoding, stored)

@@ -48,7 +48,7 @@ def test_any_truncation_is_noticed(read, name):
 
 def test_a_file_of_an_unknown_version_is_refused_and_the_message_names_the_known_one():
     # Version 1 was never released.
-    for version, more in ((1, "reads 2$"), (3, "reads 2; a newer csqtool may know it$")):
+    for version, more in ((1, "reads 2 and 3$"), (4, "reads 2 and 3; a newer csqtool may know it$")):
         content = assemble([row("w", "I8", 1, 3, (2,), b"\x05")], version=version)
         assert_rejected(checked, content, f"csq version {version} at byte 8, this csqtool {more}")
 
@@ -60,7 +60,8 @@ def test_a_file_of_an_unknown_version_is_refused_and_the_message_names_the_known
         ({"magic": b"\x93NUMPY\x01\x00"}, "not a csq file"),
         ({"magic": b"\x89CSQ\n\x1a\n\x01"}, "not a csq file"),
         ({"version": 0}, "csq version 0"),
-        ({"version": 3}, "csq version 3"),
+        ({"version": 4}, "csq version 4"),
+        ({"version": 3}, "0 context-coded elements in a file of version 3"),
         ({"version": 2**32 - 1}, "csq version 4294967295"),
         ({"preamble_crc": 1}, "damaged preamble"),
         ({"reserved": 1}, "reserved field"),

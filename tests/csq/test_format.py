@@ -29,7 +29,7 @@ from tests.support.csq_handmade import DTYPES, READERS, SMALL, assemble, checked
 
 
 @pytest.mark.parametrize("name", golden_models())
-def test_a_golden_file_of_version_2_is_read(name):
+def test_a_golden_file_is_read(name):
     content = (GOLDEN / f"{name}.csq").read_bytes()
     model, encoding = golden_models()[name]
     assert unpack(content, where="x") == to_bytes(model)
@@ -44,7 +44,7 @@ def test_a_golden_file_of_version_2_is_read(name):
 
 
 def test_the_golden_files_hold_every_encoding_and_dtype():
-    found = [e for path in GOLDEN.glob("v2-*") for e in CsqFile(path.read_bytes(), where="x").entries.values()]
+    found = [e for path in GOLDEN.glob("v*") for e in CsqFile(path.read_bytes(), where="x").entries.values()]
     assert {e.encoding for e in found} == set(Encoding)
     assert {e.dtype for e in found} == set(DTYPES)
     assert {e.bits for e in found if e.encoding is Encoding.DENSE} == set(range(1, 10))

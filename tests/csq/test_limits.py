@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import csqtool.csq
-from csqtool.csq import CsqFile, container, pack, rans
+from csqtool.csq import CsqFile, container, context, pack, rans
 from csqtool.errors import ExportError, FormatError
 from csqtool.model_info import ModelInfo
 from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
@@ -119,5 +119,21 @@ def test_a_stream_that_turns_out_damaged_has_taken_no_memory_for_the_tensor(enco
         with pytest.raises(FormatError, match="'w' at byte"):
             file.tensor("w")
         assert tracemalloc.get_traced_memory()[1] < 1_900_000  # the tensor takes 2 MiB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [by_codec, by_decoder], ids=["codec", "verifier"])
+def test_a_context_coded_stream_that_turns_out_damaged_has_taken_no_memory_for_the_tensor(read):
+    count = 3 << 15
+    stored = context.encode(np.zeros(count, np.int16), context.Kernel(1, 1)) + b"\0\0"  # words left over
+    content = assemble(
+        [row("w", "I16", 7, 2, (count,), stored), row("z", "U8", 0, 8, (1 << 12,), bytes(1 << 12))], version=3
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=r"'w' at byte .*left"):
+            read(content)
+        assert tracemalloc.get_traced_memory()[1] < 190_000  # the tensor takes 196,608 bytes
     finally:
         tracemalloc.stop()

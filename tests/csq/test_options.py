@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_capture")
 WRONG = [
     ({"encodin": "dense"}, "unknown option 'encodin' of the format csq; did you mean 'encoding'?"),
     ({"encoding": "dens"}, "unknown encoding 'dens'; did you mean 'dense'?"),
-    ({"encoding": 3}, "unknown encoding 3; known: dense, smallest"),
+    ({"encoding": 3}, "unknown encoding 3; known: context, dense, smallest"),
     ({"encoding": ["dense"]}, "unknown encoding ['dense']; did you mean 'dense'?"),
     ({"with_graph": "yes"}, "with-graph is true or false, got 'yes'"),
     ({"float16": 1}, "float16 is true or false, got 1"),

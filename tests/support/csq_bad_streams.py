@@ -14,7 +14,7 @@ ROWS = {
     "2^64 elements": (row("w", "U8", 0, 8, (2**31, 2**31, 4), b""), "elements"),
     "2^1024 elements": (row("w", "U8", 0, 8, (2**32 - 1,) * 32, b""), "elements"),
     "an unknown dtype": (row("w", "U8", 0, 8, (1,), b"x") | {"dtype": 13}, "dtype 13"),
-    "an unknown encoding": (row("w", "I8", 7, 8, (1,), b"x"), "encoding 7"),
+    "an unknown encoding": (row("w", "I8", 8, 8, (1,), b"x"), "encoding 8"),
     "raw of another width": (row("w", "F32", 0, 16, (1,), b"xx"), "bits"),
     "half of float64": (row("w", "F64", 5, 16, (1,), b"xx"), "half|F32"),
     "half of 32 bits": (row("w", "F32", 5, 32, (1,), b"xxxx"), "half|F32|16"),
@@ -84,6 +84,53 @@ RANS = {
     "words missing": (rans_stream(), "too early"),
     "table padding": (rans_stream()[:9] + b"\xf0" + rans_stream()[10:], "padding"),
 }
+
+
+def context_stream(*answers):
+    """Return the context-coded stream of answers, each (context, yes); the context None does not learn."""
+    learned, numbers = {}, []
+    for name, yes in answers:
+        p, n = learned.get(name, (32768, 0))
+        f = 2048 if name is None else p // 16
+        numbers.append((f, 0) if yes else (4096 - f, f))
+        n = min(n + 1, 255)
+        s = next(s for s in (8, 7, 6, 5, 4, 3, 2, 1) if n + 1 >= 2**s)
+        learned[name] = (p + (65535 - p) // 2**s if yes else p - p // 2**s), n
+    x, words = 1 << 16, b""
+    for number, first in reversed(numbers):
+        if x >= number << 20:
+            words = struct.pack("<H", x % 65536) + words
+            x //= 65536
+        x = x // number * 4096 + x % number + first
+    return struct.pack("<I", x) + words
+
+
+def of_value(magnitude, *, longest=7):
+    """Return the answers of an element without neighbours that is above zero and at least 15."""
+    rest = magnitude - 14
+    length = rest.bit_length() - 1
+    answers = [("zero", 1)] + [(f"above {m}", 1) for m in range(1, 15)]
+    answers += [(f"longer {i}", i < length) for i in range(min(length, longest) + 1)]
+    return [*answers, *((None, rest >> i & 1) for i in reversed(range(length))), ("sign", 1)]
+
+
+# Of shape 1 × 1 × 2 × 2 in three bits; the right stream is that of 1, 1, -2, 0.
+CONTEXTS = {
+    "no bytes": (b"", "short"),
+    "half a state": (b"\0\0", "short"),
+    "half a word": (bytes.fromhex("e890a81500"), "half a word|words of two"),
+    "a state too small": (b"\xff\xff\0\0", "below 2\\^16"),
+    "words missing": (b"\0\0\1\0", "too early"),
+    "words left": (bytes.fromhex("e890a8150000"), "left"),
+    "another state": (bytes.fromhex("e890a814"), "left|too early"),
+    "a value of 15": (context_stream(*of_value(15)), "fit"),
+    "a value of 269": (context_stream(*of_value(269)), "fit"),
+    "a magnitude without an end": (context_stream(*of_value(14 + 256)), "no end|longer than 7"),
+    "a value of 4": (context_stream(
+        ("zero", 1), *((f"above {m}", m < 4) for m in range(1, 5)), ("sign", 1)), "fit"),
+    "a value of -5": (context_stream(
+        ("zero", 1), *((f"above {m}", m < 5) for m in range(1, 6)), ("sign", 0)), "fit"),
+}  # fmt: skip
 
 
 def one_value(count, lanes=None):

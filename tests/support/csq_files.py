@@ -76,8 +76,20 @@ def layers_of(*integers):
     return QuantizedModel(layers, (), {})
 
 
+def correlated(shape, high, kind=np.int8, noise=0):
+    """Return integers up to ±high whose kernels are smooth, as those of trained convolutions are."""
+    depth = math.prod(shape[2:])
+    amplitude = spread(shape[0] * shape[1], -high, high, 2)[:, None]  # (kernel, 1)
+    inside = 8 - np.arange(depth) * 5 // depth  # falls along the kernel
+    return (
+        ((amplitude * inside + spread(amplitude.size * depth, -noise, noise).reshape(-1, depth)) // 8)
+        .astype(kind)
+        .reshape(shape)
+    )
+
+
 def golden_models():
-    """Return name to (model, encoding) of the golden files of version 2: between them, every encoding and dtype."""
+    """Return name to (model, encoding) of the golden files: between them, every encoding and dtype."""
     widths = [spread(61, -(1 << (b - 1)), (1 << (b - 1)) - 1) for b in range(1, 10)]
     typed = [q.astype(np.int8 if b < 9 else np.int16).reshape(61, 1) for b, q in enumerate(widths, 1)]
     raw = {
@@ -109,6 +121,16 @@ def golden_models():
                 (np.int16, 200, 200, 1, [0, 5], []),  # one level
             )
         )), "smallest"),
+        "v3-context": (layers_of(
+            correlated((8, 6, 3, 3), 3, noise=5),
+            pruned(correlated((9, 10, 5, 5), 2, noise=7), [0, 4, 8], [1, 9]),
+            correlated((2, 2, 3, 130), 1, noise=8),  # rows too long for a neighbour above
+            correlated((3, 2, 2, 40), 250, np.int16, 20),
+            correlated((6, 7, 9), 15, noise=3),
+            correlated((3, 3, 4, 4, 4), 14, noise=2),
+            (spread(640, 0, 40) == 0).astype(np.int8).reshape(20, 32),
+            spread(300, -4, 3).astype(np.int8),  # stays dense
+        ), "context"),
         "v2-raw": (one_layer(np.zeros((2, 3), np.int8), **{**{f"t_{k.replace('?', 'b')}": a for k, a in raw.items()},
                                           "float": np.array([0.1, -np.pi], np.float32), "half": halves,
                                           "scalar": np.array(3.25, np.float32)}), "smallest"),
@@ -170,9 +192,9 @@ def golden_onnx():
 
 
 def with_right_checksums(content):
-    """Repair the checksums of version 2, where its parts lie inside the file, so that deeper rules are reached."""
+    """Repair the checksums, where the file's parts lie inside it, so that deeper rules are reached."""
     content = bytearray(content)
-    if content[8:12] != b"\2\0\0\0" or len(content) < 88:
+    if content[8:12] not in (b"\2\0\0\0", b"\3\0\0\0") or len(content) < 88:
         return bytes(content)
     sizes = [int.from_bytes(content[i : i + 4], "little") for i in (16, 20, 24)]
     starts = [88]

@@ -1,4 +1,4 @@
-/* csq.h: reads .csq files of version 2. C99, one header, no allocation, no dependency.
+/* csq.h: reads .csq files of versions 2 and 3. C99, one header, no allocation, no dependency.
 
    The format is specified in docs/csq-format.md. A file is read where it lies in memory (flash, a mapped
    file); every pointer handed out points into it. No input whatsoever leads to undefined behaviour: csq_open
@@ -6,7 +6,7 @@
 
        csq_file file;
        csq_tensor tensor;
-       static csq_decoder decoder;                     // about 14 kB: tables and states of the entropy coder
+       static csq_decoder decoder;                     // about 14 kB: tables and states of the entropy coders
        csq_status status = csq_open(&file, data, size);
        if (status == CSQ_OK) status = csq_find(&file, &tensor, "conv1.weight");
        if (status == CSQ_OK) status = csq_check(&tensor);                     // CRC-32 of the stored bytes
@@ -36,7 +36,9 @@ enum {
     CSQ_MAX_EXPANSION = 64,
     CSQ_MAX_SYMBOLS = 512,
     CSQ_MAX_LANES = 1024,
-    CSQ_SLOTS = 4096
+    CSQ_SLOTS = 4096,
+    CSQ_CONTEXTS = 129,
+    CSQ_MAX_CONTEXT_CODED = 1 << 24
 };
 #define CSQ_MAX_ELEMENTS ((uint64_t)1 << 48)
 
@@ -56,7 +58,9 @@ typedef enum {
     CSQ_C64
 } csq_dtype;
 
-typedef enum { CSQ_RAW, CSQ_DENSE, CSQ_TERNARY, CSQ_CODEBOOK, CSQ_RANS, CSQ_HALF, CSQ_PRUNED } csq_encoding;
+typedef enum {
+    CSQ_RAW, CSQ_DENSE, CSQ_TERNARY, CSQ_CODEBOOK, CSQ_RANS, CSQ_HALF, CSQ_PRUNED, CSQ_CONTEXT
+} csq_encoding;
 
 typedef struct {
     const uint8_t *data;
@@ -97,12 +101,13 @@ typedef struct {
     const uint8_t *stored;
     size_t length;
     unsigned levels, index_bits; /* codebook */
-    int32_t lowest;              /* entropy coder, from here on */
+    uint32_t kernel, width, place, column; /* context coder: elements of a kernel and of a row of it; the next one's */
+    int32_t lowest;                /* entropy coders, from here on */
     uint32_t symbols, lanes, lane;
     size_t word; /* byte of the next word */
-    uint16_t frequency[CSQ_MAX_SYMBOLS];
-    uint16_t first_slot[CSQ_MAX_SYMBOLS];
-    uint16_t symbol_of[CSQ_SLOTS];
+    uint16_t frequency[CSQ_MAX_SYMBOLS];  /* of the context coder: how probable yes is */
+    uint16_t first_slot[CSQ_MAX_SYMBOLS]; /* and how fast that moves */
+    uint16_t symbol_of[CSQ_SLOTS];        /* and the last 256 values */
     uint32_t state[CSQ_MAX_LANES];
 } csq_decoder;
 
@@ -208,7 +213,8 @@ CSQ_API csq_status csq__check_encoding(const csq_tensor *t) {
     }
     if (t->encoding == CSQ_TERNARY) return t->length == (t->elements + 4) / 5 ? CSQ_OK : CSQ_DAMAGED;
     if (t->encoding == CSQ_PRUNED) return t->rank < 2 ? CSQ_DAMAGED : CSQ_OK; /* this stream tells, */
-    if (t->encoding == CSQ_CODEBOOK || t->encoding == CSQ_RANS) return CSQ_OK; /* and these */
+    if (t->encoding == CSQ_CODEBOOK || t->encoding == CSQ_RANS || t->encoding == CSQ_CONTEXT)
+        return CSQ_OK; /* and these */
     return t->length == csq__stream_size(t->elements, t->bits) ? CSQ_OK : CSQ_DAMAGED;
 }
 
@@ -229,7 +235,7 @@ CSQ_API csq_status csq__row(const csq_file *file, csq_tensor *t, size_t row, siz
     uint64_t length;
     csq_status status;
     if (left < 16) return CSQ_DAMAGED;
-    if (p[0] > CSQ_C64 || p[1] > CSQ_PRUNED || p[3] > CSQ_MAX_RANK) return CSQ_DAMAGED;
+    if (p[0] > CSQ_C64 || p[1] > CSQ_CONTEXT || p[3] > CSQ_MAX_RANK) return CSQ_DAMAGED;
     t->dtype = (csq_dtype)p[0];
     t->encoding = (csq_encoding)p[1];
     t->bits = p[2];
@@ -305,20 +311,26 @@ CSQ_API csq_status csq__open(csq_file *file) {
     return CSQ_OK;
 }
 
+/* Whether a tensor's elements, or those of its channels that are stored, are context-coded. */
+CSQ_API int csq__context_coded(const csq_tensor *t) {
+    return t->encoding == CSQ_CONTEXT || (t->encoding == CSQ_PRUNED && t->length && t->stored[0] == CSQ_CONTEXT);
+}
+
 /* Check the structure of the file that lies in [data, data + size): all but the bytes of the tensors. */
 CSQ_API csq_status csq_open(csq_file *file, const void *data, size_t size) {
     static const uint8_t magic[8] = {0x89, 'C', 'S', 'Q', '\r', '\n', 0x1a, '\n'};
     csq_tensor tensor;
     csq_status status;
-    uint64_t decoded = 0;
-    uint32_t count = 0;
+    uint64_t decoded = 0, coded = 0;
+    uint32_t count = 0, version;
     char before[CSQ_MAX_NAME + 1] = "";
     memset(file, 0, sizeof *file);
     file->data = (const uint8_t *)data;
     file->size = size;
     if (size == 0 || memcmp(data, magic, size < 8 ? size : 8)) return CSQ_NOT_CSQ;
     if (size < 12) return CSQ_TRUNCATED;
-    if (csq__u32(file->data + 8) != 2) return CSQ_VERSION;
+    version = csq__u32(file->data + 8);
+    if (version != 2 && version != 3) return CSQ_VERSION;
     if ((status = csq__open(file)) != CSQ_OK) return status;
 
     tensor.next_row = file->table;
@@ -328,8 +340,11 @@ CSQ_API csq_status csq_open(csq_file *file, const void *data, size_t size) {
         memcpy(before, tensor.name, sizeof before);
         decoded += tensor.elements * csq_item_size(tensor.dtype);
         if ((decoded + CSQ_MAX_EXPANSION - 1) / CSQ_MAX_EXPANSION > size) return CSQ_DAMAGED;
+        if (csq__context_coded(&tensor)) coded += tensor.elements;
+        if (coded > CSQ_MAX_CONTEXT_CODED) return CSQ_DAMAGED;
     }
     if (status != CSQ_END) return status;
+    if ((version == 3) != (coded > 0)) return CSQ_DAMAGED; /* such tensors are what version 3 adds */
     return count == file->tensors && tensor.next_stored == size ? CSQ_OK : CSQ_DAMAGED;
 }
 
@@ -406,6 +421,22 @@ CSQ_API csq_status csq__begin_rans(csq_decoder *d) {
     return CSQ_OK;
 }
 
+CSQ_API csq_status csq__begin_context(csq_decoder *d, const csq_tensor *tensor) {
+    unsigned i;
+    if (d->length < 4 || d->length % 2) return CSQ_DAMAGED;
+    d->state[0] = csq__u32(d->stored);
+    if (d->state[0] < 65536) return CSQ_DAMAGED;
+    d->word = 4;
+    for (i = 0; i < CSQ_CONTEXTS; i++) {
+        d->frequency[i] = 32768;
+        d->first_slot[i] = 1; /* the shift, and 16 times how often the context was seen */
+    }
+    d->kernel = d->width = 1;
+    for (i = 2; i < tensor->rank; i++) d->kernel *= d->width = (uint32_t)tensor->shape[i];
+    d->place = d->column = 0;
+    return CSQ_OK;
+}
+
 /* Read what a pruned tensor stores; its elements follow in an encoding of their own. */
 CSQ_API csq_status csq__begin_pruned(csq_decoder *d, const csq_tensor *tensor) {
     size_t sizes[2], begin, i;
@@ -437,6 +468,7 @@ CSQ_API csq_status csq__begin_pruned(csq_decoder *d, const csq_tensor *tensor) {
     case CSQ_DENSE: return d->length == csq__stream_size(d->kept, d->bits) ? CSQ_OK : CSQ_DAMAGED;
     case CSQ_TERNARY: return d->bits <= 2 && d->length == (d->kept + 4) / 5 ? CSQ_OK : CSQ_DAMAGED;
     case CSQ_CODEBOOK:
+    case CSQ_CONTEXT:
     case CSQ_RANS: return CSQ_OK;
     default: return CSQ_DAMAGED;
     }
@@ -460,6 +492,7 @@ CSQ_API csq_status csq_begin(csq_decoder *d, const csq_tensor *tensor) {
     if (d->status != CSQ_OK) return d->status;
     if (d->encoding == CSQ_CODEBOOK) d->status = csq__begin_codebook(d);
     if (d->encoding == CSQ_RANS) d->status = csq__begin_rans(d);
+    if (d->encoding == CSQ_CONTEXT) d->status = csq__begin_context(d, tensor);
     if (d->status != CSQ_OK || d->kept == 0) return d->status;
     bits = d->encoding == CSQ_DENSE ? d->bits : d->encoding == CSQ_CODEBOOK ? d->index_bits : 0;
     used = (unsigned)(d->kept * bits % 8);
@@ -475,7 +508,7 @@ CSQ_API csq_status csq_begin(csq_decoder *d, const csq_tensor *tensor) {
    for them CSQ_TYPE, unless the decoder is at the element already. */
 CSQ_API csq_status csq_seek(csq_decoder *d, uint64_t element) {
     if (element == d->position) return d->status; /* of a pruned tensor, `taken` is not the position */
-    if (d->encoding == CSQ_RANS || d->rows) return CSQ_TYPE;
+    if (d->encoding == CSQ_RANS || d->encoding == CSQ_CONTEXT || d->rows) return CSQ_TYPE;
     if (element > d->elements) return CSQ_END;
     d->position = d->taken = element;
     return d->status;
@@ -548,12 +581,83 @@ CSQ_API void csq__rans(csq_decoder *d, int16_t *out, size_t count) {
     }
 }
 
+/* The next decision of the context coder, whose yes has the slots below `f`; no branch: it would be mispredicted. */
+CSQ_API uint32_t csq__take(csq_decoder *d, uint32_t f) {
+    uint32_t x = d->state[0], slot = x & (CSQ_SLOTS - 1), yes = slot < f, no = yes - 1; /* no is 0 or all ones */
+    slot -= f & no;
+    f = ((CSQ_SLOTS - 2 * f) & no) + f;
+    x = f * (x >> 12) + slot;
+    if (x < 65536) {
+        if (d->word == d->length) d->status = CSQ_DAMAGED;
+        else {
+            x = x << 16 | csq__u16(d->stored + d->word);
+            d->word += 2;
+        }
+    }
+    d->state[0] = x;
+    return yes;
+}
+
+/* The next decision in a context, which learns from it. */
+CSQ_API uint32_t csq__ask(csq_decoder *d, uint32_t context) {
+    uint32_t p = d->frequency[context], pace = d->first_slot[context], shift = pace & 15;
+    uint32_t yes = csq__take(d, p >> 4), other = -yes & 65535;
+    if (shift < 8) { /* seen once more: the shift is the logarithm of one more than that, at least 1 */
+        pace += 16;
+        pace += (pace + 16) >> (shift + 5);
+        shift = pace & 15;
+        d->first_slot[context] = (uint16_t)pace;
+    }
+    p ^= other; /* towards 65535 is towards 0 in the complement */
+    d->frequency[context] = (uint16_t)((p - (p >> shift)) ^ other);
+    return yes;
+}
+
+CSQ_API uint32_t csq__magnitude(int32_t v) { return (uint32_t)(v < 0 ? -v : v); }
+
+/* Decode `count` elements of a context-coded stream. */
+CSQ_API void csq__context(csq_decoder *d, int16_t *out, size_t count) {
+    uint16_t *values = d->symbol_of; /* the last 256 */
+    for (; count && d->status == CSQ_OK; count--) {
+        uint32_t at = (uint32_t)d->taken, beside = d->column > 0, below = d->width <= 128 && d->place >= d->width;
+        int32_t left = beside ? (int16_t)values[(at - 1) & 255] : 0;
+        int32_t above = below ? (int16_t)values[(at - d->width) & 255] : 0;
+        int32_t slope = 2 * (left + above);
+        uint32_t a = csq__magnitude(left), b = csq__magnitude(above), value = 0, context, negative;
+        context = (a + b < 3 ? a + b : 3) * 3 + beside + below;
+        if (a < b) a = b;
+        while (csq__ask(d, context) && ++value < 15) context = 22 + 14 * (a < 6 ? a : 6) + value;
+        if (value == 15) {
+            uint32_t length = 0, rest = 1;
+            while (length < 8 && csq__ask(d, 121 + length)) length++;
+            if (length == 8) d->status = CSQ_DAMAGED;
+            for (; length; length--) rest = rest << 1 | csq__take(d, CSQ_SLOTS / 2);
+            value = 14 + rest;
+        }
+        if (value) {
+            if (beside && below) slope -= (int16_t)values[(at - d->width - 1) & 255];
+            a = csq__magnitude(slope);
+            a = a < 3 ? a : a < 5 ? 3 : a < 9 ? 4 : 5;
+            negative = 1 - csq__ask(d, slope < 0 ? 17 - a : 17 + a);
+            if ((value - negative) >> (d->bits - 1)) d->status = CSQ_DAMAGED;
+            value = (value ^ -negative) + negative;
+        }
+        values[at & 255] = (uint16_t)value;
+        *out++ = (int16_t)values[at & 255];
+        d->taken++;
+        if (++d->column == d->width) d->column = 0;
+        if (++d->place == d->kernel) d->place = 0;
+    }
+    if (d->taken == d->kept && (d->state[0] != 65536 || d->word != d->length)) d->status = CSQ_DAMAGED;
+}
+
 /* Integers of any encoding but dense ones of up to eight bits; `count` has been checked. */
 CSQ_API void csq__integers(csq_decoder *d, int16_t *out, size_t count) {
     static const uint8_t powers[5] = {1, 3, 9, 27, 81};
     const uint8_t *p = d->stored;
     size_t i;
     if (d->encoding == CSQ_RANS) { csq__rans(d, out, count); return; }
+    if (d->encoding == CSQ_CONTEXT) { csq__context(d, out, count); return; }
     for (i = 0; i < count; i++, d->taken++) {
         uint32_t value;
         size_t at = (size_t)d->taken; /* of a raw element: the file holds them all */
