@@ -42,7 +42,7 @@ def built(name: str) -> CExport:
 
 @needs_compiler
 @pytest.mark.parametrize("name", [
-    pytest.param(n, marks=[pytest.mark.long] * (n in ("4-bit activations", "bytes"))) for n in NETS
+    pytest.param(n, marks=[pytest.mark.long] * (n in ("4-bit activations", "bytes", "nine-bit weights"))) for n in NETS
 ])  # fmt: skip
 def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
     built(name).assert_faithful()
@@ -57,6 +57,7 @@ def test_what_the_arena_holds_before_changes_nothing() -> None:
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.long
 def test_layers_are_stored_at_their_own_bits_unless_bytes_are_asked_for() -> None:
     planes = {"conv1.weight": 1, "depthwise.weight": 2, "conv2.weight": 3, "classifier.weight": 8}
     found = {}
@@ -68,10 +69,6 @@ def test_layers_are_stored_at_their_own_bits_unless_bytes_are_asked_for() -> Non
         "classifier.weight": "9 bits",
     }  # fmt: skip
     assert set(found["int8"].values()) == {"int8", "9 bits"}
-
-
-def test_the_files_are_the_same_every_time() -> None:
-    assert built("one dimension").files == built("one dimension").files
 
 
 class Attention(nn.Module):
@@ -221,7 +218,7 @@ def check_random(data: st.DataObject) -> None:
 
 
 @needs_compiler
-@settings(max_examples=3, derandomize=True)
+@settings(max_examples=2, derandomize=True)
 @given(st.data())
 def test_random_networks_are_computed_bit_for_bit(data: st.DataObject) -> None:
     check_random(data)

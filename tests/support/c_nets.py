@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,19 @@ class CExport:
 
 
 def export_c(
-    module: nn.Module, shape: tuple[int, ...], *, planes: Any = 3, act_bits: int = 8, count: int = 8, **options: Any
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    planes: Any = 3,
+    act_bits: int = 8,
+    count: int = 8,
+    prepare: Callable[[QuantizedModel], QuantizedModel] = lambda model: model,
+    **options: Any,
 ) -> CExport:
     """Quantize without training, export and rebuild; inputs of `shape` are random."""
     module = module.eval()
     inputs = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
-    model = post_training_model(module, [inputs], planes=planes, act_bits=act_bits)
+    model = prepare(post_training_model(module, [inputs], planes=planes, act_bits=act_bits))
     files, report = to_c(model, copy.deepcopy(module), COptions(**options))
     net = finalized_net(copy.deepcopy(module), model)
     reference = CReference(captured(net, model, ()), model)
