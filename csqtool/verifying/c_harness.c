@@ -12,8 +12,8 @@
 #include "model.h"
 
 void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
-void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t bias,
-                        int32_t multiplier, int32_t shift);
+void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
+                        int32_t bias, int32_t multiplier, int32_t shift);
 
 static FILE *in, *out, *sample_log;
 static int forced;
@@ -51,13 +51,14 @@ void model_trace_values(const char *place, uint8_t *values, int32_t rank, const 
     if (forced) take(values, count);
 }
 
-void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t bias,
-                        int32_t multiplier, int32_t shift) {
-    const int32_t numbers[] = {filter, count, bias, multiplier, shift};
+void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
+                        int32_t bias, int32_t multiplier, int32_t shift) {
+    const int32_t numbers[] = {filter, next ? 2 * count : count, bias, multiplier, shift};
     if (!sample_log) return;
     put_name('F', layer);
     put(sample_log, numbers, sizeof numbers);
     put(sample_log, integers, (size_t)count);
+    if (next) put(sample_log, integers + next, (size_t)count); /* nine bits: the lowest, and the rest */
 }
 
 int main(int argc, char **argv) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporters.c.program import INPUT, Program
+from exporters.c.program import INPUT, Conv, Program
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,26 @@ class Plan:
 
 
 def plan(program: Program) -> Plan:
-    """Place all buffers and the kernels' own memory."""
+    """Place all buffers and the kernels' own memory, and let layers decode as many filters at a time as fit beside."""
+    smallest = _plan(program)
+    layers = {number: step for number, step in enumerate(program.steps) if isinstance(step, Conv)}
+    free = {n: smallest.size - _live(smallest, n) for n in layers}
+    for share in (1, 2, 4, 8):
+        for number, step in layers.items():
+            step.block = max(1, min(step.most_filters, 1 + free[number] // step.filter_bytes) // share)
+        found = _plan(program)
+        if found.size <= smallest.size:
+            return found
+    for step in layers.values():
+        step.block = 1
+    return smallest
+
+
+def _live(found: Plan, number: int) -> int:
+    return sum(block.size for block, _ in found.blocks if block.first <= number <= block.last)
+
+
+def _plan(program: Program) -> Plan:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for number, step in enumerate(program.steps):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from exporters.c.fixed_point import Factor
 
 INPUT = -1  # the buffer of the program's input, which the caller owns
-OUTPUT = -2  # its output's
+LANES = 32  # decoded filters and windows end at a multiple of it
+MOST_FILTERS = 16  # that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Conv(Step):
         steps: value of one unit of the sum, float32 [channels], for float results.
         channels_first: whether float results are written [channels, positions] rather than [positions, channels].
         stored: how the integers are stored, set by `exporters.c.storage`.
+        block: how many filters are decoded at a time, set by `exporters.c.memory`.
     """
 
     layer: str = ""
@@ -122,6 +124,7 @@ class Conv(Step):
     steps: NDArray[np.float32] | None = None
     channels_first: bool = False
     stored: Any = None
+    block: int = 1
 
     @property
     def is_depthwise(self) -> bool:
@@ -134,11 +137,24 @@ class Conv(Step):
         return self.is_depthwise and not self.stored.is_wide and self.steps is None and self.window.spread == (1, 1)
 
     @property
+    def padded(self) -> int:
+        """Bytes of a decoded filter's row, with zeros up to a multiple of what vectors hold."""
+        return -(-self.q[0].size // LANES) * LANES
+
+    @property
+    def filter_bytes(self) -> int:
+        """Bytes of a decoded filter; one of nine bits takes two rows."""
+        return self.padded * (2 if self.stored.is_wide else 1)
+
+    @property
+    def most_filters(self) -> int:
+        """How many filters can be decoded at a time; 1 where the kernel decodes all anyway."""
+        return 1 if self.channel_wise else min(MOST_FILTERS, len(self.q) // self.groups)
+
+    @property
     def scratch_bytes(self) -> int:
-        """Room for one decoded filter; of a depthwise convolution, for all."""
-        if self.channel_wise:
-            return self.q.size
-        return 0 if self.stored.is_plain else self.q[0].size * (2 if self.stored.is_wide else 1)
+        """Room for a window and the decoded filters; of a depthwise convolution, for all filters."""
+        return self.q.size if self.channel_wise else self.padded + self.block * self.filter_bytes
 
 
 @dataclass

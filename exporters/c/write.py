@@ -10,6 +10,7 @@ import numpy as np
 from exporters.c.memory import Plan
 from exporters.c.program import (
     INPUT,
+    MOST_FILTERS,
     AveragePool,
     Binary,
     Concat,
@@ -27,20 +28,23 @@ from exporters.c.program import (
 )
 from exporters.c.text import array, commented, escaped, kernel, literal, structure
 
+INCLUDES = '#include "model.h"\n\n#include <stddef.h>\n#include <string.h>\n\n#include "weights.h"\n'
 TRACE = r"""
 #ifdef MODEL_TRACE /* the program that verifies this code defines these two functions */
 void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
-void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t bias,
-                        int32_t multiplier, int32_t shift);
+void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
+                        int32_t bias, int32_t multiplier, int32_t shift);
 #define NAMED(text) .name = text,
 #define TRACE_VALUES(place, values, rank, ...) \
     model_trace_values(place, values, rank, (const int32_t[]){__VA_ARGS__})
-#define TRACE_FILTER(l, c, w, b, m, s) \
-    model_trace_filter((l)->name, c, w, (l)->kernel_h * (l)->kernel_w * (l)->group_c * ((l)->wide ? 2 : 1), b, m, s)
+#define TRACE_FILTER(l, c, w) \
+    model_trace_filter((l)->name, c, w, (l)->kernel_h * (l)->kernel_w * (l)->group_c, (l)->wide ? (l)->padded : 0, \
+                       (l)->bias[c], (l)->multiplier ? (l)->multiplier[(c) * (l)->each] : 0, \
+                       (l)->shift ? (l)->shift[(c) * (l)->each] : 0)
 #else
 #define NAMED(text)
 #define TRACE_VALUES(place, values, rank, ...)
-#define TRACE_FILTER(l, c, w, b, m, s)
+#define TRACE_FILTER(l, c, w)
 #endif
 """
 KERNELS = (  # in the order in which they are written
@@ -74,10 +78,11 @@ class Writer:
         """Return the files by name; model.h comes last, and is what the others need."""
         calls = [self._call(number, step) for number, step in enumerate(self._program.steps)]
         depthwise = [s.q[0].size for s in self._program.steps if isinstance(s, Conv) and s.channel_wise]
+        most_filters = f"\nenum {{ MOST_FILTERS = {MOST_FILTERS} }};\n" if "conv" in self._used else ""
         head = f"/* Written by csqtool {self._version}: integer inference, defined in docs/c-inference.md. */\n\n"
         parts = [
-            head, '#include "model.h"\n\n#include <stddef.h>\n\n#include "weights.h"\n', TRACE, "\n", kernel("common"),
-            "\n", kernel("quantize"), f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else "",
+            head, INCLUDES, TRACE, "\n", kernel("common"), "\n", kernel("quantize"), f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else "",
+            most_filters,
             *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
             "\n", *self._constants, "\n", self._quantize_input(),
             "\nvoid model_run(const uint8_t *input, float *output, uint8_t *arena) {\n",
@@ -202,10 +207,11 @@ class Writer:
             "in_zero": source.grid.zero_point, "out_zero": grid.zero_point, "low": grid.low, "high": grid.high,
             "row_bytes": stored.rows.shape[1], "base": stored.base, "step": stored.step, "bits": stored.bits,
             "encoding": stored.encoding, "wide": int(stored.is_wide),
+            "padded": step.padded, "block": step.block,
         }  # fmt: skip
         self._constants.append(structure("layer_t", name, fields, f"NAMED({escaped(step.layer)})"))
         self._used |= {"filters"}
-        room = "NULL" if not step.scratch_bytes else f"(int8_t *)(arena + {self._plan.scratch[number]})"
+        room = f"arena + {self._plan.scratch[number]}"
         if step.steps is not None:
             self._used |= {"conv", "conv_float"}
             positions = w.out_size[0] * w.out_size[1]

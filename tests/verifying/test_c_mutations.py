@@ -46,7 +46,8 @@ def first_number(array: str, change: Callable[[int], int]) -> Edit:
 
 def two_values_share_their_place(text: str) -> str:
     one, other = re.search(r"    add\(arena \+ (\d+), arena \+ (\d+),", text).groups()
-    return changed(rf"arena \+ {one}\b", f"arena + {other}", 0)(text)
+    low, high = sorted((int(one), int(other)))
+    return changed(rf"arena \+ {high}\b", f"arena + {low}", 0)(text)
 
 
 def a_quantizer_is_not_handed_out(text: str) -> str:
@@ -59,15 +60,19 @@ MUTATIONS: dict[str, tuple[str, Edit, str]] = {
     "a bias": ("weights.c", first_number("model_bias_0", lambda v: v + 1), "weights"),
     "a multiplier": ("weights.c", first_number("model_multiplier_2", lambda v: v + 1), "weights"),
     "a shift": ("weights.c", first_number("model_shift_1", lambda v: v + 1), "weights"),
-    "rounding down": ("model.c", changed(r"if \(rest > half [^\n]*", "if (rest > 2 * half) steps++;"), "layers"),
+    "rounding down": (
+        "model.c",
+        changed(r"product \+ below_half \+ is_odd", "product + 0 * (below_half + is_odd)"),
+        "layers",
+    ),
     "padding with ones": (
         "model.c",
-        changed(r"if \(l->in_zero == 0\) return 0;", "if (!l) return 0;\n    sum = count;"),
+        changed(r"memset\(to, l->in_zero,", "memset(to, l->in_zero + 1,"),
         "layers",
     ),
     "channels in another order": (
         "model.c",
-        changed(r"uint8_t \*out = y \+ c;", "uint8_t *out = y + (c ^ 1);"),
+        changed(r"out\[i\] = to_grid", "out[count - 1 - i] = to_grid"),
         "layers",
     ),
     "a bound of a quantizer": ("model.c", changed(r"\.low = 0, \.high = 255", ".low = 3, .high = 255"), "layers"),
@@ -175,7 +180,7 @@ def test_ties_are_rounded_to_even_where_scales_are_powers_of_two() -> None:
     module.norm1 = torch.nn.Identity()
     built = export_c(module, (3, 8, 8), prepare=with_powers_of_two)
     built.assert_faithful()
-    assert differs(built, "model.c", changed(r"rest == half && \(steps & 1\) != 0", "rest == half"))
+    assert differs(built, "model.c", changed(r"below_half \+ is_odd", "below_half + 1 + 0 * is_odd"))
 
 
 def test_a_folder_of_packed_weights_or_of_something_else_is_no_inference(eight_bits: Built, tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
-static void conv(const layer_t *l, const uint8_t *x, uint8_t *y, int8_t *room) {
-    int32_t c, oy, ox;
-    for (c = 0; c < l->out_c; c++) {
-        const int8_t *w = filter_of(l, c, room);
+static void conv(const layer_t *l, const uint8_t *x, uint8_t *y, uint8_t *room) {
+    int8_t *const w = (int8_t *)(room + l->padded);
+    int32_t sums[MOST_FILTERS];
+    int32_t c, count, i, oy, ox;
+    memset(room, 0, (size_t)l->padded);
+    for (c = 0; c < l->out_c; c += count) {
         const uint8_t *group = x + c / l->filters_a_group * l->group_c;
-        const int64_t multiplier = l->multiplier[c * l->each];
-        const int32_t shift = l->shift[c * l->each];
         uint8_t *out = y + c;
-        TRACE_FILTER(l, c, w, l->bias[c], l->multiplier[c * l->each], shift);
+        count = decode_block(l, c, w);
         for (oy = 0; oy < l->out_h; oy++)
             for (ox = 0; ox < l->out_w; ox++, out += l->out_c) {
-                const int64_t sum = sum_at(l, group, w, c, oy, ox);
-                *out = to_grid(sum * multiplier, shift, l->out_zero, l->low, l->high);
+                gather(l, group, room, oy, ox);
+                sums_at(l, room, w, c, count, sums);
+                for (i = 0; i < count; i++) {
+                    const int32_t f = (c + i) * l->each;
+                    out[i] = to_grid((int64_t)sums[i] * l->multiplier[f], l->shift[f], l->out_zero, l->low, l->high);
+                }
             }
     }
 }
