@@ -178,8 +178,8 @@ def main() -> None:
     flash = f"{compiler.stdout.splitlines()[0]}, `-Os`{', Cortex-M4' if arm else ''}"
     speed = f"{platform.machine()}, gcc `-O3 -march=native`, onnxruntime {onnxruntime.__version__}, one thread"
     print(f"Flash: {flash}. Speed: {speed}.\n")
-    titles = ("network", "flash, bytes", "with `--weights int8`", "ratio", "arena, bytes", "over the least", "ms packed",
-              "time of int8 weights / packed", "packed / onnxruntime int8", "packed / onnxruntime float32")  # fmt: skip
+    titles = ("network", "flash, bytes", "with `--weights int8`", "ratio", "arena, bytes", "over least", "ms packed",
+              "int8 weights / packed", "packed / onnxruntime int8", "packed / onnxruntime float32")  # fmt: skip
     print(f"| {' | '.join(titles)} |")
     print("| --- " + "| ---: " * 9 + "|")
     for name in names:

@@ -8,7 +8,7 @@ computed in double precision, which holds them exactly. Nothing of the exporter 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,17 +74,13 @@ class Pending:
         finish: returns centered integers on a grid.
         bounds: of ReLU and Clip after it, in order.
         post: rearrangements of the integers after it.
-        layer: the layer whose sum it is.
-        sums: of a layer, [N, …].
-        unit: value of one unit of the sums.
+        layer: the layer whose sums it is.
     """
 
     finish: Callable[[CGrid], Ints]
     bounds: tuple[tuple[float | None, float | None], ...] = ()
     post: tuple[Callable[[Ints], Ints], ...] = ()
-    layer: LayerNumbers | None = None
-    sums: Ints | None = None
-    unit: NDArray[np.float32] | None = None
+    layer: LayerSums | None = None
 
     def on(self, grid: CGrid) -> Ints:
         """Return centered integers on a grid."""
@@ -248,7 +244,7 @@ class CReference:
         if isinstance(first, Curve):
             first = Pending(first.on)
         if isinstance(first, Pending) and len(node.output) == 1:
-            return [Pending(first.finish, first.bounds, (*first.post, change), first.layer, first.sums, first.unit)]
+            return [Pending(first.finish, first.bounds, (*first.post, change), first.layer)]
         raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
 
     def _product(
@@ -263,55 +259,76 @@ class CReference:
             q = q.T
         channels = q.shape[1] * attributes.get("group", 1) if node.op_type == "ConvTranspose" else q.shape[0]
         scale = np.broadcast_to(np.asarray(weight.scale, np.float32).reshape(-1), (channels,))
-        unit = np.float32(source.grid.scale) * scale
-        has_bias = node.op_type != "MatMul" and weight.bias is not None
-        bias = np.rint(weight.bias / unit.astype(np.float64)) if has_bias else np.zeros(channels)
         sums = operators.product(node.op_type, source.d, q, attributes)
-        axis = 1 if is_spatial else sums.ndim - 1
         shape = [1] * sums.ndim
-        shape[axis] = channels
+        shape[1 if is_spatial else -1] = channels
         filters = operators.filters_in_flash(node.op_type, q, int(attributes.get("group", 1)))
-        layer = LayerNumbers(weight.name, filters, bias.astype(np.int64), *(np.zeros(channels, np.int64),) * 2)
-        computed.layers.append(layer)
-        return _layer_result(layer, sums + bias.astype(np.int64).reshape(shape), source, scale, unit, shape)
+        layer = LayerSums(weight.name, filters, np.zeros(channels, np.int64), sums, source.grid, scale, shape, computed)
+        return (layer if node.op_type == "MatMul" or weight.bias is None else layer.plus(weight.bias)).pending()
 
 
-def _layer_result(
-    layer: LayerNumbers,
-    sums: Ints,
-    source: Steps,
-    scale: NDArray[np.float32],
-    unit: NDArray[np.float32],
-    shape: list[int],
-) -> Pending:
-    """Return a layer's sums before their quantizer; the layer's factors and stored bias are set on the way."""
-    total = layer.filters.reshape(len(layer.filters), -1).sum(axis=1)
+@dataclass(frozen=True)
+class LayerSums:
+    """A layer's sums before their quantizer.
 
-    def finish(grid: CGrid) -> Ints:
-        ratios = np.float64(source.grid.scale) * scale.astype(np.float64) / np.float64(grid.scale)
-        layer.multiplier, layer.shift = factors(ratios)
-        return grid.rounded(sums * layer.multiplier.reshape(shape), layer.shift.reshape(shape))
+    Attributes:
+        name: the parameter.
+        filters: integers as they lie in flash.
+        bias: in units of the sums.
+        sums: with the bias, [N, …].
+        source: the input's grid.
+        scale: of each channel.
+        shape: the shape that numbers of channels have beside `sums`.
+        computed: told each run of the layer: there is one for each quantizer of its result.
+    """
 
-    layer.bias = layer.bias - source.grid.zero_point * total
-    return Pending(finish, layer=layer, sums=sums, unit=unit.reshape(shape))
+    name: str
+    filters: NDArray[np.int64]
+    bias: NDArray[np.int64]
+    sums: Ints
+    source: CGrid
+    scale: NDArray[np.float32]
+    shape: list[int]
+    computed: Computed
+
+    @property
+    def unit(self) -> NDArray[np.float32]:
+        """Value of one unit of the sums, by channel."""
+        unit: NDArray[np.float32] = np.float32(self.source.scale) * self.scale
+        return unit
+
+    def plus(self, bias: NDArray[Any]) -> LayerSums:
+        """Return the sums with a bias in float."""
+        steps = np.rint(bias.astype(np.float64) / self.unit.astype(np.float64)).astype(np.int64)
+        return replace(self, bias=self.bias + steps, sums=self.sums + steps.reshape(self.shape))
+
+    def pending(self) -> Pending:
+        """Return the layer's result."""
+        return Pending(self._on, layer=self)
+
+    def _on(self, grid: CGrid) -> Ints:
+        ratios = np.float64(self.source.scale) * self.scale.astype(np.float64) / np.float64(grid.scale)
+        multiplier, shift = factors(ratios)
+        self._ran(multiplier, shift)
+        return grid.rounded(self.sums * multiplier.reshape(self.shape), shift.reshape(self.shape))
+
+    def as_float(self) -> NDArray[np.float32]:
+        """Return the result in float (section 2)."""
+        self._ran(np.zeros_like(self.bias), np.zeros_like(self.bias))
+        found: NDArray[np.float32] = self.sums.astype(np.float32) * self.unit.reshape(self.shape)
+        return found
+
+    def _ran(self, multiplier: NDArray[np.int64], shift: NDArray[np.int64]) -> None:
+        total = self.filters.reshape(len(self.filters), -1).sum(axis=1)
+        stored = self.bias - self.source.zero_point * total
+        self.computed.layers.append(LayerNumbers(self.name, self.filters, stored, multiplier, shift))
 
 
 def _biased(node: onnx.NodeProto, arguments: list[Any]) -> Pending:
     """Return a matrix product with the bias that is added to it."""
     for value, bias in (arguments, reversed(arguments)):
         if isinstance(value, Pending) and value.layer is not None and isinstance(bias, np.ndarray) and bias.ndim == 1:
-            assert value.sums is not None
-            assert value.unit is not None
-            layer, unit = value.layer, value.unit
-            steps = np.rint(bias.astype(np.float64) / unit.reshape(-1).astype(np.float64)).astype(np.int64)
-            layer.bias = layer.bias + steps
-            sums = value.sums + steps
-
-            def finish(grid: CGrid, layer: LayerNumbers = layer, sums: Ints = sums, value: Pending = value) -> Ints:
-                value.finish(grid)  # sets the factors
-                return grid.rounded(sums * layer.multiplier, layer.shift)
-
-            return Pending(finish, layer=layer, sums=sums, unit=unit)
+            return value.layer.plus(bias).pending()
     raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
 
 
@@ -355,8 +372,8 @@ def _average(node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: lis
 def _as_float(value: Any) -> NDArray[np.float32]:
     if isinstance(value, Steps):
         return value.d.astype(np.float32) * value.grid.scale
-    if isinstance(value, Pending) and value.sums is not None and value.unit is not None and not value.bounds:
-        found: NDArray[Any] = value.sums.astype(np.float32) * value.unit
+    if isinstance(value, Pending) and value.layer is not None and not value.bounds:
+        found: NDArray[Any] = value.layer.as_float()
         for change in value.post:
             found = change(found)
         return found.astype(np.float32)

@@ -120,8 +120,8 @@ def _layer(values: Values, node: onnx.NodeProto, bias_name: str, source: Value) 
         if integers is None:
             raise refusal(node, "its bias does not fit in 32 bits")
         bias = integers.astype(np.int64)
-    # What is summed, and the zero point's share that is part of the bias.
-    most = np.abs(bias) + 2 * LARGEST * np.abs(q.astype(np.int64)).sum(axis=(1, 2, 3))
+    # What is summed, the zero point's share that is part of the bias, and the two rows of integers of nine bits.
+    most = np.abs(bias) + 2 * LARGEST * (np.abs(q.astype(np.int64)) + 1).sum(axis=(1, 2, 3))
     if most.max(initial=0) > LIMIT:
         raise refusal(node, "its sums may exceed 32 bits")
     step = Conv(

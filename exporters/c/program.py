@@ -139,12 +139,14 @@ class Conv(Step):
     @property
     def padded(self) -> int:
         """Bytes of a decoded filter's row, with zeros up to a multiple of what vectors hold."""
-        return -(-self.q[0].size // LANES) * LANES
+        count: int = self.q[0].size
+        return -(-count // LANES) * LANES
 
     @property
     def filter_bytes(self) -> int:
         """Bytes of a decoded filter; one of nine bits takes two rows."""
-        return self.padded * (2 if self.stored.is_wide else 1)
+        rows = 2 if self.stored.is_wide else 1
+        return self.padded * rows
 
     @property
     def most_filters(self) -> int:

@@ -17,10 +17,10 @@ def kernel(name: str) -> str:
     return (importlib.resources.files("exporters.c") / "kernels" / f"{name}.c").read_text(encoding="utf-8")
 
 
-def wrapped(words: Iterable[str], indent: str = "    ") -> str:
-    """Return words, separated by commas, in lines."""
+def wrapped(items: Iterable[str], indent: str = "    ") -> str:
+    """Return items, separated by commas, in lines."""
     lines, line = [], indent
-    for one in words:
+    for one in items:
         if len(line) + len(one) > LINE and line != indent:
             lines.append(line.rstrip())
             line = indent
@@ -31,8 +31,8 @@ def wrapped(words: Iterable[str], indent: str = "    ") -> str:
 
 def array(kind: str, name: str, values: Iterable[Any]) -> str:
     """Return the definition of a constant array; ``static`` and so on are part of `kind`."""
-    words = [literal(value) for value in values]
-    return f"{kind} {name}[{len(words)}] = {{\n{wrapped(words)}\n}};\n"
+    items = [literal(value) for value in values]
+    return f"{kind} {name}[{len(items)}] = {{\n{wrapped(items)}\n}};\n"
 
 
 def literal(value: Any) -> str:
@@ -44,8 +44,8 @@ def literal(value: Any) -> str:
 
 def structure(kind: str, name: str, fields: Mapping[str, Any], front: str = "") -> str:
     """Return the definition of a constant structure by the names of its fields."""
-    words = [f".{key} = {value}" for key, value in fields.items()]
-    return f"static const {kind} {name} = {{{front}\n{wrapped(words)}\n}};\n"
+    items = [f".{key} = {value}" for key, value in fields.items()]
+    return f"static const {kind} {name} = {{{front}\n{wrapped(items)}\n}};\n"
 
 
 def escaped(text: str) -> str:

@@ -78,11 +78,11 @@ class Writer:
         """Return the files by name; model.h comes last, and is what the others need."""
         calls = [self._call(number, step) for number, step in enumerate(self._program.steps)]
         depthwise = [s.q[0].size for s in self._program.steps if isinstance(s, Conv) and s.channel_wise]
+        most_taps = f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else ""
         most_filters = f"\nenum {{ MOST_FILTERS = {MOST_FILTERS} }};\n" if "conv" in self._used else ""
         head = f"/* Written by csqtool {self._version}: integer inference, defined in docs/c-inference.md. */\n\n"
         parts = [
-            head, INCLUDES, TRACE, "\n", kernel("common"), "\n", kernel("quantize"), f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else "",
-            most_filters,
+            head, INCLUDES, TRACE, "\n", kernel("common"), "\n", kernel("quantize"), most_taps, most_filters,
             *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
             "\n", *self._constants, "\n", self._quantize_input(),
             "\nvoid model_run(const uint8_t *input, float *output, uint8_t *arena) {\n",

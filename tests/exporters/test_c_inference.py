@@ -18,7 +18,7 @@ from exporters.c.fixed_point import common_factors, factor
 from exporters.c.memory import Block, plan
 from exporters.c.program import INPUT, Grid, Program, Table, Value
 from exporters.c.storage import TRITS, store
-from tests.support.c_nets import Branches, CExport, Functions, OneDimension, export_c
+from tests.support.c_nets import Branches, CExport, Functions, OneDimension, Products, export_c
 from tests.support.onnx_nets import ConvNet
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
@@ -30,6 +30,7 @@ NETS = {
     "bytes": (ConvNet, (3, 5, 5), {"weights": "int8"}),
     "branches": (Branches, (3, 9, 11), {}),
     "functions": (Functions, (2, 5, 6), {}),
+    "products": (Products, (2, 5, 4), {}),
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
 }
 

@@ -141,6 +141,23 @@ class Functions(nn.Module):
         return x
 
 
+class Products(nn.Module):
+    """Products and sums of quantized values, of the same sizes and with one value a channel on either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(6 if i else 2, 6, 3, padding=1) for i in range(5))
+        self.squeeze, self.expand = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.convs[0](x))
+        b = self.convs[1](a)
+        gate = torch.relu(self.squeeze(nn.functional.adaptive_avg_pool2d(a, 1)))  # [N, 6, 1, 1]
+        y = self.convs[2](a * b) + self.expand(gate)
+        z = self.expand(gate) - self.convs[3](gate * a)
+        return self.convs[4](y + z)
+
+
 class OneDimension(nn.Module):
     """One dimension: convolutions with stride and padding, a linear layer on every position, differences."""
 

@@ -45,9 +45,10 @@ def first_number(array: str, change: Callable[[int], int]) -> Edit:
 
 
 def two_values_share_their_place(text: str) -> str:
-    one, other = re.search(r"    add\(arena \+ (\d+), arena \+ (\d+),", text).groups()
-    low, high = sorted((int(one), int(other)))
-    return changed(rf"arena \+ {high}\b", f"arena + {low}", 0)(text)
+    """Let the first layer of the residual block write over its input, which the addition needs later."""
+    source, output = re.search(r"conv\(&layer_1, arena \+ (\d+), arena \+ (\d+),", text).groups()
+    start, end = text.index("conv(&layer_1,"), text.index("    add(")
+    return text[:start] + changed(rf"arena \+ {output}\b", f"arena + {source}", 0)(text[start:end]) + text[end:]
 
 
 def a_quantizer_is_not_handed_out(text: str) -> str:
