@@ -36,7 +36,8 @@ def test_a_format_is_known_by_the_ending_of_its_files() -> None:
     ("name", "options", "message"),
     [
         ("onxx", None, "unknown format 'onxx'; did you mean 'onnx'"),
-        ("c", {"weights": "int8"}, "unknown option 'weights' of the format c; known: encoding"),
+        ("c", {"weights": "int7"}, "the format c: unknown weights 'int7'; did you mean 'int8'?"),
+        ("c", {"content": "weights", "weights": "int8"}, "--weights is for an inference"),
         ("onnx", {"wieghts": "int8"}, "unknown option 'wieghts' of the format onnx; did you mean 'weights'"),
         ("onnx", {"weights": "int5"}, "int5"),
         ("csq", {"encoding": "densest"}, "did you mean 'dense'"),
@@ -64,7 +65,7 @@ def test_options_reach_the_exporter(tmp_path: Path) -> None:
 
 
 def test_a_folder_s_size_is_that_of_its_files(tmp_path: Path) -> None:
-    found = export(small_model(), tmp_path / "c", format="c")
+    found = export(small_model(), tmp_path / "c", format="c", options={"content": "weights"})
     assert found.size_bytes == sum(file.stat().st_size for file in (tmp_path / "c").iterdir())
     assert len(list((tmp_path / "c").iterdir())) > 1
 

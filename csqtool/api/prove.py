@@ -42,7 +42,7 @@ def verify(
     """Compare an exported file with the finalized model that it was made from.
 
     Args:
-        file: an ``.onnx`` or ``.csq`` file.
+        file: an ``.onnx`` or ``.csq`` file, or a folder that ``--format c`` wrote, whose code is compiled and run.
         against: the finalized model, or its file.
         model: a module, which is copied, or a name; None builds the factory that the model records.
         data: test data: a data set, a `DataLoader`, or a source name; None takes those that the model records.

@@ -93,7 +93,7 @@ def verify(
     max_size: str | None,
     **limits: Any,
 ) -> None:
-    """Compare FILE (.onnx or .csq) with the finalized model; exit 1 if a check or gate fails.
+    """Compare FILE (.onnx, .csq, or a folder of C) with the finalized model; exit 1 if a check or gate fails.
 
     In GitHub Actions, failures are also written as annotations and the report into the job's summary.
     """

@@ -147,15 +147,19 @@ def _integer_share(report: VerifyReport, content: bytes) -> float | None:
     from csqtool.onnx_kernels import integer_share
 
     try:
-        return None if report.file.endswith(".csq") else integer_share(content)
+        return integer_share(content) if _is_onnx(report) else None
     except RuntimeError:
         return None
+
+
+def _is_onnx(report: VerifyReport) -> bool:
+    return not report.file.endswith(".csq") and not Path(report.file).is_dir()
 
 
 def _latency_ratio(report: VerifyReport, against: str) -> float | None:
     from csqtool.benchmarking import bench
 
-    if report.file.endswith(".csq"):
+    if not _is_onnx(report):
         return None
     return bench([Path(against), Path(report.file)], loads=1)[1].ratio
 

@@ -17,6 +17,8 @@ from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 from csqtool.verifying.backends import load_backends
+from csqtool.verifying.c_checks import verify_c
+from csqtool.verifying.c_program import CFolder
 from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.gates import Gates
@@ -43,7 +45,7 @@ def verify_file(
     """Compare an exported file with the finalized model it was made from.
 
     Args:
-        file: an ``.onnx`` or ``.csq`` file.
+        file: an ``.onnx`` or ``.csq`` file, or a folder with an inference in C.
         against: the finalized model, or its ``.safetensors`` file.
         data: data whose test set is used; None takes those that the finalized model records.
         model: the PyTorch module or its factory, instead of the recorded one.
@@ -63,7 +65,8 @@ def verify_file(
     Raises:
         InputError: a file is missing or no file of its kind, or the model or data cannot be built.
     """
-    content = read_bytes(file)
+    folder = CFolder(file) if file.is_dir() else None
+    content = read_bytes(file) if folder is None else folder.content
     sandbox.warm_up()  # while this process imports PyTorch and builds the module
     if isinstance(against, QuantizedModel):
         reference, finalized, near, name = to_bytes(against), against, None, "the finalized model"
@@ -93,12 +96,17 @@ def verify_file(
         save_inputs=save_inputs,
     )
     packed = file.suffix == ".csq"
+    if folder is not None and tuple(backends) != ("onnxruntime",):
+        raise ConfigError(f"{file} is compiled and run by itself; backends are for ONNX files")
     if packed and tuple(backends) != ("onnxruntime",):
         raise ConfigError(
             f"{file} is unpacked and run in PyTorch; backends are for ONNX files. Verify the one that "
             "csqtool unpack -o model.onnx writes, or export one"
         )
-    (verify_csq if packed else verify_onnx)(subject)
+    if folder is not None:
+        verify_c(subject, folder)
+    else:
+        (verify_csq if packed else verify_onnx)(subject)
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
     (gates or Gates()).check(report, finalized, content)

@@ -65,18 +65,36 @@ def to_onnx(model: QuantizedModel, module: Any, options: OnnxOptions | None = No
     Raises:
         ExportError: the module cannot be captured, or holds something that ONNX, or the runtime, cannot carry.
     """
-    import onnx
-
     from exporters.onnx.capture import capture
-    from exporters.onnx.cleanup import tidy
     from exporters.onnx.float_nodes import report_on
-    from exporters.onnx.float_size import float32_size, stored_bytes
-    from exporters.onnx.rewrite import rewrite
+    from exporters.onnx.float_size import float32_size
 
     options = options or OnnxOptions()
     options.check(model)
     graph_model = capture(model, module, options.dynamic)
     float32_bytes = float32_size(graph_model, model)
+    proto, notes, storage = rewritten_proto(graph_model, model, options)
+    content = proto.SerializeToString(deterministic=True)
+    return content, report_on(proto, content, model, options, notes, storage, float32_bytes)
+
+
+def rewritten_proto(graph_model: Any, model: QuantizedModel, options: OnnxOptions) -> tuple[Any, list[str], Any]:
+    """Return a captured graph as the `ModelProto` of a file, notes, and how each layer's integers are stored.
+
+    Args:
+        graph_model: from `exporters.onnx.capture.capture`; it is changed.
+        model: the finalized model.
+        options: what the file is made for.
+
+    Raises:
+        ExportError: it holds something that ONNX, or the runtime, cannot carry.
+    """
+    import onnx
+
+    from exporters.onnx.cleanup import tidy
+    from exporters.onnx.float_size import stored_bytes
+    from exporters.onnx.rewrite import rewrite
+
     notes, storage = rewrite(graph_model, model, options)
     properties = {
         "csqtool.version": __version__,
@@ -90,8 +108,7 @@ def to_onnx(model: QuantizedModel, module: Any, options: OnnxOptions | None = No
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    content = proto.SerializeToString(deterministic=True)
-    return content, report_on(proto, content, model, options, notes, storage, float32_bytes)
+    return proto, notes, storage
 
 
 def _check_size(size_bytes: int) -> None:

@@ -84,6 +84,7 @@ ON_A_MODEL: dict[str, Arguments] = {
     "export onnx of another model": lambda g, o: ["export", g.model, "--model", DIGITS, "-o", o / "m.onnx"],
     "export csq": lambda g, o: ["export", g.model, "--format", "csq", "-o", o / "m.csq"],
     "export c": lambda g, o: ["export", g.model, "--format", "c", "-o", o / "c"],
+    "export c, weights": lambda g, o: ["export", g.model, "--format", "c", "--content", "weights", "-o", o / "c"],
     "diff with itself": lambda g, o: ["diff", g.model, g.model],
     "report": lambda g, o: ["report", g.model, "-o", o / "r.html"],
     "report --bench": lambda g, o: ["report", g.model, "--bench", "-o", o / "r.html"],
@@ -147,7 +148,7 @@ def test_a_file_of_another_kind_is_refused(golden: Golden, command: str, tmp_pat
     assert check(invoke(*MISTAKEN[command](golden, tmp_path))).exit_code == 2
 
 
-@pytest.mark.parametrize("command", ["inspect", "pack", "export csq", "export c", "diff with itself", "report",
+@pytest.mark.parametrize("command", ["inspect", "pack", "export csq", "export c, weights", "diff with itself", "report",
                                      "inspect csq", "unpack", "report csq"])  # fmt: skip
 def test_what_needs_nothing_but_the_file_works_on_every_golden_file(
     golden: Golden, command: str, tmp_path: Path
@@ -239,7 +240,8 @@ FREE = [
 
 
 READING = [c for c in COMMANDS if c not in ("pack --json", "pack --encoding dense", "unpack --json", "unpack onnx",
-                                            "pack --float16 --model", "report --bench", "export c")]  # fmt: skip
+                                            "pack --float16 --model", "report --bench", "export c",
+                                            "export c, weights")]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", READING)

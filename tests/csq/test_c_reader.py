@@ -240,7 +240,7 @@ def test_the_exported_folder_compiles_and_prints_the_checksum_of_each_tensor(tmp
     (tmp_path / "m.safetensors").write_bytes(to_bytes(model))
     folder = tmp_path / "out"
     for _ in range(2):  # a second time over the first
-        done = invoke("export", tmp_path / "m.safetensors", "--format", "c", "-o", folder)
+        done = invoke("export", tmp_path / "m.safetensors", "--format", "c", "--content", "weights", "-o", folder)
         assert done.exit_code == 0, done.output
         assert sorted(f.name for f in folder.iterdir()) == ["csq.h", "example.c", "model.c", "model.h"]
     subprocess.run([compiler("gcc"), *STRICT, *SANITIZERS, str(folder / "example.c"), str(folder / "model.c"),
@@ -253,7 +253,7 @@ def test_the_exported_folder_compiles_and_prints_the_checksum_of_each_tensor(tmp
 def test_an_export_to_a_place_that_is_a_file_changes_nothing(tmp_path):
     (tmp_path / "m.safetensors").write_bytes(to_bytes(golden_models()["v2-ternary"][0]))
     (tmp_path / "out").write_text("mine")
-    done = invoke("export", tmp_path / "m.safetensors", "--format", "c", "-o", tmp_path / "out")
+    done = invoke("export", tmp_path / "m.safetensors", "--format", "c", "--content", "weights", "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert "cannot write" in done.stderr
     assert sorted(f.name for f in Path(tmp_path).iterdir()) == ["m.safetensors", "out"]

@@ -224,9 +224,9 @@ def test_options_reach_the_exporter_from_the_command_line(eight_bits: Built, tmp
     packed, int8 = (onnx.load(tmp_path / f"{weights}.onnx") for weights in ("packed", "int8"))
     assert packed.functions
     assert not int8.functions
-    failed = invoke("export", eight_bits.model, "-o", tmp_path / "x", "--format", "c", "--weights", "int8")
+    failed = invoke("export", eight_bits.model, "-o", tmp_path / "x", "--format", "c", "--weights", "int4")
     assert failed.exit_code == 2
-    assert "unknown option 'weights' of the format c" in failed.stderr
+    assert "the format c: unknown weights 'int4'" in failed.stderr
 
 
 OPENVINO = """

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from csqtool import csq
 from csqtool.errors import InputError
-from csqtool.exporting import Exporter, ExportReport, Origin
+from csqtool.exporting import ExportReport
 from csqtool.files import write_bytes
 from csqtool.quantized_model import QuantizedModel
-from exporters.csq import EncodingOptions
 
 _BYTES_A_LINE = 20
 _MODEL_H = b"""/* The packed model, a .csq file in memory. */
@@ -30,36 +29,29 @@ extern const size_t csq_model_size;
 """
 
 
-class CExporter(Exporter):
-    """Writes a folder with the reader `csq.h`, the packed model `model.c`, `model.h`, and the program `example.c`."""
+def export_package(model: QuantizedModel, path: Path, *, encoding: str) -> ExportReport:
+    """Write the folder `path`: the reader `csq.h`, the packed model `model.c`, `model.h`, and the program `example.c`.
 
-    name = "c"
-    suffix = ""
-    description = "a folder of C99: the packed model as an array, its reader (one header) and an example"
-    exact = True
-    Options = EncodingOptions
+    Args:
+        model: the finalized model.
+        path: the folder to write or replace; see `write_folder` for what an interruption leaves.
+        encoding: of the packed model, see `exporters.csq.EncodingOptions`.
 
-    def __init__(self, options: EncodingOptions | None = None) -> None:
-        self.options = options or EncodingOptions()
+    Returns:
+        How to compile the example.
 
-    def export(self, model: QuantizedModel, path: Path, *, origin: Origin) -> ExportReport:
-        """Write the folder `path`; see `write_folder` for what an interruption leaves.
-
-        Returns:
-            How to compile the example.
-
-        Raises:
-            ExportError: the `.csq` format cannot represent the model.
-        """
-        source = model_source(csq.pack(model, encoding=self.options.encoding))
-        # The array comes last: after an interruption, the other files fit the old array and the new one.
-        files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": _MODEL_H, "model.c": source}
-        write_folder(path, files)
-        float32_bytes = len(model_source(bytes(_BYTES_A_LINE))) + csq.float32_size(model) * len("0x00,")
-        return ExportReport(
-            float32_bytes,
-            [f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"],
-        )
+    Raises:
+        ExportError: the `.csq` format cannot represent the model.
+    """
+    source = model_source(csq.pack(model, encoding=encoding))
+    # The array comes last: after an interruption, the other files fit the old array and the new one.
+    files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": _MODEL_H, "model.c": source}
+    write_folder(path, files)
+    float32_bytes = len(model_source(bytes(_BYTES_A_LINE))) + csq.float32_size(model) * len("0x00,")
+    return ExportReport(
+        float32_bytes,
+        [f"cc -std=c99 -O2 {path}/example.c {path}/model.c -o example; ./example prints a checksum of each tensor"],
+    )
 
 
 def model_source(content: bytes) -> bytes:

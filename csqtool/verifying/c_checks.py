@@ -1,0 +1,258 @@
+"""All levels for a folder with an inference in C, against docs/c-inference.md and PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csqtool.model_info import Input
+from csqtool.nn.signature import named_inputs
+from csqtool.trees import chosen, samples
+from csqtool.verifying import expected_graph
+from csqtool.verifying.c_graph import Computed, CReference, LayerNumbers, NotCoveredError
+from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run
+from csqtool.verifying.findings import LayerFinding
+from csqtool.verifying.layer_verdicts import Comparison
+from csqtool.verifying.layers import Cut, reference_cuts
+from csqtool.verifying.outputs import Judge, compare_outputs, compare_task, reference_outputs
+from csqtool.verifying.subject import Subject
+from csqtool.verifying.synthetic import synthetic_inputs
+from csqtool.verifying.weights import Problem
+
+LAYER_SAMPLES = 16  # compared layer by layer, under sanitizers
+BATCH = 100  # samples at a time elsewhere
+
+
+def verify_c(subject: Subject, folder: CFolder) -> None:
+    """Check an exported folder.
+
+    Raises:
+        InputError: no C compiler is installed.
+    """
+    subject.tell(f"{subject.report.file}: compiling …")
+    subject.check_origin(folder.sha256)
+    with tempfile.TemporaryDirectory(prefix="csqtool-") as one, tempfile.TemporaryDirectory(prefix="csqtool-") as other:
+        programs = []
+        for name, here, flags in (
+            ("compiles without warnings", one, [*WARNINGS, "-O2"]),
+            ("compiles with sanitizers", other, [*WARNINGS, "-O1", "-g1", "-DMODEL_TRACE", *SANITIZERS]),
+        ):
+            try:
+                programs.append(CProgram(folder, Path(here), flags))
+            except RuntimeError as error:
+                subject.report.add("integrity", name, False, str(error))
+            else:
+                subject.report.add("integrity", name, True, " ".join(flags))
+        if len(programs) == 2:
+            _Checks(subject, folder, *programs).run()
+
+
+class _Checks:
+    """The levels after integrity.
+
+    Args:
+        subject: what is verified.
+        folder: the exported folder.
+        shipped: its program as it is.
+        traced: its program with MODEL_TRACE, under sanitizers.
+    """
+
+    def __init__(self, subject: Subject, folder: CFolder, shipped: CProgram, traced: CProgram) -> None:
+        self._subject = subject
+        self._report = subject.report
+        self._folder = folder
+        self._shipped = shipped
+        self._traced = traced
+
+    def run(self) -> None:
+        subject, report = self._subject, self._report
+        try:
+            self._reference = CReference(expected_graph.captured(subject.net, subject.model, ()), subject.model)
+        except expected_graph.NotCapturedError as error:
+            report.add("structure", "network", False, str(error))
+            return
+        test = subject.test_set()
+        if test is None:
+            return
+        inputs, targets = test
+        arrays = self._arrays(inputs)
+        few = arrays[:LAYER_SAMPLES]
+        try:
+            wanted = self._reference.run(few)
+        except NotCoveredError as error:
+            report.add("structure", "network", False, f"not defined for C: {error}")
+            return
+        subject.tell(f"structure, weights and layers on {len(few)} samples …")
+        try:
+            found = self._traced.run(few)
+        except RuntimeError as error:
+            report.add("structure", "runs under sanitizers", False, str(error))
+            return
+        if not self._structure(found, wanted):
+            return
+        problems = weight_problems(found.filters, wanted.layers)
+        subject.add_problems("weights", "integers, biases, factors", problems, len(wanted.layers))
+        self._layers(chosen(inputs, slice(LAYER_SAMPLES), samples(inputs)), few, found)
+        self._same_bits("under sanitizers", found.output, wanted.output)
+        self._beyond(inputs)
+        subject.tell(f"outputs on {samples(inputs)} samples …")
+        self._outputs(inputs, targets, arrays)
+
+    def _arrays(self, inputs: Any) -> NDArray[np.float32]:
+        """Return the network's input [N, …]."""
+        described = self._subject.model.info.inputs or (Input("input", ()),)
+        named = named_inputs(inputs, described, self._subject.net.model)
+        return np.asarray(next(iter(named.values())).numpy(), np.float32)
+
+    def _structure(self, found: Run, wanted: Computed) -> bool:
+        """Check sizes, quantizers and layers: each once, and no other."""
+        sizes = {
+            "input": (self._folder.sizes["INPUT"], found.input.shape[1]),
+            "output": (self._folder.sizes["OUTPUT"], int(np.prod(wanted.output.shape[1:]))),
+        }
+        wrong = [f"{what}: {one} values instead of {other}" for what, (one, other) in sizes.items() if one != other]
+        first = next(iter(wanted.places))  # the input's, which the code hands out by itself
+        expected = [name for name in wanted.places if name != first]
+        wrong += [f"quantizer {name} is missing" for name in expected if name not in found.forms]
+        wrong += [f"quantizer {name} is unknown" for name in found.forms if name not in expected]
+        for name, form in found.forms.items():
+            shape = tuple(form.sizes[form.axes.index(axis)] for axis in range(len(form.axes)))
+            if name in expected and shape != wanted.places[name].shape[1:]:
+                wrong.append(f"{name}: {list(shape)} instead of {list(wanted.places[name].shape[1:])}")
+        have, want = Counter(name for name, _ in found.filters), Counter(layer.name for layer in wanted.layers)
+        wrong += [
+            f"layer {name} runs {have[name]} times, not {want[name]}"
+            for name in have | want
+            if have[name] != want[name]
+        ]
+        detail = (
+            "; ".join(wrong) if wrong else f"{len(expected) + 1} quantizers, {len(want)} layers, each where it must be"
+        )
+        return self._report.add("structure", "quantizers and layers", not wrong, detail)
+
+    def _layers(self, inputs: Any, arrays: NDArray[np.float32], free: Run) -> None:
+        """Compare every quantizer, given PyTorch's values before it."""
+        report, subject = self._report, self._subject
+        cuts = [c for c in reference_cuts(subject.net, subject.model, inputs) if c.is_quantizer]
+        torch_values = {cut.name: cut.reference for cut in cuts}
+        wanted = self._reference.run(arrays, torch_values)
+        first = next(iter(wanted.places))
+        input_form = Place.of_input(wanted.places[first].shape[1:])
+        forced = {"": input_form.stored(torch_values[first])}
+        forced |= {name: form.stored(torch_values[name]) for name, form in free.forms.items()}
+        try:
+            run = self._traced.run(arrays, forced, like=free)
+        except RuntimeError as error:
+            report.add("layers", "runs under sanitizers", False, str(error))
+            return
+        found = {first: input_form.values(run.input)}
+        found |= {name: run.forms[name].values(array) for name, array in run.places.items()}
+        bits = [name for name in wanted.places if not np.array_equal(found[name], wanted.places[name])]
+        for name in bits[:1]:
+            count = int((found[name] != wanted.places[name]).sum())
+            detail = (
+                f"{count} of {found[name].size} integers differ from docs/c-inference.md ({len(bits)} layers in all)"
+            )
+            report.add("layers", f"{name}, bit for bit", False, detail, name)
+        if not bits:
+            report.add(
+                "layers", "bit for bit, teacher-forced", True, f"{len(found)} layers as docs/c-inference.md says"
+            )
+        self._against_torch(cuts, found)
+        self._same_bits("given PyTorch's values", run.output, wanted.output)
+
+    def _against_torch(self, cuts: list[Cut], found: Mapping[str, NDArray[np.uint8]]) -> None:
+        report = self._report
+        worst: dict[str, float] = {}
+        failed = 0
+        for cut in cuts:
+            comparison = Comparison(cut, report.tolerances)
+            comparison.add(found[cut.name], cut.reference)
+            holds, detail, figures = comparison.verdict()
+            report.layers.append(LayerFinding(cut.name, "off", holds, detail, figures))
+            for key, value in figures.items():
+                worst[key] = max(value, worst.get(key, 0.0))
+            if not holds:
+                failed += 1
+                report.add("layers", f"{cut.name}, PyTorch", False, detail, cut.name)
+        if not failed:
+            detail = f"{worst['steps']:.2g} steps off at most, {worst['share']:.2g} of a layer's values at most"
+            report.add("layers", f"{len(cuts)} layers, teacher-forced", True, detail, None, **worst)
+
+    def _same_bits(self, name: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        """Add the check that outputs are those of docs/c-inference.md."""
+        flat = np.ascontiguousarray(wanted.reshape(len(wanted), -1), np.float32)
+        same = found.shape == flat.shape and found.tobytes() == flat.tobytes()
+        if same:
+            detail = f"{len(flat)} samples, equal"
+        else:
+            differ = [
+                i for i in range(len(flat)) if found.shape != flat.shape or found[i].tobytes() != flat[i].tobytes()
+            ]
+            detail = f"{len(differ)} of {len(flat)} samples differ from docs/c-inference.md, first {differ[0]}"
+        self._report.add("outputs", f"bit for bit, {name}", same, detail)
+
+    def _beyond(self, inputs: Any) -> None:
+        """Compare synthetic inputs bit for bit, under sanitizers."""
+        kinds = synthetic_inputs(inputs)
+        arrays = np.concatenate([self._arrays(made) for made in kinds.values()])
+        try:
+            found = self._traced.run(arrays, fill=170)
+        except RuntimeError as error:
+            self._report.add("outputs", "synthetic inputs", False, str(error))
+            return
+        self._same_bits(f"synthetic inputs ({', '.join(kinds)})", found.output, self._reference.run(arrays).output)
+
+    def _outputs(self, inputs: Any, targets: Any, arrays: NDArray[np.float32]) -> None:
+        subject, report = self._subject, self._report
+        wanted = reference_outputs(subject.net, inputs)
+        try:
+            found = np.concatenate([
+                self._shipped.run(arrays[start : start + BATCH], traced=False, fill=255).output
+                for start in range(0, len(arrays), BATCH)
+            ])  # fmt: skip
+        except RuntimeError as error:
+            report.add("outputs", "runs", False, str(error))
+            return
+        reference = np.concatenate(
+            [self._reference.run(arrays[start : start + BATCH]).output for start in range(0, len(arrays), BATCH)]
+        )
+        self._same_bits("the test set", found, reference)
+        judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), samples(inputs)))
+        (name, like), *_ = wanted.items()
+        shaped = {name: found.reshape(like.shape)} if found.size == like.size else {name: found}
+        compare_outputs(shaped, wanted, judge, False, "against PyTorch", "on", report)
+        compare_task(shaped, wanted, targets, judge, report)
+
+
+def weight_problems(found: list[tuple[str, list[Filter]]], wanted: list[LayerNumbers]) -> Iterator[Problem]:
+    """Yield what differs between the filters that the code decodes and what a layer must hold."""
+    expected: dict[str, list[LayerNumbers]] = {}
+    for layer in wanted:
+        expected.setdefault(layer.name, []).append(layer)
+    for name, filters in found:
+        layer = expected[name].pop(0)
+        if [f.number for f in filters] != list(range(len(layer.filters))):
+            yield name, f"{len(filters)} filters instead of {len(layer.filters)}"
+            continue
+        for f in filters:
+            wanted_integers = layer.filters[f.number]
+            integers = f.integers.astype(np.int64)
+            if len(integers) == 2 * len(wanted_integers):  # nine bits: the lowest, and the rest
+                low, rest = np.split(integers, 2)
+                integers = low + 2 * rest
+            if not np.array_equal(integers, wanted_integers):
+                yield name, f"integers of filter {f.number} differ"
+                break
+            numbers = {"bias": layer.bias, "multiplier": layer.multiplier, "shift": layer.shift}
+            wrong = [what for what, values in numbers.items() if int(values[f.number]) != getattr(f, what)]
+            if wrong:
+                got = getattr(f, wrong[0])
+                yield name, f"{wrong[0]} of filter {f.number}: {got} instead of {int(numbers[wrong[0]][f.number])}"
+                break

@@ -1,0 +1,51 @@
+"""Real factors as integers, and rounding: the numbers of docs/c-inference.md, sections 3 and 4."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_SHIFT = 62
+
+
+class Factor(NamedTuple):
+    """A factor as multiplier·2^−shift."""
+
+    multiplier: int
+    shift: int
+
+
+def factor(value: float, *, bits: int = 31) -> Factor:
+    """Return a positive factor with a multiplier of `bits` bits, or of fewer where it would be shifted by over 62.
+
+    Raises:
+        OverflowError: it is 2^30 or more, or not finite.
+    """
+    if not 0 <= value < 2**30:
+        raise OverflowError(f"a factor of {value}")
+    if value == 0:
+        return Factor(0, 1)
+    exponent = math.frexp(value)[1]  # value = m·2^exponent, m in [1/2, 1)
+    shift = min(bits - exponent, MAX_SHIFT)
+    multiplier = round(math.ldexp(value, shift))
+    if multiplier == 1 << bits:
+        multiplier, shift = multiplier >> 1, shift - 1
+    return Factor(multiplier, shift)
+
+
+def common_factors(first: float, second: float) -> tuple[int, int, int]:
+    """Return two factors' multipliers, the larger of 30 bits, and the shift that they share; signs are kept.
+
+    Raises:
+        OverflowError: one of them is too large.
+    """
+    shift = factor(max(abs(first), abs(second)), bits=30).shift
+    return round(math.ldexp(first, shift)), round(math.ldexp(second, shift)), shift
+
+
+def quantized(value: float, scale: float, zero_point: int, largest: int) -> int:
+    """Return clip(round(x / scale) + zero point, 0, largest) of a real number, computed in float32."""
+    steps = np.rint(np.float32(value) / np.float32(scale)) + zero_point
+    return int(np.clip(steps, 0, largest))

@@ -1,0 +1,43 @@
+"""The options of the C exporter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from csqtool.errors import ConfigError, nearest
+from exporters.csq import EncodingOptions
+
+CONTENTS = ("auto", "inference", "weights")
+WEIGHTS = ("auto", "packed", "int8")
+
+
+@dataclass(frozen=True)
+class COptions(EncodingOptions):
+    """Options of the C exporter; the encoding is that of packed weights.
+
+    Attributes:
+        content: ``inference`` computes the network; ``weights`` is the packed model as an array, and its reader;
+            ``auto`` is inference where activations are quantized.
+        weights: ``packed`` keeps each layer at the fewest bits that its integers need, decoded filter by filter;
+            ``int8`` takes a byte a weight and no decoding; ``auto`` is ``packed``.
+    """
+
+    content: str = field(
+        default="auto",
+        metadata={
+            "help": "inference, weights (an array and its reader), or auto: by activations",
+            "metavar": "CONTENT",
+        },
+    )
+    weights: str = field(default="auto", metadata={"help": "packed or int8", "metavar": "STORAGE"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("content", CONTENTS), ("weights", WEIGHTS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"the format c: unknown {name} {value!r}; {nearest(str(value), known)}")
+        if self.content == "weights" and self.weights != "auto":
+            raise ConfigError(
+                "--weights is for an inference; with --content weights the model is packed as a .csq file"
+            )

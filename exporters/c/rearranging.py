@@ -1,0 +1,137 @@
+"""Nodes that keep the grid of a quantized value: views, parts, padding, repetition, the largest of a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import onnx
+
+from exporters.c.graph import refusal
+from exporters.c.program import MaxPool, Take, Upsample, Value
+from exporters.c.values import Values, channels_last, plain
+from exporters.c.windows import window_of
+
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout")
+REARRANGING = (*VIEWS, "MaxPool", "Slice", "Split", "Pad", "Resize")
+
+
+def rearranged(values: Values, node: onnx.NodeProto, name: str, source: Value) -> Value:
+    """Return an output of a node in `REARRANGING`.
+
+    Args:
+        values: is added to.
+        node: the node.
+        name: which of its outputs.
+        source: its input.
+
+    Raises:
+        ExportError: this form of it is not covered.
+    """
+    if node.op_type in VIEWS:
+        return view(values, node, source)
+    if node.op_type == "MaxPool":
+        return max_pool(values, node, source)
+    if node.op_type == "Resize":
+        return _upsampled(values, node, source)
+    if node.op_type == "Pad":
+        return _padded(values, node, source)
+    return _split(values, node, name, source) if node.op_type == "Split" else _sliced(values, node, source)
+
+
+def view(values: Values, node: onnx.NodeProto, source: Value) -> Value:
+    """Return a value with other sizes or another order of axes."""
+    shape = values.graph.shape(node, node.output[0])
+    if node.op_type == "Transpose":
+        permutation = values.graph.attributes(node)["perm"]
+        if permutation[0] != 0:
+            raise refusal(node, "it moves the batch")
+        axes = [axis - 1 for axis in permutation[1:]]
+        return Value(source.buffer, shape, tuple(axes.index(axis) for axis in source.order), source.grid)
+    if shape == source.shape:
+        return source
+    if prod(shape) != source.elements:
+        raise refusal(node, "it merges samples")
+    in_order = values.ordered(source, plain(len(source.shape)))
+    return Value(in_order.buffer, shape, plain(len(shape)), source.grid)
+
+
+def max_pool(values: Values, node: onnx.NodeProto, source: Value) -> Value:
+    """Return the largest integers of windows."""
+    attributes = values.graph.attributes(node)
+    source = values.ordered(source, channels_last(len(source.shape)))
+    shape = values.graph.shape(node, node.output[0])
+    window = window_of(node, attributes, attributes["kernel_shape"], source.shape[1:], shape[1:])
+    return values.add(MaxPool((source,), values.new(shape, source.order, source.grid), window=window))
+
+
+def _upsampled(values: Values, node: onnx.NodeProto, source: Value) -> Value:
+    attributes = values.graph.attributes(node)
+    shape = values.graph.shape(node, node.output[0])
+    factors = [b // a for a, b in zip(source.shape, shape, strict=True)]
+    exact = all(a * f == b for a, b, f in zip(source.shape, shape, factors, strict=True))
+    if attributes.get("mode", b"nearest") != b"nearest" or not exact or factors[0] != 1 or len(shape) not in (2, 3):
+        raise refusal(node, "only repeating each value a whole number of times is covered")
+    source = values.ordered(source, channels_last(len(shape)))
+    two = (1, factors[1]) if len(shape) == 2 else (factors[1], factors[2])
+    return values.add(Upsample((source,), values.new(shape, source.order, source.grid), factors=two))
+
+
+def _taken(
+    values: Values,
+    node: onnx.NodeProto,
+    name: str,
+    source: Value,
+    starts: Mapping[int, int],
+    strides: Mapping[int, int],
+) -> Value:
+    """Return what begins at `starts` and goes in steps of `strides`, by axis of a sample."""
+    shape = values.graph.shape(node, name)
+    if len(shape) > 4:
+        raise refusal(node, "it has more than four axes beside the batch")
+    output = values.new(shape, source.order, source.grid)
+    return values.add(Take(
+        (source,), output, axes=plain(len(shape)), starts=tuple(starts.get(axis, 0) for axis in source.order),
+        strides=tuple(strides.get(axis, 1) for axis in source.order),
+    ))  # fmt: skip
+
+
+def _sliced(values: Values, node: onnx.NodeProto, source: Value) -> Value:
+    rank = len(source.shape)
+    parts = [values.graph.constant(name) if name else None for name in node.input[1:]]
+    if len(parts) < 2 or parts[0] is None or parts[1] is None:
+        raise refusal(node, "where it begins depends on values")
+    count = parts[0].size
+    axes = parts[2] if len(parts) > 2 and parts[2] is not None else np.arange(count)
+    steps = parts[3] if len(parts) > 3 and parts[3] is not None else np.ones(count, np.int64)
+    starts, strides = {}, {}
+    for start, axis, step in zip(parts[0].tolist(), axes.tolist(), steps.tolist(), strict=True):
+        of_sample = axis % (rank + 1) - 1
+        if of_sample < 0 or step < 1:
+            raise refusal(node, "it takes part of the batch, or goes backwards")
+        size = source.shape[of_sample]
+        starts[of_sample], strides[of_sample] = min(max(start + size if start < 0 else start, 0), size), step
+    return _taken(values, node, node.output[0], source, starts, strides)
+
+
+def _split(values: Values, node: onnx.NodeProto, name: str, source: Value) -> Value:
+    axis = int(values.graph.attributes(node).get("axis", 0)) % (len(source.shape) + 1) - 1
+    if axis < 0:
+        raise refusal(node, "it splits the batch")
+    before = list(node.output)[: list(node.output).index(name)]
+    start = sum(values.graph.shape(node, one)[axis] for one in before)
+    return _taken(values, node, name, source, {axis: start}, {})
+
+
+def _padded(values: Values, node: onnx.NodeProto, source: Value) -> Value:
+    pads = values.graph.constant(node.input[1]) if len(node.input) > 1 else None
+    value = values.graph.number(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
+    axes = values.graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+    rank = len(source.shape)
+    if values.graph.attributes(node).get("mode", b"constant") != b"constant" or pads is None or value != 0:
+        raise refusal(node, "it pads with something else than zeros")
+    if axes is not None or pads.size != 2 * (rank + 1) or pads[0] or pads[rank + 1]:
+        raise refusal(node, "it pads the batch, or axes that it names")
+    starts = {axis: -int(pads[axis + 1]) for axis in range(rank)}
+    return _taken(values, node, node.output[0], source, starts, {})

@@ -1,0 +1,374 @@
+"""An integer program as C99: model.h, model.c, weights.c and weights.h, an example, a Makefile and a CMakeLists.txt."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from exporters.c.memory import Plan
+from exporters.c.program import (
+    INPUT,
+    MOST_FILTERS,
+    AveragePool,
+    Binary,
+    Concat,
+    Conv,
+    Dequantize,
+    Grid,
+    MaxPool,
+    Program,
+    Step,
+    Table,
+    Take,
+    Upsample,
+    Value,
+    Window,
+)
+from exporters.c.text import array, commented, escaped, kernel, literal, structure
+
+INCLUDES = '#include "model.h"\n\n#include <stddef.h>\n#include <string.h>\n\n#include "weights.h"\n'
+TRACE = r"""
+#ifdef MODEL_TRACE /* the program that verifies this code defines these two functions */
+void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
+void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
+                        int32_t bias, int32_t multiplier, int32_t shift);
+#define NAMED(text) .name = text,
+#define TRACE_VALUES(place, values, rank, ...) \
+    model_trace_values(place, values, rank, (const int32_t[]){__VA_ARGS__})
+#define TRACE_FILTER(l, c, w) \
+    model_trace_filter((l)->name, c, w, (l)->kernel_h * (l)->kernel_w * (l)->group_c, (l)->wide ? (l)->padded : 0, \
+                       (l)->bias[c], (l)->multiplier ? (l)->multiplier[(c) * (l)->each] : 0, \
+                       (l)->shift ? (l)->shift[(c) * (l)->each] : 0)
+#else
+#define NAMED(text)
+#define TRACE_VALUES(place, values, rank, ...)
+#define TRACE_FILTER(l, c, w)
+#endif
+"""
+KERNELS = (  # in the order in which they are written
+    "filters", "conv", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool", "max_pool",
+    "average_pool", "look_up", "take", "copy", "upsample", "dequantize",
+)  # fmt: skip
+
+
+class Writer:
+    """Writes one program.
+
+    Args:
+        program: with weights stored.
+        plan: where its values lie.
+        finalized_sha256: of the finalized model.
+        version: of csqtool.
+    """
+
+    def __init__(self, program: Program, plan: Plan, finalized_sha256: str, version: str) -> None:
+        self._program = program
+        self._plan = plan
+        self._sha256 = finalized_sha256
+        self._version = version
+        self._constants: list[str] = []
+        self._weights: list[str] = []
+        self._declared: list[str] = []
+        self._used: set[str] = set()
+        self._tables: dict[bytes, str] = {}
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files by name; model.h comes last, and is what the others need."""
+        calls = [self._call(number, step) for number, step in enumerate(self._program.steps)]
+        depthwise = [s.q[0].size for s in self._program.steps if isinstance(s, Conv) and s.channel_wise]
+        most_taps = f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else ""
+        most_filters = f"\nenum {{ MOST_FILTERS = {MOST_FILTERS} }};\n" if "conv" in self._used else ""
+        head = f"/* Written by csqtool {self._version}: integer inference, defined in docs/c-inference.md. */\n\n"
+        parts = [
+            head, INCLUDES, TRACE, "\n", kernel("common"), "\n", kernel("quantize"), most_taps, most_filters,
+            *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
+            "\n", *self._constants, "\n", self._quantize_input(),
+            "\nvoid model_run(const uint8_t *input, float *output, uint8_t *arena) {\n",
+            "" if any("arena" in call for call in calls) else "    (void)arena;\n", *calls, "}\n",
+        ]  # fmt: skip
+        weights = f'{head}#include "weights.h"\n\n' + "\n".join(self._weights)
+        declared = (
+            f"{head}#ifndef MODEL_WEIGHTS_H\n#define MODEL_WEIGHTS_H\n\n#include <stdint.h>\n\n"
+            + "".join(self._declared) + "\n#endif\n"
+        )  # fmt: skip
+        files = {
+            "weights.h": declared, "weights.c": weights, "model.c": "".join(parts), "main.c": head + _MAIN,
+            "Makefile": _MAKEFILE, "CMakeLists.txt": _CMAKE, "model.h": self._header(head),
+        }  # fmt: skip
+        return {name: text.encode() for name, text in files.items()}
+
+    def _header(self, head: str) -> str:
+        value, grid = self._program.input, self._program.input.grid
+        shape, out = list(value.shape), list(self._program.output_shape)
+        return (
+            f"{head}#ifndef MODEL_H\n#define MODEL_H\n\n#include <stdint.h>\n\n"
+            f"#define MODEL_INPUT_SIZE {value.elements} /* {shape} in PyTorch */\n"
+            f"#define MODEL_OUTPUT_SIZE {prod(out)} /* {out} in PyTorch */\n"
+            f"#define MODEL_ARENA_SIZE {max(1, self._plan.size)} /* bytes; {self._plan.least} are in use at a time */\n"
+            f'#define MODEL_FINALIZED_SHA256 "{self._sha256}"\n\n'
+            f"/* Quantizes an input {shape}, in PyTorch's order, to integers of\n"
+            f"   (integer - {grid.zero_point}) * {float(grid.scale):.9g}, in the order that model_run reads: "
+            f"{_order(value)}. */\n"
+            "void model_quantize_input(const float *values, uint8_t *input);\n\n"
+            "/* Computes the output, in PyTorch's order, from a quantized input. The arena takes what is computed on\n"
+            "   the way; nothing else is written, so several arenas can be in use at the same time. */\n"
+            "void model_run(const uint8_t *input, float *output, uint8_t *arena);\n\n#endif\n"
+        )
+
+    def _quantize_input(self) -> str:
+        value, grid = self._program.input, self._program.input.grid
+        sizes, strides = _strides(value.stored, _source_strides(value))
+        arguments = f"{literal(grid.scale)}, {grid.zero_point}, {grid.low}, {grid.high}"
+        loops = "".join(
+            f"    {'    ' * depth}for ({v} = 0; {v} < {n}; {v}++)\n"
+            for depth, (v, n) in enumerate(zip("abcd", sizes, strict=True))
+        )
+        index = " + ".join(f"{v} * {s}" for v, s in zip("abcd", strides, strict=True))
+        return (
+            "void model_quantize_input(const float *values, uint8_t *input) {\n    int32_t a, b, c, d;\n"
+            f"{loops}{' ' * 20}*input++ = quantize(values[{index}], {arguments});\n}}\n"
+        )
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def _call(self, number: int, step: Step) -> str:
+        match step:
+            case Conv():
+                line = self._conv(number, step)
+            case Binary():
+                line = self._binary(number, step)
+            case MaxPool() | AveragePool():
+                line = self._pool(number, step)
+            case Table():
+                table = self._table(step.table)
+                line = f"look_up({self._at(step.inputs[0])}, {self._to(step)}, {step.inputs[0].elements}, {table})"
+                self._used.add("look_up")
+            case Take():
+                line = self._take(number, step)
+            case Concat():
+                line = self._concat(step)
+            case Upsample():
+                h, w = ([1, *step.inputs[0].shape[1:]] if len(step.inputs[0].shape) == 2 else step.inputs[0].shape[1:])[
+                    -2:
+                ]
+                self._used.add("upsample")
+                line = (
+                    f"upsample({self._at(step.inputs[0])}, {self._to(step)}, {h}, {w}, {step.inputs[0].shape[0]}, "
+                    f"{step.factors[0]}, {step.factors[1]})"
+                )
+            case Dequantize():
+                value = step.inputs[0]
+                self._used.add("dequantize")
+                line = (
+                    f"dequantize({self._at(value)}, output, {value.elements}, {value.grid.zero_point}, "
+                    f"{literal(value.grid.scale)})"
+                )
+            case _:
+                raise AssertionError(step)
+        comment = f"    /* {commented(step.place)} */\n" if step.place else ""
+        return comment + "".join(f"    {one};\n" for one in line.split(";")) + self._traced(step)
+
+    def _traced(self, step: Step) -> str:
+        value = step.placed
+        if value is None:
+            return ""
+        numbers = ", ".join(map(str, (*value.stored, *value.order)))
+        return f"    TRACE_VALUES({escaped(step.place)}, {self._to(step)}, {len(value.order)}, {numbers});\n"
+
+    def _at(self, value: Value) -> str:
+        return "input" if value.buffer == INPUT else f"arena + {self._plan.offsets[value.buffer]}"
+
+    def _to(self, step: Step) -> str:
+        return "output" if step.output is None else self._at(step.output)
+
+    def _conv(self, number: int, step: Conv) -> str:
+        name, stored, w = f"layer_{number}", step.stored, step.window
+        source = step.inputs[0]
+        self._declare("uint8_t", f"model_weights_{number}", stored.rows.reshape(-1))
+        grid = Grid(np.float32(1), 0) if step.output is None else step.output.grid
+        fields: dict[str, Any] = {"weights": f"model_weights_{number}"}
+        # The zero point of the input is part of the bias.
+        moved = step.bias - source.grid.zero_point * step.q.astype(np.int64).sum(axis=(1, 2, 3))
+        self._declare("int32_t", f"model_bias_{number}", moved)
+        fields["bias"] = f"model_bias_{number}"
+        if step.steps is None:
+            self._declare("int32_t", f"model_multiplier_{number}", [f.multiplier for f in step.factors])
+            self._declare("uint8_t", f"model_shift_{number}", [f.shift for f in step.factors])
+            fields |= {"multiplier": f"model_multiplier_{number}", "shift": f"model_shift_{number}"}
+        else:
+            self._declare("float", f"model_steps_{number}", step.steps)
+            fields["steps"] = f"model_steps_{number}"
+        channels = w.in_size[0] * w.in_size[1]
+        fields |= _window_fields(w) | {
+            "in_c": source.elements // channels, "out_c": len(step.q), "group_c": step.q.shape[3],
+            "filters_a_group": len(step.q) // step.groups, "each": int(len(step.factors) > 1),
+            "in_zero": source.grid.zero_point, "out_zero": grid.zero_point, "low": grid.low, "high": grid.high,
+            "row_bytes": stored.rows.shape[1], "base": stored.base, "step": stored.step, "bits": stored.bits,
+            "encoding": stored.encoding, "wide": int(stored.is_wide),
+            "padded": step.padded, "block": step.block,
+        }  # fmt: skip
+        self._constants.append(structure("layer_t", name, fields, f"NAMED({escaped(step.layer)})"))
+        self._used |= {"filters"}
+        room = f"arena + {self._plan.scratch[number]}"
+        if step.steps is not None:
+            self._used |= {"conv", "conv_float"}
+            positions = w.out_size[0] * w.out_size[1]
+            distances = (positions, 1) if step.channels_first else (1, len(step.q))
+            return f"conv_float(&{name}, {self._at(source)}, output, {room}, {distances[0]}, {distances[1]})"
+        if step.channel_wise:
+            self._used |= {"depthwise"}
+            return f"depthwise(&{name}, {self._at(source)}, {self._to(step)}, {room})"
+        self._used |= {"conv", "conv_quantized"}
+        return f"conv(&{name}, {self._at(source)}, {self._to(step)}, {room})"
+
+    def _binary(self, number: int, step: Binary) -> str:
+        a, b = step.inputs
+        assert step.output is not None
+        grid = step.output.grid
+        numbers = [
+            a.grid.zero_point,
+            b.grid.zero_point,
+            *step.multipliers,
+            step.shift,
+            grid.zero_point,
+            grid.low,
+            grid.high,
+        ]
+        self._constants.append(array("static const int32_t", f"numbers_{number}", numbers))
+        kind = "multiply" if step.multiplies else "add"
+        self._used.add(kind)
+        return f"{kind}({self._at(a)}, {self._at(b)}, {self._to(step)}, {a.elements}, {b.elements}, numbers_{number})"
+
+    def _pool(self, number: int, step: MaxPool | AveragePool) -> str:
+        source, name = step.inputs[0], f"pool_{number}"
+        fields = {**_window_fields(step.window), "channels": source.shape[0]}
+        del fields["spread_h"], fields["spread_w"]
+        self._constants.append(structure("pool_t", name, fields))
+        self._used.add("pool")
+        if isinstance(step, MaxPool):
+            self._used.add("max_pool")
+            return f"max_pool(&{name}, {self._at(source)}, {self._to(step)})"
+        assert step.output is not None
+        self._used.add("average_pool")
+        grid = step.output.grid
+        for kind, what, values in (
+            ("int32_t", "multiplier", [f.multiplier for f in step.factors]),
+            ("uint8_t", "shift", [f.shift for f in step.factors]),
+            ("int32_t", "grid", [source.grid.zero_point, grid.zero_point, grid.low, grid.high]),
+        ):
+            self._constants.append(array(f"static const {kind}", f"{what}_{number}", values))
+        count = len(step.factors) if step.counts_padding else 0
+        return (
+            f"average_pool(&{name}, {self._at(source)}, {self._to(step)}, multiplier_{number}, shift_{number}, "
+            f"{count}, grid_{number})"
+        )
+
+    def _take(self, number: int, step: Take) -> str:
+        value = step.inputs[0]
+        assert step.output is not None
+        stored = value.stored
+        distances = [prod(stored[i + 1 :]) for i in range(len(stored))]
+        columns = zip(
+            step.output.stored, step.starts, step.strides, [stored[a] for a in step.axes],
+            [distances[a] for a in step.axes], strict=True,
+        )  # fmt: skip
+        rows = [(1, 0, 1, 1, 0)] * (4 - len(step.axes)) + list(columns)  # axes of size 1 in front
+        self._constants.append(array("static const int32_t", f"axes_{number}", [n for row in rows for n in row]))
+        self._used.add("take")
+        return f"take({self._at(value)}, {self._to(step)}, axes_{number}, {value.grid.zero_point})"
+
+    def _concat(self, step: Concat) -> str:
+        assert step.output is not None
+        self._used.add("copy")
+        stored = step.output.stored
+        outer, inner = prod(stored[: step.axis]), prod(stored[step.axis + 1 :])
+        at, calls = 0, []
+        for value, table in zip(step.inputs, step.tables, strict=True):
+            run = value.stored[step.axis] * inner
+            lookup = "NULL" if table is None else self._table(table)
+            calls.append(
+                f"copy({self._at(value)}, {self._to(step)} + {at}, {outer}, {run}, "
+                f"{stored[step.axis] * inner}, {lookup})"
+            )
+            at += run
+        return ";".join(calls)
+
+    # -- constants -----------------------------------------------------------------------------------------------
+
+    def _table(self, values: Any) -> str:
+        key = values.tobytes()
+        if key not in self._tables:
+            self._tables[key] = f"model_table_{len(self._tables)}"
+            self._declare("uint8_t", self._tables[key], values)
+        return self._tables[key]
+
+    def _declare(self, kind: str, name: str, values: Any) -> None:
+        self._weights.append(array(f"const {kind}", name, values))
+        self._declared.append(f"extern const {kind} {name}[{len(values)}];\n")
+
+
+def _window_fields(w: Window) -> dict[str, int]:
+    pairs = {
+        "in": w.in_size,
+        "out": w.out_size,
+        "kernel": w.kernel,
+        "stride": w.stride,
+        "pad": w.pad,
+        "dilation": w.dilation,
+        "spread": w.spread,
+    }
+    return {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for i, axis in enumerate("hw")}
+
+
+def _source_strides(value: Value) -> list[int]:
+    """Return how far apart neighbours on each axis in memory are in PyTorch's order."""
+    return [prod(value.shape[axis + 1 :]) for axis in value.order]
+
+
+def _strides(sizes: Any, strides: Any) -> tuple[list[int], list[int]]:
+    """Return sizes and strides of four axes."""
+    missing = 4 - len(sizes)
+    return [1] * missing + list(sizes), [0] * missing + list(strides)
+
+
+def _order(value: Value) -> str:
+    return "[" + ", ".join(f"axis {axis}" for axis in value.order) + "]"
+
+
+_MAIN = """#include <stdio.h>
+
+#include "model.h"
+
+static float values[MODEL_INPUT_SIZE]; /* zeros: put an input here */
+static uint8_t input[MODEL_INPUT_SIZE];
+static float output[MODEL_OUTPUT_SIZE];
+static uint8_t arena[MODEL_ARENA_SIZE];
+
+int main(void) {
+    int i;
+    model_quantize_input(values, input);
+    model_run(input, output, arena);
+    for (i = 0; i < MODEL_OUTPUT_SIZE; i++) printf("%g\\n", (double)output[i]);
+    return 0;
+}
+"""
+_MAKEFILE = """CFLAGS ?= -std=c99 -O3
+
+example: main.c model.c weights.c model.h weights.h
+\t$(CC) $(CFLAGS) main.c model.c weights.c -o example
+
+clean:
+\trm -f example
+
+.PHONY: clean
+"""
+_CMAKE = """cmake_minimum_required(VERSION 3.10)
+project(model C)
+set(CMAKE_C_STANDARD 99)
+add_library(model STATIC model.c weights.c)
+target_include_directories(model PUBLIC ${CMAKE_CURRENT_SOURCE_DIR})
+add_executable(example main.c)
+target_link_libraries(example model)
+"""

@@ -1,0 +1,176 @@
+"""Networks for the C inference, and a short way from a module to its compiled program and its reference."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from csqtool.files import write_bytes
+from csqtool.nn.finalized_net import finalized_net
+from csqtool.nn.post_training import post_training_model
+from csqtool.nn.quantized_net import QuantizedNet
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verifying.c_checks import weight_problems
+from csqtool.verifying.c_graph import CReference
+from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Run
+from csqtool.verifying.expected_graph import captured
+from csqtool.verifying.layers import reference_cuts
+from exporters.c import to_c
+from exporters.c.options import COptions
+
+TRACED = (*WARNINGS, "-O1", "-DMODEL_TRACE", *SANITIZERS)
+
+
+@dataclass
+class CExport:
+    """A module, its files and its reference."""
+
+    model: QuantizedModel
+    net: QuantizedNet
+    files: dict[str, bytes]
+    notes: list[str]
+    storage: Mapping[str, str]
+    reference: CReference
+    inputs: Tensor
+
+    def program(self, flags: Sequence[str] = TRACED) -> tuple[CProgram, tempfile.TemporaryDirectory[str]]:
+        """Return the compiled program, and the folder that it lies in."""
+        folder = tempfile.TemporaryDirectory()
+        source = Path(folder.name) / "source"
+        source.mkdir()
+        for name, content in self.files.items():
+            write_bytes(source / name, content)
+        build = Path(folder.name) / "build"
+        build.mkdir()
+        return CProgram(CFolder(source), build, flags), folder
+
+    def assert_faithful(self) -> Run:
+        """Weights, every quantizer and the output equal the reference's; teacher-forced layers are PyTorch's."""
+        arrays = self.inputs.numpy()
+        program, folder = self.program()
+        with folder:
+            run = program.run(arrays)
+        wanted = self.reference.run(arrays)
+        assert list(weight_problems(run.filters, wanted.layers)) == []
+        names = list(wanted.places)
+        assert sorted(run.places) == sorted(names[1:])
+        for name, stored in run.places.items():
+            assert np.array_equal(run.forms[name].values(stored), wanted.places[name]), name
+        assert run.output.tobytes() == np.ascontiguousarray(wanted.output).tobytes()
+        cuts = {c.name: c.reference for c in reference_cuts(self.net, self.model, self.inputs) if c.is_quantizer}
+        assert sorted(cuts) == sorted(names)
+        forced = self.reference.run(arrays, cuts).places
+        for name, values in cuts.items():
+            steps = np.abs(forced[name].astype(int) - values.astype(int))
+            # The tolerance of verify, and one value where there are few.
+            assert steps.max() <= 1, name
+            assert (steps > 0).sum() <= max(1, 1e-3 * steps.size), name
+        return run
+
+
+def export_c(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    planes: Any = 3,
+    act_bits: int = 8,
+    count: int = 8,
+    prepare: Callable[[QuantizedModel], QuantizedModel] = lambda model: model,
+    **options: Any,
+) -> CExport:
+    """Quantize without training, export and rebuild; inputs of `shape` are random."""
+    module = module.eval()
+    inputs = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    model = prepare(post_training_model(module, [inputs], planes=planes, act_bits=act_bits))
+    files, report = to_c(model, copy.deepcopy(module), COptions(**options))
+    net = finalized_net(copy.deepcopy(module), model)
+    reference = CReference(captured(net, model, ()), model)
+    return CExport(model, net, files, report.notes, report.storage, reference, inputs[:count])
+
+
+class Branches(nn.Module):
+    """Dilated and grouped convolutions of signed values, both poolings, concatenation, a part, upsampling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(8, 12, (3, 2), padding=(2, 1), dilation=(2, 1), groups=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8)
+        self.back = nn.ConvTranspose2d(12, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+        self.max = nn.MaxPool2d(3, 2, padding=1, ceil_mode=True)
+        self.mean = nn.AvgPool2d(3, 2, padding=1, count_include_pad=False)
+        self.last = nn.Conv2d(7, 5, 1)
+        self.classifier = nn.Linear(5 * 5 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)  # [N, 8, 5, 6], signed: its zero point is in the middle
+        y = self.grouped(x)[..., :6]
+        z = torch.cat([self.max(x)[..., :3], self.mean(self.depthwise(x))], 1)
+        up = nn.functional.interpolate(z[:, 2:3], scale_factor=3, mode="nearest")
+        x = torch.cat([self.back(y)[:, :, :9, :9], up], 1)
+        x = nn.functional.avg_pool2d(torch.relu(self.last(x)), 2, ceil_mode=False)
+        return self.classifier(nn.functional.pad(x, [0, 0, 1, 0]).flatten(1))
+
+
+class Functions(nn.Module):
+    """Activation functions by tables, bounded activations, a quantized output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(6 if i else 2, 6, 3, padding=1) for i in range(5))
+        self.unused = nn.Conv2d(6, 2, 1)
+        self.prelu = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = nn.functional
+        x = f.hardswish(self.convs[0](x))
+        x = f.silu(self.convs[1](x))
+        x = f.gelu(self.convs[2](x))
+        x = self.convs[3](x).clamp(-0.5, 1.0)
+        x = torch.tanh(self.convs[4](x))
+        x = f.max_pool2d(f.relu6(self.prelu(x)), 2)
+        self.unused(x)  # so that x is quantized, and the output is what a quantizer returns
+        return x
+
+
+class Products(nn.Module):
+    """Products and sums of quantized values, of the same sizes and with one value a channel on either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(6 if i else 2, 6, 3, padding=1) for i in range(5))
+        self.squeeze, self.expand = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.convs[0](x))
+        b = self.convs[1](a)
+        gate = torch.relu(self.squeeze(nn.functional.adaptive_avg_pool2d(a, 1)))  # [N, 6, 1, 1]
+        y = self.convs[2](a * b) + self.expand(gate)
+        z = self.expand(gate) - self.convs[3](gate * a)
+        return self.convs[4](y + z)
+
+
+class OneDimension(nn.Module):
+    """One dimension: convolutions with stride and padding, a linear layer on every position, differences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 7, 5, stride=2, padding=3)
+        self.norm = nn.BatchNorm1d(7)
+        self.depthwise = nn.Conv1d(7, 7, 3, padding=1, groups=7)
+        self.mix, self.head = nn.Linear(7, 9), nn.Linear(9, 2)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.linspace(-1, 1, 7))  # flips signs, and turns one channel off
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        x = x - self.depthwise(x)
+        return self.head(torch.relu(self.mix(x.transpose(1, 2))))

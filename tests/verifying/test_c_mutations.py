@@ -1,0 +1,219 @@
+"""Ways to break an inference in C: verify fails on every one, at the level named."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csqtool import verify
+from csqtool.exporting import export
+from csqtool.quantized_model import QuantizedModel
+from csqtool.verifying import VerifyReport
+from exporters.c import to_c
+from exporters.c.options import COptions
+from tests.support.c_nets import CExport, Functions, export_c
+from tests.support.commands import Built, invoke
+from tests.support.onnx_nets import ConvNet
+
+pytestmark = [
+    pytest.mark.usefixtures("one_capture"),
+    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"),
+]
+
+Edit = Callable[[str], str]
+
+
+def changed(pattern: str, to: str | Callable[[re.Match[str]], str], count: int = 1) -> Edit:
+    def edit(text: str) -> str:
+        found, times = re.subn(pattern, to, text, count=count)
+        assert times, pattern
+        assert found != text
+        return found
+
+    return edit
+
+
+def first_number(array: str, change: Callable[[int], int]) -> Edit:
+    return changed(rf"({array}\[\d+\] = {{\n\s+)(-?\d+)", lambda m: m[1] + str(change(int(m[2]))))
+
+
+def two_values_share_their_place(text: str) -> str:
+    """Let the first layer of the residual block write over its input, which the addition needs later."""
+    source, output = re.search(r"conv\(&layer_1, arena \+ (\d+), arena \+ (\d+),", text).groups()
+    start, end = text.index("conv(&layer_1,"), text.index("    add(")
+    return text[:start] + changed(rf"arena \+ {output}\b", f"arena + {source}", 0)(text[start:end]) + text[end:]
+
+
+def a_quantizer_is_not_handed_out(text: str) -> str:
+    return changed(r'    TRACE_VALUES\("[^\n]*\n', "")(text)
+
+
+# Each: the file, the change, the level at which verify must fail.
+MUTATIONS: dict[str, tuple[str, Edit, str]] = {
+    "a weight": ("weights.c", first_number("model_weights_1", lambda v: v ^ 1), "weights"),
+    "a bias": ("weights.c", first_number("model_bias_0", lambda v: v + 1), "weights"),
+    "a multiplier": ("weights.c", first_number("model_multiplier_2", lambda v: v + 1), "weights"),
+    "a shift": ("weights.c", first_number("model_shift_1", lambda v: v + 1), "weights"),
+    "rounding down": (
+        "model.c",
+        changed(r"product \+ below_half \+ is_odd", "product + 0 * (below_half + is_odd)"),
+        "layers",
+    ),
+    "padding with ones": (
+        "model.c",
+        changed(r"memset\(to, l->in_zero,", "memset(to, l->in_zero + 1,"),
+        "layers",
+    ),
+    "channels in another order": (
+        "model.c",
+        changed(r"out\[i\] = to_grid", "out[count - 1 - i] = to_grid"),
+        "layers",
+    ),
+    "a bound of a quantizer": ("model.c", changed(r"\.low = 0, \.high = 255", ".low = 3, .high = 255"), "layers"),
+    "a stride": ("model.c", changed(r"\.pad_h = 1, \.pad_w = 1", ".pad_h = 0, .pad_w = 2"), "layers"),
+    "a factor of the addition": ("model.c", first_number("numbers_3", lambda v: v + 1), "layers"),
+    "an arena overlap": ("model.c", two_values_share_their_place, "layers"),
+    "an arena that is too small": (
+        "model.h",
+        changed(r"ARENA_SIZE (\d+)", lambda m: f"ARENA_SIZE {int(m[1]) // 2}"),
+        "structure",
+    ),
+    "a quantizer left out": ("model.c", a_quantizer_is_not_handed_out, "structure"),
+    "a layer left out": ("model.c", changed(r"conv\(&layer_1,", "if (!arena) conv(&layer_1,"), "structure"),
+    "scores in another order": (
+        "model.c",
+        changed(r"(conv_float\(&\w+, [^,]*, )output, (.*), 1, (\d+)\)", r"\1output + \3 - 1, \2, -1, -\3)"),
+        "outputs",
+    ),
+    "the size of the input": ("model.h", changed(r"INPUT_SIZE 64", "INPUT_SIZE 65"), "structure"),
+    "a step of the output": (
+        "weights.c",
+        changed(r"(model_steps_\d+\[\d+\] = {\n\s+0x1\.)(\w)", r"\g<1>8\2"),
+        "outputs",
+    ),
+    "a warning": ("model.c", changed(r"(void model_run\([^{]*{)", r"\1\n    int unused;"), "integrity"),
+    "another model": ("model.h", changed(r'SHA256 "\w', 'SHA256 "x'), "integrity"),
+    "a shift that C does not define": (
+        "model.c",
+        changed(r"(void model_run\([^{]*{)", r"\1\n    arena[0] = (uint8_t)(1 << (32 + arena[0]));"),
+        "structure",
+    ),
+}
+QUICK = ("a weight", "rounding down", "an arena overlap")
+
+
+@pytest.fixture(scope="module")
+def folder(eight_bits: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("c") / "net"
+    export(eight_bits.model, path, format="c")
+    return path
+
+
+def verified(path: Path, built: Built) -> VerifyReport:
+    return verify(path, built.model, samples=40)
+
+
+def test_an_untouched_folder_passes_at_every_level(folder: Path, eight_bits: Built) -> None:
+    report = verified(folder, eight_bits)
+    assert [(c.level, c.name, c.detail) for c in report.failures] == []
+    assert {c.level for c in report.checks} == {"integrity", "structure", "weights", "layers", "outputs", "task"}
+    assert report.samples == 40
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in MUTATIONS
+])  # fmt: skip
+def test_a_broken_inference_fails_at_its_level(
+    name: str, folder: Path, eight_bits: Built, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    file, edit, level = MUTATIONS[name]
+    copy = Path(shutil.copytree(folder, tmp_path / "net"))
+    (copy / file).write_text(edit((copy / file).read_text()))
+    report = verified(copy, eight_bits)
+    failed = list(dict.fromkeys(c.level for c in report.failures))
+    record_property("caught", (f"C: {name}", ", ".join(failed)))
+    assert not report.passed
+    assert failed[0] == level
+
+
+def differs(export_: CExport, file: str, edit: Edit) -> bool:
+    """Return whether the changed code computes something else than the reference."""
+    broken = replace(export_, files={**export_.files, file: edit(export_.files[file].decode()).encode()})
+    program, place = broken.program()
+    with place:
+        found = program.run(export_.inputs.numpy()).output
+    return found.tobytes() != np.ascontiguousarray(export_.reference.run(export_.inputs.numpy()).output).tobytes()
+
+
+def test_an_entry_of_a_table_matters() -> None:
+    torch.manual_seed(0)
+    built = export_c(Functions(), (2, 5, 6))
+    tables = re.findall(r"model_table_(\d+)\[256\] =", built.files["weights.c"].decode())
+    last = max(map(int, tables))
+    middle = changed(
+        rf"(model_table_{last}\[256\] = {{\n(?:[^\n]*\n){{3}}\s+)(\d+)", lambda m: f"{m[1]}{int(m[2]) ^ 8}"
+    )
+    assert differs(built, "weights.c", middle)
+
+
+def with_powers_of_two(model: QuantizedModel) -> QuantizedModel:
+    activations = tuple(replace(a, scale=np.float32(2.0 ** np.round(np.log2(a.scale)))) for a in model.activations)
+    layers = tuple(replace(q, scale=np.float32(2.0 ** np.round(np.log2(q.scale)))) for q in model.layers)
+    steps = {a.name: a.scale for a in activations}
+    tensors = dict(model.tensors)
+    for layer in layers:
+        name, step = f"{layer.name.removesuffix('weight')}bias", layer.scale * steps[layer.input_quantizer]
+        if name in tensors:  # as finalize does: on the grid of the sums
+            tensors[name] = (np.rint(tensors[name] / step) * step).astype(np.float32)
+    return replace(model, activations=activations, layers=layers, tensors=tensors)
+
+
+def test_ties_are_rounded_to_even_where_scales_are_powers_of_two() -> None:
+    torch.manual_seed(0)
+    module = ConvNet()
+    module.norm1 = torch.nn.Identity()
+    built = export_c(module, (3, 8, 8), prepare=with_powers_of_two)
+    built.assert_faithful()
+    assert differs(built, "model.c", changed(r"below_half \+ is_odd", "below_half + 1 + 0 * is_odd"))
+
+
+def test_a_folder_of_packed_weights_or_of_something_else_is_no_inference(eight_bits: Built, tmp_path: Path) -> None:
+    export(eight_bits.model, tmp_path / "packed", format="c", options={"content": "weights"})
+    (tmp_path / "empty").mkdir()
+    for name, message in (("packed", "packed weights and their reader, no inference"), ("empty", "no model.h")):
+        done = invoke("verify", tmp_path / name, "--against", eight_bits.model)
+        assert (done.exit_code, done.stderr.count("error:")) == (2, 1)
+        assert message in done.stderr
+
+
+def test_without_a_compiler_verify_says_so(folder: Path, eight_bits: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csqtool.verifying.c_program.shutil.which", lambda name: None)
+    done = invoke("verify", folder, "--against", eight_bits.model, "--samples", 2)
+    assert done.exit_code == 2
+    assert "needs a C compiler" in done.stderr
+
+
+def test_the_command_exports_verifies_and_gates(eight_bits: Built, tmp_path: Path) -> None:
+    done = invoke("export", eight_bits.model, "--format", "c", "--weights", "int8", "-o", tmp_path / "c")
+    assert done.exit_code == 0
+    assert "arena: " in done.output
+    done = invoke("verify", tmp_path / "c", "--against", eight_bits.model, "--samples", 20, "--min-agreement", 1,
+                  "--max-size", "10KB")  # fmt: skip
+    assert done.exit_code == 1  # the source text is larger
+    assert "file size" in done.output
+
+
+def test_the_same_model_gives_the_same_files(eight_bits: Built) -> None:
+    from csqtool.finalized_file import read_finalized
+    from csqtool.rebuild import rebuilt_module
+
+    model = read_finalized(eight_bits.model)
+    one, other = (to_c(model, rebuilt_module(model, factory=None, near=eight_bits.model), COptions()) for _ in range(2))
+    assert one[0] == other[0]
