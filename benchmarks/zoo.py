@@ -4,7 +4,8 @@
 and appends a line to ``zoo.jsonl``; what is in it is not done again. ``--write`` makes the table. The networks have
 their shipped form and random weights, with BatchNorm statistics of the inputs, as trained networks have; inputs are
 small and random, and a search takes two steps: the question is whether a network comes through, and whether the files
-compute the same. Extra ``zoo``.
+compute the same. Images have large and small shapes, as photographs do: of noise, which looks the same to a network in
+every image, the outputs of a deep network with random weights hardly differ but by rounding. Extra ``zoo``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 RESULTS = Path(__file__).parent / "results" / "zoo.md"
 SAMPLES = 8
@@ -33,7 +35,12 @@ Example = Callable[[], Any]
 
 
 def image(size: int, channels: int = 3) -> Example:
-    return lambda: torch.randn(SAMPLES, channels, size, size)
+    def made() -> Tensor:
+        octaves = (torch.randn(SAMPLES, channels, 2**i, 2**i) for i in range(size.bit_length() - 2))
+        images = sum(functional.interpolate(o, (size, size), mode="bilinear") for o in octaves)
+        return images / images.std()
+
+    return made
 
 
 def tokens(length: int = 16, vocabulary: int = 100, **more: bool) -> Example:
@@ -67,7 +74,7 @@ class AnyOutputs:
 
 VISION = {
     "alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64,
-    "googlenet": 64, "inception_v3": 96, "mnasnet0_5": 64, "mnasnet1_0": 64, "mobilenet_v2": 64,
+    "googlenet": 64, "inception_v3": 299, "mnasnet0_5": 64, "mnasnet1_0": 64, "mobilenet_v2": 64,
     "mobilenet_v3_small": 64, "mobilenet_v3_large": 64, "regnet_x_400mf": 64, "regnet_y_400mf": 64, "resnet18": 64,
     "resnet34": 64, "resnet50": 64, "resnext50_32x4d": 64, "shufflenet_v2_x0_5": 64, "shufflenet_v2_x1_0": 64,
     "squeezenet1_0": 64, "squeezenet1_1": 64, "swin_t": 64, "vgg11_bn": 64, "vit_b_32": 224, "wide_resnet50_2": 64,
@@ -189,6 +196,15 @@ def declare_missing_operators() -> None:
             return
 
 
+def state_of_code() -> str:
+    """Return the commit that a row is measured with, empty outside of a repository."""
+    line = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
 def measure(name: str, act_bits: int | None) -> dict[str, Any]:
     """Take one network all the way; return the row."""
     import csqtool
@@ -199,7 +215,7 @@ def measure(name: str, act_bits: int | None) -> dict[str, Any]:
     declare_missing_operators()
     build, example = networks()[name]
     torch.manual_seed(0)
-    row: dict[str, Any] = {"network": name, "act_bits": act_bits, "stage": "build"}
+    row: dict[str, Any] = {"network": name, "act_bits": act_bits, "code": state_of_code(), "stage": "build"}
     began = time.monotonic()
     try:
         module = build()
@@ -353,8 +369,9 @@ def main() -> None:
         RESULTS.write_text(table(options.results))
         return
     everything = list(networks())
-    chosen = [n for n in everything if not options.names or n in options.names or n.partition(":")[0] in options.names]
-    run_all(chosen, options.results, options.workers, options.limit, bits)
+    wanted = options.names or everything
+    chosen = dict.fromkeys(n for w in wanted for n in everything if w in (n, n.partition(":")[0]))
+    run_all(list(chosen), options.results, options.workers, options.limit, bits)
 
 
 if __name__ == "__main__":
