@@ -2,10 +2,9 @@
 
 ``python benchmarks/zoo.py`` takes every network, with float and with 8-bit activations, each in a process of its own,
 and appends a line to ``zoo.jsonl``; what is in it is not done again. ``--write`` makes the table. The networks have
-their shipped form and random weights, with BatchNorm statistics of the inputs, as trained networks have; inputs are
-small and random, and a search takes two steps: the question is whether a network comes through, and whether the files
-compute the same. Images have large and small shapes, as photographs do: of noise, which looks the same to a network in
-every image, the outputs of a deep network with random weights hardly differ but by rounding. Extra ``zoo``.
+their shipped form, random weights that learn the inputs for 20 steps, and BatchNorm statistics of the inputs; inputs
+are small and random, and a search takes two steps: the question is whether a network comes through, and whether the
+files compute the same. Images have large and small shapes, as photographs do. Extra ``zoo``.
 """
 
 from __future__ import annotations
@@ -200,6 +199,27 @@ def declare_missing_operators() -> None:
             return
 
 
+def learn(module: nn.Module, inputs: Any) -> None:
+    """Train a network for a few steps to tell its inputs apart, in place: to each it should answer random numbers.
+
+    In a deep network with random weights the noise of rounding is a tenth of the outputs' spread, and two programs that
+    round one value differently are as far apart. In networks that have learned something it is far less.
+    """
+    from csqtool.trees import call, tensors
+
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    wanted: list[Tensor] = []
+    module.train()
+    for _ in range(20):
+        outputs = [t for t in tensors(call(module, inputs)) if t.is_floating_point()]
+        # Of a map one number a channel: it could not learn one for each place.
+        wanted = wanted or [torch.randn((*t.shape[:2], 1, 1) if t.ndim == 4 else t.shape) for t in outputs]
+        loss = torch.stack([(a - b).square().mean() for a, b in zip(outputs, wanted, strict=True)]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 @torch.no_grad()
 def sensitivity(net: nn.Module, images: Any) -> float | None:
     """Return by how much of their spread PyTorch's own outputs move with one value of each image, None without images.
@@ -241,6 +261,7 @@ def measure(name: str, act_bits: int | None) -> dict[str, Any]:
     try:
         module = build()
         inputs = example()
+        learn(module, inputs)
         batch = [(inputs, torch.zeros(SAMPLES))]
         source, _ = named_or_source(None, batch, batch, AnyOutputs(), None)
         assert source is not None
