@@ -31,6 +31,10 @@ from benchmarks.zoo_networks import SAMPLES, declare_missing_operators, networks
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "zoo.md"
+OLD_ROWS = (
+    " Rows marked older are from before that: with images of noise, weights that had learned nothing, and mostly a "
+    "`verify` that also accepted values on a rounding boundary; they say how large and slow a network is, no more."
+)
 
 
 class AnyOutputs:
@@ -193,9 +197,14 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "PASS" if row.get("verify_onnx") and row.get("verify_csq") else "FAIL"
 
 
+def is_older(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is from before rows named their commit."""
+    return "code" not in row
+
+
 def counted(found: list[str]) -> str:
     """Return how often each verdict was found."""
-    return ", ".join(f"{found.count(word)} {word}" for word in dict.fromkeys(found)) or "not run"
+    return ", ".join(f"{found.count(word)} {word}" for word in dict.fromkeys(found))
 
 
 def reasons(row: Mapping[str, Any]) -> str:
@@ -212,19 +221,26 @@ def table(path: Path) -> str:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     latest = {(row["network"], row["act_bits"]): row for row in rows}
     names = list(dict.fromkeys(name for name, _ in latest))
-    counts = {bits: [verdict(latest[n, bits]) for n in names if (n, bits) in latest] for bits in (None, 8)}
+    counts = {
+        f"{'float' if bits is None else f'{bits}-bit'} activations{', older rows' if is_old else ''}": counted(
+            [verdict(latest[n, bits]) for n in names if (n, bits) in latest and is_old == is_older(latest[n, bits])]
+        )
+        for bits in (None, 8) for is_old in (False, True)
+    }  # fmt: skip
     heads = ["network", "parameters", "coverage", "float: verdict", "8 bits: verdict", "integer share", "ONNX", ".csq",
-             "of float32", "seconds", "peak memory"]  # fmt: skip
+             "of float32", "seconds", "peak memory", "commit"]  # fmt: skip
     lines = [
         "# Networks that people deploy", "", __doc__.strip().splitlines()[0], "",
-        "Random weights, BatchNorm statistics of the inputs, small random inputs, a search of two steps; torch "
+        "Random weights that learned the inputs for 20 steps, BatchNorm statistics of the inputs, small random inputs, "
+        "a search of two steps; torch "
         + torch.__version__
         + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share "
         "of parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; "
-        "bytes, seconds and memory are those with 8-bit activations. What is refused is refused before training. "
-        "Repeat: `python -m benchmarks.zoo`.", "",
-        *(f"- {'float' if bits is None else f'{bits}-bit'} activations: " + counted(found)
-          for bits, found in counts.items()),
+        "bytes, seconds of the clock, also beside other work, and memory are those with 8-bit activations. "
+        "What is refused is refused before training. "
+        "Each row names the commit it was measured with." + (OLD_ROWS if any(map(is_older, latest.values())) else "")
+        + " Repeat: `python -m benchmarks.zoo`.", "",
+        *(f"- {which}: {found}" for which, found in counts.items() if found),
         "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads),
     ]  # fmt: skip
     for name in names:
@@ -239,14 +255,15 @@ def table(path: Path) -> str:
             f"{best['csq_bytes'] / 1e6:.2f} MB" if "csq_bytes" in best else "",
             f"{best['onnx_bytes'] / best['float32_bytes']:.2f}" if best.get("float32_bytes") else "",
             str(best.get("seconds", "")), f"{best['peak_bytes'] / 1e9:.1f} GB" if "peak_bytes" in best else "",
+            best.get("code", "older"),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     wrong = [row for row in latest.values() if verdict(row) != "PASS"]
     if wrong:
         lines += ["", "What did not pass:", ""]
         lines += [
-            f"- {row['network']}, {'float' if row['act_bits'] is None else '8-bit'} activations: {verdict(row)}: "
-            + reasons(row)
+            f"- {row['network']}, {'float' if row['act_bits'] is None else '8-bit'} activations, "
+            f"{row.get('code', 'older')}: {verdict(row)}: {reasons(row)}"
             for row in wrong
         ]
     return "\n".join(lines) + "\n"
