@@ -29,6 +29,11 @@ def _source(site: Site | None) -> Site | None:
     return site
 
 
+def _is_float(site: Site) -> bool:
+    """Return whether a site's operation is computed in float, by no kernel of a layer before it."""
+    return site.kind == OTHER_OPS and site.operation not in FUSED_ACTIVATIONS
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where activations are quantized.
@@ -51,7 +56,8 @@ def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:
 
     What feeds a weight gets `act_bits`. What feeds only an addition or a pooling, and the model's input, get eight
     bits, which costs integer kernels nothing. A value between a layer and its BatchNorm or a clipping activation
-    function is not quantized: these run as one kernel.
+    function is not quantized: these run as one kernel. Nor are values of other functions that are only joined to what
+    leaves the model, such as a detector's scores.
 
     Args:
         recorded: the model's sites, from `record`.
@@ -88,9 +94,8 @@ def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:
         if once and followed_by_norm and site.operation in FOLDING_OPS:
             batch_norms[once] = site.consumers[0].module
         end = site.consumers[0] if followed_by_norm else site
-        if act_bits is not None and site.operation in CONVOLUTIONS and end.consumers and all(
-            c.kind == OTHER_OPS and c.operation not in FUSED_ACTIVATIONS for c in end.consumers
-        ):  # fmt: skip
+        ends_here = bool(end.consumers) and all(map(_is_float, end.consumers))
+        if act_bits is not None and site.operation in CONVOLUTIONS and ends_here:
             outputs[end.name] = 8  # such an activation function computes in float: the integer kernel ends before it
         if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
             continue
@@ -102,6 +107,8 @@ def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:
                 name = model_input
             elif source.kind == INPUT_OPS or source.name == UNKNOWN:
                 continue  # these values cannot be quantized
+            elif site.kind == ADD_OPS and site.is_output and not site.consumers and _is_float(source):
+                continue  # a result that leaves the model is float, and so are the scores that a detector joins to it
             else:
                 bits = act_bits if site.kind == WEIGHT_OPS else 8
                 outputs[source.name] = min(bits, outputs.get(source.name, 8))

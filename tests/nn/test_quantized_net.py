@@ -90,6 +90,23 @@ def test_what_a_residual_addition_reads_has_eight_bits_and_what_a_convolution_re
     assert placement.batch_norms == {"conv2.weight": "bn"}
 
 
+class Detector(nn.Module):
+    """Boxes and scores, joined as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes, self.classes = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.boxes(x), self.classes(x).sigmoid()], 1)
+
+
+def test_scores_that_are_only_joined_to_the_output_are_not_quantized() -> None:
+    # Small scores lie in few steps, and runtimes compute a sigmoid up to 1e-7 only: all equal ones would move together.
+    placement = place_quantizers(record(Detector(), torch.zeros(2, 3, 4, 4)), act_bits=8)
+    assert placement.outputs == {"boxes": 8, "classes": 8}
+
+
 def test_without_activation_bits_no_activation_is_quantized_and_batch_norm_still_folds() -> None:
     placement = place_quantizers(record(Residual(), [torch.randn(5, 4, 6, 6)]), None)
     assert (placement.outputs, placement.input, placement.layer_inputs) == ({}, None, {})
