@@ -48,6 +48,11 @@ def test_wrong_formats_and_options_name_what_is_known(name: str, options: dict[s
         load_exporter(name, options)
 
 
+def test_the_encoding_of_packed_weights_is_refused_for_an_inference(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--encoding is for packed weights"):
+        export(small_model(), tmp_path / "c", format="c", options={"content": "inference", "encoding": "dense"})
+
+
 def test_a_format_without_options_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EXPORTERS.load("c"), "Options", None)
     with pytest.raises(ConfigError, match="the format c takes no options, got 'encoding'"):

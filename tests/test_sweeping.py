@@ -111,6 +111,7 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(swept: Pa
     assert "was begun with learning_rate 0.05, not 0.5" in other.stderr
 
 
+@pytest.mark.long
 def test_changed_inputs_are_refused(tmp_path: Path) -> None:
     model = tmp_path / "m.py"
     model.write_text("from sample_models.digits_cnn.model import digits_cnn as build\n")
@@ -211,7 +212,7 @@ def begun(folder: Path, *, epochs: float) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_sweep_goes_on_to_the_same_files(number: signal.Signals, tmp_path: Path) -> None:
     whole = begun(tmp_path / "whole", epochs=6)
     assert whole.wait(300) == 0

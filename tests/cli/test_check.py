@@ -36,6 +36,7 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x.flatten(1, 2))[0].mean(1))
 
 
+@pytest.mark.long
 def test_a_network_is_looked_at_before_any_training_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

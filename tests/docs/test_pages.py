@@ -12,7 +12,7 @@ from tests.support.pages import Block, blocks, pages, run_page
 
 # Pages whose Python is run by tests of their own.
 ELSEWHERE = {"README.md": "tests/test_public_api.py", "docs/architecture.md": "tests/test_architecture.py"}
-LANGUAGES = {"python", "console", "toml", "yaml", "text"}
+LANGUAGES = {"c", "python", "console", "toml", "yaml", "text"}
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 RUN = [page for page in pages() if str(page.relative_to(ROOT)) not in ELSEWHERE]
 

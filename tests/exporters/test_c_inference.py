@@ -41,15 +41,17 @@ def built(name: str) -> CExport:
     return export_c(make(), shape, **options)
 
 
+QUICK = ("residual, depthwise, flipped channels", "functions")
+
+
 @needs_compiler
-@pytest.mark.parametrize("name", [
-    pytest.param(n, marks=[pytest.mark.long] * (n in ("4-bit activations", "bytes", "nine-bit weights"))) for n in NETS
-])  # fmt: skip
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in NETS])
 def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
     built(name).assert_faithful()
 
 
 @needs_compiler
+@pytest.mark.long
 def test_what_the_arena_holds_before_changes_nothing() -> None:
     export = built("residual, depthwise, flipped channels")
     program, folder = export.program()

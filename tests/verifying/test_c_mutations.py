@@ -152,6 +152,7 @@ def differs(export_: CExport, file: str, edit: Edit) -> bool:
     return found.tobytes() != np.ascontiguousarray(export_.reference.run(export_.inputs.numpy()).output).tobytes()
 
 
+@pytest.mark.long
 def test_an_entry_of_a_table_matters() -> None:
     torch.manual_seed(0)
     built = export_c(Functions(), (2, 5, 6))
@@ -175,6 +176,7 @@ def with_powers_of_two(model: QuantizedModel) -> QuantizedModel:
     return replace(model, activations=activations, layers=layers, tensors=tensors)
 
 
+@pytest.mark.long
 def test_ties_are_rounded_to_even_where_scales_are_powers_of_two() -> None:
     torch.manual_seed(0)
     module = ConvNet()
