@@ -41,11 +41,12 @@ def test_a_search_on_the_gpu_ends_in_a_verified_file(method: str, act_bits: int 
 
 
 def test_the_gpu_learns_what_the_cpu_learns() -> None:
-    metrics = {
-        device: csqtool.search(MODEL, method="lsq", target_bits=3, device=device, amp="no", **SETTINGS).metric
+    # Of the first epoch: later, differences of rounding have grown to those of two seeds.
+    losses = {
+        device: csqtool.search(MODEL, method="lsq", target_bits=3, device=device, amp="no", **SETTINGS).log[0].loss
         for device in ("cpu", "cuda")
     }
-    assert metrics["cuda"] == pytest.approx(metrics["cpu"], abs=0.02)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
 
 
 def test_a_stopped_search_on_the_gpu_goes_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import csqtool
 from csqtool.errors import CheckFailed, ConfigError, InputError
 from csqtool.progress import Told
-from csqtool.sweeping.plan import SweepDirectory, compose
+from csqtool.sweeping.plan import SweepDirectory, compose, inputs_of
 from csqtool.sweeping.result import Outcome, SweepResult, SweepRow
 from csqtool.sweeping.runner import read_sweep
 from sample_models.digits_cnn.model import digits_cnn
@@ -109,6 +109,13 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(swept: Pa
     other = invoke(*SWEEP, "--methods", "lsq", "--target-size", "9KB", "--learning-rate", 0.5, "-o", swept)
     assert other.exit_code == 2
     assert "was begun with learning_rate 0.05, not 0.5" in other.stderr
+
+
+@pytest.mark.parametrize("model", ["ultralytics:yolov8n.yaml", "timm:resnet18", "package.module:build"])
+def test_a_network_of_a_library_or_package_is_known_by_no_file_of_its_own(model: str) -> None:
+    plan = compose({"model": model, "data": "digits"}, methods=["lsq"], target_bits=[2])
+    found = inputs_of(plan.runs["lsq-2bits-seed0"])
+    assert not [what for what in found if what.startswith("the file")]
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from csqtool import documents
 from csqtool.errors import ConfigError, InputError
-from csqtool.factories import find_source, split_spec
+from csqtool.factories import find_source
 from csqtool.files import sha256, write_json
 from csqtool.fingerprints import fingerprint
 from csqtool.searching.config import GENERAL, SearchConfig, not_used, settings_used
@@ -154,7 +154,7 @@ def inputs_of(settings: Settings) -> dict[str, str | None]:
     config = SearchConfig.from_json(settings, where="sweep")
     found = fingerprint(config)
     if config.model is not None:
-        where = split_spec(config.model)[0]
+        where = config.model.rpartition(":")[0]
         if where.endswith(".py"):
             found[f"the file {where}"] = sha256(find_source(where))
     names = {"data": f"the data {config.data}", "weights": f"the file {config.weights}", "csqtool": "csqtool's version"}
