@@ -61,7 +61,7 @@ def test_a_residual_chain_is_exported_packed_and_verified(depth: int, act_bits: 
         assert report.passed, report.failures
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_float32_size_is_that_of_the_file_that_torch_writes() -> None:
     for net, shape in ((ConvNet(), (3, 8, 8)), (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (5, 4))):
         for act_bits in (8, None):

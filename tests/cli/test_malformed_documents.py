@@ -165,7 +165,7 @@ def test_logs_with_wrong_keys_are_refused_and_cut_or_foreign_ones_are_shown(eigh
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("config.json", marks=pytest.mark.long),
+        pytest.param("config.json", marks=pytest.mark.slow),
         "scheme.json",
         pytest.param("summary.json", marks=pytest.mark.long),
         "log.jsonl",

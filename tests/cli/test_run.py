@@ -42,8 +42,13 @@ def stages_of(folder: Path) -> set[str]:
     return set(json.loads(done.stdout)["stages"].values())
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("factory", ["source/model.py:net", "source.model:net"])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        pytest.param("source/model.py:net", marks=pytest.mark.long),
+        pytest.param("source.model:net", marks=pytest.mark.slow),
+    ],
+)
 def test_a_change_of_any_module_that_was_imported_begins_again(tmp_path: Path, factory: str) -> None:
     root = tmp_path if factory.startswith("source.") else tmp_path / "source"
     (root / "parts").mkdir(parents=True)  # a package without __init__.py

@@ -245,7 +245,7 @@ def swapped():
             yield assemble([row("w", "I16", 7, entry.bits, entry.shape, stored[:-dropped])], version=3)
 
 
-@pytest.mark.parametrize(("count", "seed"), [(30, 3), pytest.param(500, 4, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("count", "seed"), [(30, 3), pytest.param(500, 4, marks=pytest.mark.slow)])
 def test_all_readers_agree_on_every_mutant(dump, tmp_path, count, seed):
     contents = [*mutants(count, seed), *swapped()]
     by_python = [outcome(by_codec, content) for content in contents]

@@ -117,7 +117,7 @@ class Wide(nn.Module):
         return x.amax((2, 3))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_memory_does_not_grow_with_samples_and_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = Wide().eval()
     inputs = torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0))
