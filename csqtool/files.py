@@ -50,6 +50,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Lock a folder until the block ends, or the process does; it is created if it is missing.
+
+    Args:
+        folder: which one.
+        busy: what to say if another process has locked it.
+
+    Raises:
+        InputError: another process has locked it, or it cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"{busy} in {folder}; wait for it, or name another folder") from error
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with replacing(path) as temporary:

@@ -236,6 +236,13 @@ def test_a_stopped_sweep_goes_on_to_the_same_files(number: signal.Signals, tmp_p
         assert (tmp_path / "s" / "files" / name).read_bytes() == (tmp_path / "whole" / "files" / name).read_bytes()
 
 
+def test_one_sweep_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    with SweepDirectory(tmp_path).locked():
+        refused = invoke(*SWEEP, "--methods", "lsq", "--target-size", "9KB", "-o", tmp_path)
+    assert refused.exit_code == 2
+    assert "another sweep is at work in" in refused.stderr
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "a" * 101])
 def test_a_plan_from_a_file_cannot_name_other_places(name: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: {}}}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from csqtool import documents
 from csqtool.errors import FormatError, InputError
-from csqtool.files import read_bytes, read_json, write_bytes, write_json
+from csqtool.files import locked, read_bytes, read_json, write_bytes, write_json
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import BegunFrom, LogEntry, SchemeEntry, StartRecord, Summary
 
@@ -84,21 +84,13 @@ class RunDirectory:
                 "or name another folder"
             )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Lock the folder until the block ends, or the process does.
 
         Raises:
             InputError: the folder cannot be created, or another process has locked it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise InputError(f"another process is at work in {self}; wait for it, or name another folder") from error
-        except OSError as error:
-            raise InputError(f"cannot write {self}: {error.strerror or error}") from error
+        return locked(self.path, "another process is at work")
 
     def wait_until_free(self, seconds: float) -> None:
         """Wait for another process that still saves its state here; after `seconds` `locked` says what is wrong."""

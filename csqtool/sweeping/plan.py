@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from csqtool import documents
 from csqtool.errors import ConfigError, InputError
 from csqtool.factories import find_source
-from csqtool.files import sha256, write_json
+from csqtool.files import locked, sha256, write_json
 from csqtool.fingerprints import fingerprint
 from csqtool.searching.config import GENERAL, SearchConfig, not_used, settings_used
 from csqtool.searching.options import FINETUNE_METHODS, method_kind, method_kinds
@@ -79,21 +78,13 @@ class SweepDirectory:
         """Return what a run told."""
         return self.path / "logs" / f"{name}.log"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Lock the folder until the block ends, or the process does.
 
         Raises:
             InputError: the folder cannot be created, or another process sweeps in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise InputError(f"another sweep is at work in {self}; wait for it, or name another folder") from error
-        except OSError as error:
-            raise InputError(f"cannot write {self}: {error.strerror or error}") from error
+        return locked(self.path, "another sweep is at work")
 
     def read_plan(self) -> Plan:
         """Return the settings of all runs.
