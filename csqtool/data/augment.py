@@ -31,10 +31,13 @@ class ShiftAndFlip:
         fill = torch.tensor(self.fill, dtype=images.dtype).reshape(1, -1, 1, 1)
         padded = fill.expand(batch, channels, height + 2 * border, width + 2 * border).clone()
         padded[:, :, border : border + height, border : border + width] = images
-        top, left = torch.randint(0, 2 * border + 1, (2, batch), generator=generator)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, shifts, shifts, H, W), nothing is copied
-        picked = windows[torch.arange(batch), :, top, left]
+        top, left = torch.randint(0, 2 * self.pixels + 1, (2, batch), generator=generator)
+        rows = top[:, None] + torch.arange(height)  # (B, H)
+        columns = left[:, None] + torch.arange(width)  # (B, W)
         if self.flip:
             flipped = torch.rand(batch, generator=generator) < 0.5
-            picked[flipped] = picked[flipped].flip(3)
-        return picked
+            columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        picked = padded.permute(0, 2, 3, 1)[  # (B, H, W, C)
+            torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]
+        ]
+        return picked.permute(0, 3, 1, 2).contiguous()  # (B, H, W, C) → (B, C, H, W)
