@@ -41,10 +41,7 @@ class Listed(click.ParamType[Any]):
         try:
             return [self._kind(part.strip()) for part in value.split(",") if part.strip()]
         except ValueError:
-            self.fail(f"{value!r} is not a list of {self._words}, such as {self._example()}", param, ctx)
-
-    def _example(self) -> str:
-        return "1,2,3"
+            self.fail(f"{value!r} is not a list of {self._words}, such as 1,2,3", param, ctx)
 
 
 @click.command(cls=settings_command(_rows))

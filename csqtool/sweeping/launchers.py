@@ -122,12 +122,12 @@ class LocalLauncher:
 class RayRun:
     """A process on a machine of a cluster, held by a Ray actor there."""
 
-    def __init__(self, actor: Any, task: bytes, log: Path, threads: int) -> None:
+    def __init__(self, actor: Any, task: bytes, log: Path) -> None:
         import ray
 
         self._ray = ray
         self._actor = actor
-        self._code = actor.carry_out.remote(task, str(log), threads)
+        self._code = actor.carry_out.remote(task, str(log))
 
     def poll(self) -> int | None:
         """Return its exit code; None while it runs."""
@@ -154,15 +154,14 @@ class RayLauncher:
 
     Args:
         address: of the cluster, such as ``auto`` or ``ray://head:10001``.
-        jobs: how many may run at a time; None takes the cluster's cores.
-        threads: cores of one run.
+        jobs: how many may run at a time, each on one core; None takes the cluster's cores.
 
     Raises:
         ConfigError: Ray is not installed.
         InputError: there is no cluster at the address.
     """
 
-    def __init__(self, address: str, jobs: int | None, *, threads: int = 1) -> None:
+    def __init__(self, address: str, jobs: int | None) -> None:
         try:
             import ray
         except ImportError as error:
@@ -172,14 +171,13 @@ class RayLauncher:
                 ray.init(address=address, log_to_driver=False, logging_level="error")
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
-        self.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        self._threads = threads
+        self.jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
         # Two calls at a time: one carries out, the other one asks it to stop.
-        self._actors = ray.remote(num_cpus=threads, max_concurrency=2)(RemoteRun)
+        self._actors = ray.remote(num_cpus=1, max_concurrency=2)(RemoteRun)
 
     def start(self, task: bytes, log: Path) -> Running:
         """Start an actor, and a process at its side."""
-        return RayRun(self._actors.remote(os.getcwd()), task, log, self._threads)
+        return RayRun(self._actors.remote(os.getcwd()), task, log)
 
 
 class RemoteRun:
@@ -193,9 +191,9 @@ class RemoteRun:
         os.chdir(folder)
         self._run: LocalRun | None = None
 
-    def carry_out(self, task: bytes, log: str, threads: int) -> int:
+    def carry_out(self, task: bytes, log: str) -> int:
         """Carry out a run, and return its exit code."""
-        self._run = LocalRun(task, Path(log), threads)
+        self._run = LocalRun(task, Path(log), threads=1)
         self._run.wait()
         code = self._run.poll()
         assert code is not None
