@@ -56,7 +56,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
 
     Args:
         folder: which one.
-        busy: what to say if another process has locked it.
+        busy: the message if another process has locked it.
 
     Raises:
         InputError: another process has locked it, or it cannot be created.
@@ -68,7 +68,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise InputError(f"{busy} in {folder}; wait for it, or name another folder") from error
+        raise InputError(busy) from error
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
 

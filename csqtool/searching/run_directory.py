@@ -90,7 +90,7 @@ class RunDirectory:
         Raises:
             InputError: the folder cannot be created, or another process has locked it.
         """
-        return locked(self.path, "another process is at work")
+        return locked(self.path, f"another process is at work in {self}; wait for it, or name another folder")
 
     def wait_until_free(self, seconds: float) -> None:
         """Wait for another process that still saves its state here; after `seconds` `locked` says what is wrong."""

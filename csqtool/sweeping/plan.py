@@ -84,7 +84,7 @@ class SweepDirectory:
         Raises:
             InputError: the folder cannot be created, or another process sweeps in it.
         """
-        return locked(self.path, "another sweep is at work")
+        return locked(self.path, f"another sweep is at work in {self}; wait for it, or name another folder")
 
     def read_plan(self) -> Plan:
         """Return the settings of all runs.
