@@ -22,12 +22,15 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_networks import SAMPLES, declare_missing_operators, networks
+
+if TYPE_CHECKING:
+    from csqtool import QuantizedModel
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "zoo.md"
@@ -102,6 +105,18 @@ def state_of_code() -> str:
         return ""
 
 
+def shares(module: nn.Module, model: QuantizedModel) -> dict[str, float]:
+    """Return the shares of parameters that are quantized, and that are weights which forward never computes with."""
+    from csqtool.nn.weights import unused_weights
+
+    sizes = {name: p.numel() for name, p in module.named_parameters()}
+    never = unused_weights(module, {layer.name for layer in model.layers} | set(model.tied))
+    return {
+        "coverage": sum(layer.q.size for layer in model.layers) / sum(sizes.values()),
+        "never_computed": sum(sizes[name] for name in never) / sum(sizes.values()),
+    }
+
+
 def measure(name: str, act_bits: int | None) -> dict[str, Any]:
     """Take one network all the way; return the row."""
     import csqtool
@@ -130,7 +145,7 @@ def measure(name: str, act_bits: int | None) -> dict[str, Any]:
         )  # fmt: skip
         row["stage"] = "finalize"
         model = result.finalize()
-        row |= {"coverage": sum(layer.q.size for layer in model.layers) / parameters, "stage": "export"}
+        row |= shares(module, model) | {"stage": "export"}
         row["sensitivity"] = sensitivity(csqtool.to_torch(model, module), inputs)
         with tempfile.TemporaryDirectory() as folder:
             for suffix in ("onnx", "csq"):
@@ -216,6 +231,14 @@ def reasons(row: Mapping[str, Any]) -> str:
     return str(row.get("refused") or row.get("crashed") or "; ".join(failed))
 
 
+def covered(row: Mapping[str, Any]) -> str:
+    """Return the share of parameters that are quantized, and the share that is never computed."""
+    if "coverage" not in row:
+        return ""
+    never = row.get("never_computed", 0)
+    return f"{row['coverage']:.0%}" + (f" ({never:.0%} never computed)" if never >= 0.01 else "")
+
+
 def table(path: Path) -> str:
     """Return the table as Markdown."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -235,7 +258,8 @@ def table(path: Path) -> str:
         "a search of two steps; torch "
         + torch.__version__
         + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share "
-        "of parameters that are quantized; integer share that of compute nodes on onnxruntime's integer kernels; "
+        "of parameters that are quantized, beside it the share in layers that forward never computes, where it is 1 % "
+        "and more; integer share that of compute nodes on onnxruntime's integer kernels; "
         "bytes, seconds of the clock, also beside other work, and memory are those with 8-bit activations. "
         "What is refused is refused before training. "
         "Each row names the commit it was measured with." + (OLD_ROWS if any(map(is_older, latest.values())) else "")
@@ -248,7 +272,7 @@ def table(path: Path) -> str:
         best = eight if "onnx_bytes" in eight else plain
         cells = [
             name, f"{best['parameters'] / 1e6:.2f} M" if "parameters" in best else "",
-            f"{best['coverage']:.0%}" if "coverage" in best else "",
+            covered(best),
             verdict(plain) if plain else "", verdict(eight) if eight else "",
             f"{eight['integer_share']:.0%}" if "integer_share" in eight else "",
             f"{best['onnx_bytes'] / 1e6:.2f} MB" if "onnx_bytes" in best else "",

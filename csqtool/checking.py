@@ -35,7 +35,9 @@ from csqtool.verifying.verification import verify_file
 
 SAMPLES = 16  # that are calibrated on and compared
 LITTLE = 0.5  # a share of parameters below which a budget says little
+NEVER_COMPUTED = 0.05  # a share of parameters above which a user may not know that they are carried along
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+NOT_COMPUTED = "the forward pass does not compute its layer"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class CheckReport:
         return self.quantized / self.parameters
 
     @property
+    def never_computed(self) -> int:
+        """The number of weights in layers that the forward pass does not compute."""
+        return sum(one.elements for one in self.left if one.reason == NOT_COMPUTED)
+
+    @property
     def passed(self) -> bool:
         """Whether the exported file computes what PyTorch computes."""
         return self.verification.passed
@@ -98,7 +105,13 @@ class CheckReport:
     def warnings(self) -> list[str]:
         """What a user should know before a search."""
         found = []
-        if self.coverage < LITTLE:
+        if self.never_computed > NEVER_COMPUTED * self.parameters:
+            first = next(one.name for one in self.left if one.reason == NOT_COMPUTED)
+            found.append(
+                f"{self.never_computed / self.parameters:.0%} of the parameters belong to layers that the forward "
+                f"pass does not compute, {first} first: a .csq file keeps them in float32, an ONNX file leaves them out"
+            )
+        if self.quantized < LITTLE * (self.parameters - self.never_computed):
             found.append(
                 f"only {self.coverage:.0%} of the parameters are quantized: a budget counts these alone, the others "
                 "stay in float32"
@@ -216,7 +229,7 @@ def _left(module: nn.Module, rounded: QuantizedModel, exclude: Sequence[str]) ->
         elif id(parameter) in recurrent:
             reason = "recurrent layers compute in float"
         elif name in unused:
-            reason = "the forward pass does not compute its layer"
+            reason = NOT_COMPUTED
         else:
             reason = "no operation multiplies data by it or looks rows of it up"
         found.append(LeftInFloat(name, parameter.numel(), reason))

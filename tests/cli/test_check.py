@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import csqtool
+from csqtool.checking import NOT_COMPUTED, CheckReport, LeftInFloat
 from tests.support.commands import DIGITS, invoke, ok
 
 FACTORIES = """
@@ -60,6 +63,25 @@ def test_a_sliver_of_the_weights_is_warned_of_and_named(tmp_path: Path) -> None:
     result = ok("check", f"{tmp_path}/nets.py:recurrent", "--data", "digits", "--act-bits", 8)
     assert "warning: only 6% of the parameters are quantized: a budget counts these alone" in result.stderr
     assert result.stdout.count("recurrent layers compute in float") == 2
+
+
+@pytest.mark.parametrize(
+    ("quantized", "unused", "expected"),
+    [
+        (70, 930, ["93% of the parameters belong to layers that the forward pass does not compute, encoder.weight"]),
+        (70, 500, ["50% of the parameters belong to layers", "only 7% of the parameters are quantized"]),
+        (900, 10, []),
+    ],
+)
+def test_weights_that_are_never_computed_are_told_from_those_that_stay_in_float(
+    quantized: int, unused: int, expected: list[str]
+) -> None:
+    left = [LeftInFloat("encoder.weight", unused, NOT_COMPUTED), LeftInFloat("table", 1000 - quantized - unused, "")]
+    sizes: dict[str, Any] = dict.fromkeys((f.name for f in fields(CheckReport)), 0)
+    report = CheckReport(**sizes | {"parameters": 1000, "quantized": quantized, "left": left})
+    assert len(report.warnings) == len(expected)
+    for warning, start in zip(report.warnings, expected, strict=True):
+        assert warning.startswith(start)
 
 
 def test_what_cannot_be_exported_is_refused_before_training_in_one_line(tmp_path: Path) -> None:
