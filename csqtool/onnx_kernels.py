@@ -23,6 +23,9 @@ MOVES = {
     "Pad", "QuantizeLinear", "Range", "ReorderInput", "ReorderOutput", "Reshape", "Shape", "Slice", "Split", "Squeeze",
     "Transpose", "Unsqueeze",
 }  # fmt: skip
+# Operators that runtimes exchange with DequantizeLinear in front of them. Concat is none: its integer kernel needs a
+# quantizer of its own.
+PASSING_DEQUANTIZED = (MOVES | {"MaxPool"}) - {"Concat"}
 INTEGER_RESULTS = {"QuantizeLinear", "Shape", "Size", "ArgMax", "Equal", "Greater", "Less", "Not", "And", "Or"}
 # In quantized graphs these run on uint8 and have the same name as in float graphs.
 _SAME_NAME_ON_INTEGERS = {"MaxPool", "Clip"}

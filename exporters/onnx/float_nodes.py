@@ -11,15 +11,20 @@ from csqtool.errors import ExportError
 from csqtool.exporting import ExportReport, FloatNode
 from csqtool.onnx_file import flattened
 from csqtool.onnx_isolated import optimized_graph
-from csqtool.onnx_kernels import FLOAT_RESULTS, INTEGER_FORMS, INTEGER_RESULTS, MOVES, is_integer_kernel
+from csqtool.onnx_kernels import (
+    FLOAT_RESULTS,
+    INTEGER_FORMS,
+    INTEGER_RESULTS,
+    MOVES,
+    PASSING_DEQUANTIZED,
+    is_integer_kernel,
+)
 from csqtool.quantized_model import QuantizedModel
 from exporters.onnx.options import OnnxOptions
 
 FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-# Runtimes exchange DequantizeLinear with an operator of the first set that follows it, and QuantizeLinear with one of
-# the second that precedes it. Concat is not in the first: its integer kernel needs a quantizer of its own.
-PASSING_DEQUANTIZED = (MOVES | {"MaxPool"}) - {"Concat"}
+# Runtimes exchange QuantizeLinear with an operator of this set that precedes it.
 PASSING_TO_QUANTIZER = MOVES | {"Relu", "Clip", "MaxPool"}
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from csqtool.errors import ExportError
 from csqtool.folding import bias_step, fold_scale, integer_bias, read_batch_norm
 from csqtool.nn.markers import MARKER_DOMAIN
+from csqtool.onnx_kernels import PASSING_DEQUANTIZED
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel
 from exporters.onnx.compact import compact
 from exporters.onnx.functions import FUNCTION_DOMAIN
@@ -76,6 +77,7 @@ class _Weights:
         self.store = WeightStore(self._editor, options)
         self.done: dict[str, ir.Value] = {}
         self.beyond_int32: set[ir.Node] = set()  # layers whose bias is no int32 in steps of their product
+        self._quantized = _layers_on_integers(graph, model)
 
     def place(self, marker: ir.Node) -> None:
         """Replace a marker by its weight, and fold the BatchNorm that follows the layer into it."""
@@ -123,14 +125,14 @@ class _Weights:
     ) -> ir.Value:
         """Return integers·scale as float, in the chosen form; `axis` is the axis of the scales."""
         name = f"{layer.name}_dq"
-        if self._folds and layer.input_quantizer is None:
-            # Its input is float: as a float weight it costs no time, and no runtime quantizes its input by itself.
+        if self._folds and layer.name not in self._quantized:
+            # An input is float: as a float weight it costs no time, and no runtime quantizes its input by itself.
             shape = scale.shape + (1,) * (layer.q.ndim - 1 if scale.ndim else 0)  # (C, 1, …)
             as_float = self._editor.insert(before, "Cast", [integers], f"{layer.name}_float", to=ir.DataType.FLOAT)
             factor = self._editor.fresh(f"{layer.name}_scale", scale.reshape(shape))
             return self._editor.insert(before, "Mul", [as_float, factor], name)
         inputs = [integers, self._editor.fresh(f"{layer.name}_scale", scale)]
-        if layer.input_quantizer is not None and (not scale.ndim or len(layer.shape) == 2):
+        if layer.name in self._quantized and (not scale.ndim or len(layer.shape) == 2):
             # onnxruntime fuses QGemm only with a zero point; convolutions need none.
             kind = self.store.dtype(layer.name, layer.q.dtype)
             name_of_zero = f"{layer.name}_zero_point" if scale.ndim else f"{kind.name}_zero"
@@ -185,6 +187,33 @@ class _Weights:
         if len(user.inputs) <= position:
             user.resize_inputs(position + 1)
         user.replace_input_with(position, value)
+
+
+def _layers_on_integers(graph: ir.Graph, model: QuantizedModel) -> set[str]:
+    """Return the layers whose input is quantized in each use: by one quantizer, or each use by its own."""
+    uses: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        if node.domain == MARKER_DOMAIN and node.op_type == "Weight":
+            users = [use.node for use in node.outputs[0].uses()]
+            for user in list(users):
+                if user.op_type == "Transpose":
+                    users.remove(user)
+                    users += [use.node for use in user.outputs[0].uses()]
+            uses.setdefault(node.attributes["name"].as_string(), []).extend(users)
+    return {
+        layer.name for layer in model.layers
+        if layer.input_quantizer is not None
+        or all(node.op_type in WEIGHTED_OPS and _is_quantized(node.inputs[0]) for node in uses.get(layer.name, ()))
+    }  # fmt: skip
+
+
+def _is_quantized(value: ir.Value | None) -> bool:
+    """Tell whether a value is what an activation quantizer returns, in whatever layout."""
+    producer = None if value is None else value.producer()
+    while producer is not None and producer.op_type in PASSING_DEQUANTIZED and not producer.domain:
+        value = producer.inputs[0]
+        producer = None if value is None else value.producer()
+    return producer is not None and producer.domain == MARKER_DOMAIN and producer.op_type == "Activation"
 
 
 class _Activations:

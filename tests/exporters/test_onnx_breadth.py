@@ -100,6 +100,17 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
+class Repeated(nn.Module):
+    """One layer in each repetition, as in ALBERT: each use has an input quantizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.relu(self.layer(torch.relu(self.layer(x)))))
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -125,6 +136,7 @@ NETS = {
                           {"BatchNormalization": 1, "QLinearConv": 1, "QGemm": 1}),
     "linear on sequences": (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8)), (5, 6),
                             {"MatMulIntegerToFloat": 2}),
+    "one layer repeated": (Repeated(), (5, 6), {"MatMulIntegerToFloat": 3}),
     "relu6": (Activated(nn.ReLU6()), (3, 6, 6), {"QLinearConv": 2, "QLinearAveragePool": 1, "QGemm": 1}),
     "clamp": (Activated(nn.Hardtanh(-0.2, 0.3)), (3, 6, 6), {"QLinearConv": 2, "QLinearAveragePool": 1, "QGemm": 1}),
     "hardswish": (Activated(nn.Hardswish()), (3, 6, 6), {"QLinearConv": 2, "QLinearAveragePool": 1, "HardSigmoid": 1}),
