@@ -22,8 +22,8 @@ from tests.support.methods import made, small_net
 
 @pytest.mark.parametrize("method", [name for name in METHODS.names() if not BUILT_IN[name].counts_bytes])
 def test_every_method_of_planes_ends_within_the_budget_in_files_that_verify(method: str, tmp_path: Path) -> None:
-    tuned = ["--finetune-epochs", 1] if BUILT_IN[method].searches else []
-    built = Built(tmp_path, "8", "--pretrain-epochs", 2, "--epochs", 1, *tuned, method=method)
+    tuned = ["--finetune-epochs", 0.3] if BUILT_IN[method].searches else []
+    built = Built(tmp_path, "8", "--pretrain-epochs", 1, "--epochs", 0.5, *tuned, method=method)
     summary = json.loads((built.run / "summary.json").read_text())
     assert summary["average_precision"] <= 3
     assert read_finalized(built.model).average_precision == pytest.approx(summary["average_precision"])
