@@ -154,7 +154,7 @@ def _metric_note(model: QuantizedModel, content: bytes, origin: Origin, options:
 
     limit = options.max_metric_change
     _, before, after, _ = measured(
-        model, lambda: csq.read_csq(content, where="the file"), near=origin.path, factory=origin.factory, data=origin.data,
-        max_metric_change=MAX_METRIC_CHANGE if limit is None else limit,
+        model, lambda: csq.read_csq(content, where="the file"), near=origin.path, factory=origin.factory,
+        data=origin.data, max_metric_change=MAX_METRIC_CHANGE if limit is None else limit,
     )  # fmt: skip
     return f"float16 changes the metric from {before:.4f} to {after:.4f}"

@@ -136,6 +136,8 @@ class CsqFile:
         if not container.is_document_small(self.metadata, self.size_bytes):
             raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
         if self.is_inference:
+            if self.graph is not None:
+                raise FormatError(f"{self.graph_place}: an inference file has no graph")
             quantized = {entry.name: entry.bits for entry in self.entries.values() if entry.is_quantized}
             return inference.restored(
                 {name: self.tensor(name) for name in self.entries}, quantized, self.metadata, self.finalized_sha256,

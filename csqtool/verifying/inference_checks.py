@@ -29,6 +29,7 @@ from csqtool.verifying.csq_channels import (
     stored_layers,
 )
 from csqtool.verifying.csq_contexts import BadStream
+from csqtool.verifying.csq_decoder import graph_part
 from csqtool.verifying.outputs import Judge, compare_outputs, compare_task, reference_outputs
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import Expected, Problem, array_differences, expected_in_onnx
@@ -121,6 +122,8 @@ def verify_inference(subject: Subject, tensors: Tensors, metadata: str, recorded
     """
     report, model = subject.report, subject.model
     subject.check_origin(recorded)
+    if graph_part(subject.content, where=report.file)[0] is not None:
+        report.add("integrity", "graph", False, "the file holds an ONNX graph, which an inference file has not")
     try:
         content = _Content.of(tensors, metadata)
     except (BadStream, FormatError) as error:

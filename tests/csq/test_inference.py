@@ -1,8 +1,10 @@
 """Inference files: what is folded, what both readers make of it, and what the verifier says when it was changed."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from csqtool.csq import CsqFile, pack, read_csq, unpack
 from csqtool.csq.channels import Record, decode_records, encode_record, rounded_scales
 from csqtool.csq.inference import ACTIVATIONS, CHANNELS
-from csqtool.errors import ExportError
+from csqtool.errors import ExportError, FormatError
 from csqtool.finalized_file import to_bytes
 from csqtool.folding import fold_scale, read_batch_norm
 from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
@@ -21,7 +23,7 @@ from csqtool.verifying.csq_decoder import decode
 from csqtool.verifying.inference_checks import inference_problems
 from tests.support.c_reader import SANITIZERS, build
 from tests.support.commands import invoke
-from tests.support.csq_files import GOLDEN, TESTS, inference_model, one_layer
+from tests.support.csq_files import GOLDEN, TESTS, inference_model, one_layer, with_right_checksums
 from tests.support.csq_handmade import assemble, assert_rejected, disassemble, memory_within_four_times
 
 WAYS = [{}, {"half": True}, {"encoding": "context"}]
@@ -310,6 +312,36 @@ def test_metadata_that_describe_no_inference_file_are_refused_in_one_line(tmp_pa
     (tmp_path / "m.csq").write_bytes(content)
     done = invoke("unpack", tmp_path / "m.csq", "-o", tmp_path / "m.safetensors")
     assert (done.exit_code, done.stderr.count("\n"), (tmp_path / "m.safetensors").exists()) == (2, 1, False)
+
+
+def test_a_graph_in_an_inference_file_is_refused():
+    rows, metadata, digest = disassemble(pack(bare(), inference=True))
+    recipe = {"graph_part": zlib.compress(b"x"), "graph_size": 1}
+    assert_rejected(
+        read_csq, assemble(rows, metadata, digest, **recipe), "graph at byte .*an inference file has no graph"
+    )
+
+
+def test_damage_that_repaired_checksums_hide_is_refused_or_found_and_never_a_bug():
+    model, content = inference_model(), (GOLDEN / "v2-inference.csq").read_bytes()
+    before = decode(content, where="x")
+    rng = np.random.default_rng(0)
+    unnoticed = []
+    for _ in range(250):
+        changed, at = bytearray(content), int(rng.integers(88, len(content)))
+        changed[at] ^= 1 << int(rng.integers(0, 8))
+        changed = with_right_checksums(changed)
+        with contextlib.suppress(FormatError):
+            read_csq(changed, where="x")
+        try:
+            tensors, metadata, _ = decode(changed, where="x")
+        except FormatError:
+            continue
+        if not inference_problems(tensors, metadata, model):
+            same = [name for name, t in before[0].items() if t.tobytes() == tensors[name].tobytes()]
+            unnoticed.append((at, metadata == before[1] and same == list(tensors)))
+    assert [at for at, same in unnoticed if not same] == []
+    assert unnoticed  # of checksums, which are repaired, and of bits that zlib does not use
 
 
 def test_what_an_inference_file_cannot_hold_is_not_packed():
