@@ -44,7 +44,7 @@ class SearchConfig:
     target_size: Annotated[str | None, Setting("Budget: size of the packed file, such as 60KB.")] = None
     size_profile: Annotated[
         Literal["archival", "inference"],
-        Setting("The file that a target size counts: the one that pack writes, or with --inference."),
+        Setting("What a target size counts: the file that pack writes (archival), or that of pack --inference."),
     ] = "archival"
     weights: Annotated[str | None, Setting("Start from these weights: safetensors or a torch checkpoint.")] = None
     act_bits: Annotated[
