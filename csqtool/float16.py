@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from csqtool.evaluation import evaluate
 from csqtool.finalized_file import to_bytes
 from csqtool.model_info import HalfOrigin
 from csqtool.nn.assemble import snap_bias
+from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
-from csqtool.rebuild import rebuilt_data, rebuilt_net
+from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 
 MAX_METRIC_CHANGE = 0.001
 
@@ -49,24 +51,56 @@ def to_float16(
         ExportError: the metric changes by more.
         InputError: the module or the data cannot be built.
     """
+    rounded, before, after, samples = measured(
+        model,
+        lambda: dataclasses.replace(model, tensors=_rounded(model)),
+        near=near, factory=factory, data=data, max_metric_change=max_metric_change,
+    )  # fmt: skip
+    info, metrics = model.info, model.info.metrics
+    if metrics is not None:
+        metrics = msgspec.structs.replace(metrics, finalized=after, samples=samples)
+    origin = HalfOrigin(hashlib.sha256(to_bytes(model)).hexdigest(), before, after)
+    return dataclasses.replace(rounded, info=info.replace(metrics=metrics, float16=origin))
+
+
+def measured(
+    model: QuantizedModel,
+    rounded: Callable[[], QuantizedModel],
+    *,
+    near: Path | None = None,
+    factory: str | nn.Module | None = None,
+    data: str | DataSource | None = None,
+    max_metric_change: float = MAX_METRIC_CHANGE,
+) -> tuple[QuantizedModel, float, float, int]:
+    """Return a rounded model, the metrics of the model and of the rounded one, and the number of samples.
+
+    Args:
+        model: a finalized model; its module and data are used.
+        rounded: returns the same with rounded values; asked once module and data are there.
+        near: as for `to_float16`.
+        factory: as for `to_float16`.
+        data: as for `to_float16`.
+        max_metric_change: as for `to_float16`.
+
+    Raises:
+        ExportError: the metric changes by more.
+        InputError: the module or the data cannot be built.
+    """
     source = rebuilt_data(model, data=data, near=near)
     if not len(source.test):
         raise ExportError(f"float16: the test set of {source.name} is empty, so its effect cannot be measured")
     net = rebuilt_net(model, factory=factory, near=near)
     source = source.for_model(net.model)
-    rounded = dataclasses.replace(model, tensors=_rounded(model))
     before = evaluate(net, source.test, source.task)
-    after = evaluate(rebuilt_net(rounded, factory=factory, near=near), source.test, source.task)
+    other = rounded()
+    changed = finalized_net(rebuilt_module(model, factory=factory, near=near), other)
+    after = evaluate(changed, source.test, source.task)
     if not abs(after - before) <= max_metric_change:  # also if one of them is NaN
         raise ExportError(
             f"float16 changes the {source.task.metric_name} from {before:.4f} to {after:.4f}, "
             f"at most {max_metric_change:g} is allowed; pack without --float16"
         )
-    info, metrics = model.info, model.info.metrics
-    if metrics is not None:
-        metrics = msgspec.structs.replace(metrics, finalized=after, samples=len(source.test))
-    origin = HalfOrigin(hashlib.sha256(to_bytes(model)).hexdigest(), before, after)
-    return dataclasses.replace(rounded, info=info.replace(metrics=metrics, float16=origin))
+    return other, before, after, len(source.test)
 
 
 def _rounded(model: QuantizedModel) -> dict[str, NDArray[Any]]:

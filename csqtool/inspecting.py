@@ -103,14 +103,15 @@ def _safetensors(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
 def _csq(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
     from csqtool import csq
 
-    model = csq.read_csq(content, where=str(path))
+    file = csq.CsqFile(content, where=str(path))
+    model, profile = file.model(), "inference" if file.is_inference else "archival"
     stored = csq.tensor_bytes(content, where=str(path))
     payload = sum(stored[layer.name] for layer in model.layers)
     head = (
         f"{path}: packed model (.csq), {size(len(content))}, of it {size(payload)} packed integers\n"
-        f"encodings: {csq.encoding_counts(content, where=str(path))}\n\n"
+        f"profile: {profile}\nencodings: {csq.encoding_counts(content, where=str(path))}\n\n"
     )
-    facts = {"kind": "packed model", "size_bytes": len(content), "packed_integer_bytes": payload,
+    facts = {"kind": "packed model", "size_bytes": len(content), "profile": profile, "packed_integer_bytes": payload,
              "encodings": csq.encoding_names(content, where=str(path))}  # fmt: skip
     return head + _model_text(model), {**facts, **_model_facts(model)}
 

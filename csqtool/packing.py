@@ -32,7 +32,8 @@ def pack(
         output: the file to write.
         model: the PyTorch module or its factory, instead of the one recorded in the finalized model.
         data: data on which float16 is measured, instead of the recorded ones.
-        options: ``encoding``, ``with_graph``, ``float16`` and ``max_metric_change``, see `exporters.csq.CsqOptions`.
+        options: ``encoding``, ``inference``, ``with_graph``, ``float16`` and ``max_metric_change``, see
+            `exporters.csq.CsqOptions`.
 
     Raises:
         InputError: the source is no finalized model, an option is unknown or has a wrong value, the output cannot be
@@ -43,6 +44,8 @@ def pack(
 
 def unpack(source: Path, output: Path | None = None) -> QuantizedModel:
     """Turn a ``.csq`` file back into the finalized model file it was packed from, bit for bit.
+
+    From an inference file, it is a finalized model with the folded values, and another file than the original.
 
     Args:
         source: the ``.csq`` file.

@@ -41,11 +41,19 @@ class CsqOptions(EncodingOptions):
     """Options of packing, besides the encoding.
 
     Attributes:
+        inference: only what a device needs, with BatchNorms folded; the finalized file cannot be restored.
         with_graph: carry the ONNX graph along, so that `unpack` can write the ONNX file, too.
         float16: round the remaining float32 tensors to float16 first, see `csqtool.float16`.
         max_metric_change: how much float16 may change the task's metric; None takes 0.001.
     """
 
+    inference: bool = field(
+        default=False,
+        metadata={
+            "help": "Only what a device needs: BatchNorm folded into a scale and a bias a channel, no history; "
+            "unpack gives a model with the folded values, not the original"
+        },
+    )
     with_graph: bool = field(
         default=False, metadata={"help": "Include the ONNX graph, so that unpack -o model.onnx can restore the file"}
     )
@@ -58,9 +66,11 @@ class CsqOptions(EncodingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("with_graph", "float16"):
+        for name in ("inference", "with_graph", "float16"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name.replace('_', '-')} is true or false, got {getattr(self, name)!r}")
+        if self.inference and self.with_graph:
+            raise ConfigError("--with-graph needs the archival profile: leave out --inference")
         limit = self.max_metric_change
         if limit is None:
             return
@@ -94,17 +104,24 @@ class CsqExporter(Exporter):
             ExportError: the format cannot represent the model, or float16 changes its metric too much.
             InputError: the module or the data that an option needs cannot be built.
         """
-        notes: list[str] = []
-        if self.options.float16:
-            model, note = _as_float16(model, origin, self.options.max_metric_change)
+        options, notes = self.options, list[str]()
+        if options.inference:
+            content = csq.pack(model, encoding=options.encoding, inference=True, half=options.float16)
+            if options.float16:
+                notes.append(_metric_note(model, content, origin, options))
+            notes.append("unpack gives a model with the folded values, not the original")
+            write_bytes(path, content)
+            return ExportReport(csq.float32_size(model), notes)
+        if options.float16:
+            model, note = _as_float16(model, origin, options.max_metric_change)
             notes.append(note)
         graph = None
-        if self.options.with_graph:
+        if options.with_graph:
             from exporters.onnx import to_onnx
 
             graph, report = to_onnx(model, origin.build_module(model))
             notes += report.notes
-        write_bytes(path, csq.pack(model, encoding=self.options.encoding, onnx=graph))
+        write_bytes(path, csq.pack(model, encoding=options.encoding, onnx=graph))
         return ExportReport(csq.float32_size(model), notes)
 
 
@@ -125,3 +142,19 @@ def _as_float16(model: QuantizedModel, origin: Origin, limit: float | None) -> t
         f"float16 changes the metric from {record.metric_float32:.4f} to {record.metric:.4f}; "
         "unpack restores the rounded model, not the original"
     )
+
+
+def _metric_note(model: QuantizedModel, content: bytes, origin: Origin, options: CsqOptions) -> str:
+    """Return a note on the metrics of a model and of its inference file.
+
+    Raises:
+        ExportError: the file changes it too much.
+    """
+    from csqtool.float16 import MAX_METRIC_CHANGE, measured
+
+    limit = options.max_metric_change
+    _, before, after, _ = measured(
+        model, lambda: csq.read_csq(content, where="the file"), near=origin.path, factory=origin.factory,
+        data=origin.data, max_metric_change=MAX_METRIC_CHANGE if limit is None else limit,
+    )  # fmt: skip
+    return f"float16 changes the metric from {before:.4f} to {after:.4f}"

@@ -130,7 +130,8 @@ def pack(
         model: as in `export`; needed for ``with_graph`` and ``float16``.
         data: test data on which ``float16`` is measured; None takes those that the model records.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
-        options: ``encoding``, ``with_graph``, ``float16``, ``max_metric_change``; see `csqtool.packing.pack`.
+        options: ``encoding``, ``inference``, ``with_graph``, ``float16``, ``max_metric_change``; see
+            `csqtool.packing.pack`.
 
     Raises:
         InputError: the output cannot be written, or float16 is refused.
@@ -146,8 +147,8 @@ def unpack(file: PathLike, output: PathLike | None = None) -> QuantizedModel:
 
     Args:
         file: the ``.csq`` file.
-        output: the file to write: the finalized model, bit for bit, or with the suffix ``.onnx`` the ONNX file that
-            was packed with it. None writes none.
+        output: the file to write: the finalized model, bit for bit unless `file` is an inference file; or with the
+            suffix ``.onnx`` the ONNX file that was packed with it. None writes none.
 
     Raises:
         InputError: `file` is missing, damaged or no ``.csq`` file, or `output` cannot be written.

@@ -118,7 +118,10 @@ def _print_exported(done: Exported, as_json: bool) -> None:
 @output_option
 @json_option
 def unpack(file: Path, output: Path, as_json: bool) -> None:
-    """Turn a .csq FILE back into the finalized model, or (-o model.onnx) into its ONNX file, bit for bit."""
+    """Turn a .csq FILE back into the finalized model, or (-o model.onnx) into its ONNX file, bit for bit.
+
+    An inference file gives a model with its folded values, not the original.
+    """
     import csqtool
 
     model = csqtool.unpack(file, output)

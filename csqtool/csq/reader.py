@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.csq import container, encodings
+from csqtool.csq import container, encodings, inference
 from csqtool.csq.entry import DTYPES, Encoding, Entry
 from csqtool.csq.rans import StreamError
 from csqtool.csq.safetensors_layout import Tensor, header_and_order
 from csqtool.errors import FormatError, InputError
-from csqtool.finalized_file import from_tensors, parse_document
+from csqtool.finalized_file import from_tensors, parse_document, to_bytes
 from csqtool.quantized_model import QuantizedModel
 
 
@@ -82,14 +82,26 @@ class CsqFile:
         except StreamError as error:
             raise FormatError(f"{self._place(entry)}: {error}") from error
 
+    @property
+    def is_inference(self) -> bool:
+        """Whether the file is of the inference profile: the finalized file cannot be restored from it."""
+        return inference.is_inference(self.metadata)
+
     def check(self) -> None:
         """Check every checksum, every stream and the SHA-256 of the finalized file, in blocks of bounded size.
+
+        The SHA-256 of an inference file is not checked: it is of the finalized file, which is not in it.
 
         Raises:
             FormatError: something is damaged; the message names the tensor and its first byte.
         """
         for entry in self.entries.values():
             self._stored(entry)
+        if self.is_inference:
+            for name in self.entries:
+                for _ in self.blocks(name):
+                    pass
+            return
         digest = hashlib.sha256()
         for piece in self.finalized():
             digest.update(piece)
@@ -115,12 +127,22 @@ class CsqFile:
     def model(self) -> QuantizedModel:
         """Return the finalized model, everything checked before memory for it is taken.
 
+        That of an inference file has the folded values, see `csqtool.csq.inference.restored`.
+
         Raises:
             FormatError: the file is damaged, or its tensors and metadata describe no finalized model.
         """
         self.check()
         if not container.is_document_small(self.metadata, self.size_bytes):
             raise FormatError(f"{self.metadata_place}: they hold more values than the file's size justifies")
+        if self.is_inference:
+            if self.graph is not None:
+                raise FormatError(f"{self.graph_place}: an inference file has no graph")
+            quantized = {entry.name: entry.bits for entry in self.entries.values() if entry.is_quantized}
+            return inference.restored(
+                {name: self.tensor(name) for name in self.entries}, quantized, self.metadata, self.finalized_sha256,
+                where=self.metadata_place,
+            )  # fmt: skip
         self._check_scales(parse_document(self.metadata, where=self.metadata_place))
         tensors = {name: self.tensor(name) for name in self.entries}
         model = from_tensors(tensors, self.metadata, where=self.metadata_place)
@@ -192,6 +214,8 @@ def read_csq(content: bytes, *, where: str) -> QuantizedModel:
 def unpack(content: bytes, *, where: str) -> bytes:
     """Return the finalized safetensors file that was packed into `content`, bit for bit.
 
+    From an inference file, it is that of a finalized model with the folded values.
+
     Args:
         content: a `.csq` file.
         where: the file's name, for messages.
@@ -200,5 +224,5 @@ def unpack(content: bytes, *, where: str) -> bytes:
         FormatError: `content` is damaged or no `.csq` file of a known version.
     """
     file = CsqFile(content, where=where)
-    file.model()
-    return b"".join(file.finalized())
+    model = file.model()
+    return to_bytes(model) if file.is_inference else b"".join(file.finalized())

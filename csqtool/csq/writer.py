@@ -19,6 +19,7 @@ from csqtool.csq.entry import (
     name_problem,
     shape_problem,
 )
+from csqtool.csq.inference import folded
 from csqtool.errors import ExportError
 from csqtool.finalized_file import serialize, to_tensors
 from csqtool.quantized_model import QuantizedModel
@@ -26,7 +27,14 @@ from csqtool.quantized_model import QuantizedModel
 ENCODINGS = ("context", "smallest", "dense")  # what `pack` may be asked for, the smallest first
 
 
-def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | None = None) -> bytes:
+def pack(
+    model: QuantizedModel,
+    *,
+    encoding: str = "smallest",
+    onnx: bytes | None = None,
+    inference: bool = False,
+    half: bool = False,
+) -> bytes:
     """Return the `.csq` file of `model`; the same model always gives the same bytes (with the same zlib).
 
     Args:
@@ -35,19 +43,28 @@ def pack(model: QuantizedModel, *, encoding: str = "smallest", onnx: bytes | Non
             context coding, which is smaller and slower, and gives a file of version 3; ``dense`` stores every integer
             in two's complement, for random access and the fastest decoding.
         onnx: an ONNX file of the model; the package carries what of it does not follow from the tensors.
+        inference: leave out what a device does not need, with BatchNorms folded; not together with `onnx`.
+        half: of an inference file, round float biases and other float32 tensors to float16.
 
     Raises:
         ExportError: the model holds something that the format cannot carry.
+        FormatError: for an inference file, a BatchNorm has tensors of wrong shapes.
     """
     if encoding not in ENCODINGS:
         raise ExportError(f"csq: unknown encoding {encoding!r}; known: {', '.join(ENCODINGS)}")
+    if inference and onnx is not None:
+        raise ExportError("csq: an inference file holds no ONNX graph")
     tensors, metadata = _tensors_of(model)
-    recipe = None if onnx is None else graph.cut(onnx, tensors)
     digest = hashlib.sha256(serialize(tensors, metadata)).hexdigest()
+    bit_widths = {layer.name: layer.bit_width for layer in model.layers}
+    if inference:
+        content_of = folded(model, half=half)
+        tensors, metadata, bit_widths = content_of.tensors, content_of.metadata, content_of.bit_widths
+    recipe = None if onnx is None else graph.cut(onnx, tensors)
     # Where almost all values are equal, a file would expand beyond what readers accept; the next encoding is larger.
     # Dense expands 16 times at most.
     for tried in ENCODINGS[ENCODINGS.index(encoding) :]:
-        content = assemble(_encoded(model, tensors, tried), metadata, digest, recipe)
+        content = assemble(_encoded(tensors, bit_widths, tried), metadata, digest, recipe)
         if sum(array.nbytes for array in tensors.values()) <= MAX_EXPANSION * len(content):
             break
     return content
@@ -63,10 +80,9 @@ def check_packable(model: QuantizedModel) -> None:
     check_count(len(tensors))
 
 
-def _encoded(model: QuantizedModel, tensors: dict[str, NDArray[Any]], how: str) -> list[tuple[Entry, bytes]]:
-    """Return the table and the bytes of all tensors, by name (UTF-8 order)."""
+def _encoded(tensors: dict[str, NDArray[Any]], bit_widths: dict[str, int], how: str) -> list[tuple[Entry, bytes]]:
+    """Return the table and the bytes of all tensors, by name (UTF-8 order); those with a bit width are integers."""
     left = context.MAX_ELEMENTS  # that may still be context-coded
-    bit_widths = {layer.name: layer.bit_width for layer in model.layers}
     encoded = []
     for name in sorted(tensors, key=str.encode):
         array = tensors[name]

@@ -249,13 +249,13 @@ def _read_export(path: Path) -> tuple[str, ExportedFile]:
 def _csq_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
     from csqtool import csq
 
-    finalized = csq.unpack(content, where=where)
-    quantized = {layer.name for layer in parse_finalized(finalized, where=where).layers}
+    file = csq.CsqFile(content, where=where)
+    quantized = {layer.name for layer in file.model().layers}
     parts = dict.fromkeys(PARTS, 0)
     for name, size in csq.tensor_bytes(content, where=where).items():
-        kind = 0 if name in quantized else 1 if name.endswith(("_scale", "_zero_point")) else 2
+        kind = 0 if name in quantized else 1 if name.endswith(("_scale", "_zero_point")) or name.startswith(":") else 2
         parts[PARTS[kind]] += size
-    return hashlib.sha256(finalized).hexdigest(), parts
+    return file.finalized_sha256, parts
 
 
 def _onnx_parts(content: bytes, where: str) -> tuple[str, dict[str, int]]:
@@ -304,6 +304,6 @@ def _resolved(path: Path | str) -> str:
 def _model_of_csq(subject: Subject, path: Path) -> None:
     from csqtool import csq
 
-    finalized = csq.unpack(read_bytes(path), where=str(path))
-    subject.model = parse_finalized(finalized, where=str(path))
-    subject.model_sha256 = hashlib.sha256(finalized).hexdigest()
+    file = csq.CsqFile(read_bytes(path), where=str(path))
+    subject.model = file.model()
+    subject.model_sha256 = file.finalized_sha256

@@ -42,6 +42,10 @@ class SearchConfig:
         float | None, Setting("Budget: planes a weight on average, 1 to 8; it is never exceeded.")
     ] = None
     target_size: Annotated[str | None, Setting("Budget: size of the packed file, such as 60KB.")] = None
+    size_profile: Annotated[
+        Literal["archival", "inference"],
+        Setting("What a target size counts: the file that pack writes (archival), or that of pack --inference."),
+    ] = "archival"
     weights: Annotated[str | None, Setting("Start from these weights: safetensors or a torch checkpoint.")] = None
     act_bits: Annotated[
         int | None, Setting("Bits of the activations that feed weights, 2 to 8.", minimum=2, maximum=8, none="float")
@@ -178,6 +182,8 @@ class SearchConfig:
                 raise SettingError("target_size", "must be above 0")
             if self.budget_weighting != "elements":
                 raise ConfigError("a target size counts bytes: leave out the budget weighting, or give target bits")
+        elif self.size_profile != "archival":
+            raise SettingError("size_profile", "says what a target size counts: give a target size")
         if self.min_bits > self.max_bits:
             raise ConfigError(f"min bits and max bits must be in order, got {self.min_bits} and {self.max_bits}")
         if not all(1 <= bits <= self.planes for bits in self.pin.values()):

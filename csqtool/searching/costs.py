@@ -34,6 +34,7 @@ class Costs:
     def __init__(self, network: Network, config: SearchConfig, info: Callable[[], ModelInfo]) -> None:
         self._network = network
         self._info = info
+        self._profile = config.size_profile
         self.budget: Budget = make_budget(config, network.elements, self._fixed_bytes(config))
 
     @property
@@ -49,7 +50,7 @@ class Costs:
         integers = {name: latent.integers() for name, latent in latents.items()}
         aliases = [alias for weight in weights for alias in weight.aliases]
         packed = self._network.quantized(integers, self._info())
-        return fixed_bytes(as_trained(packed, aliases=aliases)) + SLACK * len(weights)
+        return fixed_bytes(as_trained(packed, aliases=aliases), self._profile) + SLACK * len(weights)
 
     def measure_sizes(self, weights: Callable[[], Mapping[str, Tensor]]) -> None:
         """Make a budget of bytes count the packed size of these weights when they are rounded."""
@@ -58,11 +59,11 @@ class Costs:
 
     def fix_other_bytes(self, integers: Integers) -> None:
         """Make a budget of bytes count the file's other parts as they are in the present network."""
-        fixed = fixed_bytes(self._network.quantized(integers, self._info()))
+        fixed = fixed_bytes(self._network.quantized(integers, self._info()), self._profile)
         self.budget = dataclasses.replace(self.budget, fixed_bytes=fixed)
 
     def of(self, integers: Integers) -> float:
         """Return what integers cost, in the budget's unit."""
         if self.counts_bytes:
-            return packed_bytes(self._network.quantized(integers, self._info()))
+            return packed_bytes(self._network.quantized(integers, self._info()), self._profile)
         return self.budget.cost({name: planes_of(found.mask) for name, found in integers.items()})

@@ -40,14 +40,14 @@ class PackedSizes:
         return self._measured[key]
 
 
-def packed_bytes(model: QuantizedModel) -> int:
-    """Return the bytes of the packed file of a model."""
-    return len(csq.pack(model))
+def packed_bytes(model: QuantizedModel, profile: str = "archival") -> int:
+    """Return the bytes of the packed file of a model, archival or for ``inference``."""
+    return len(csq.pack(model, inference=profile == "inference"))
 
 
-def fixed_bytes(model: QuantizedModel) -> int:
+def fixed_bytes(model: QuantizedModel, profile: str = "archival") -> int:
     """Return the bytes of a model's packed file without the layers' integers."""
-    return packed_bytes(model) - sum(csq.integer_bytes(layer.q) for layer in model.layers)
+    return packed_bytes(model, profile) - sum(csq.integer_bytes(layer.q) for layer in model.layers)
 
 
 def as_trained(model: QuantizedModel, *, aliases: Collection[str]) -> QuantizedModel:
@@ -58,6 +58,7 @@ def as_trained(model: QuantizedModel, *, aliases: Collection[str]) -> QuantizedM
         aliases: tensors that are another name of a layer's weight; they are left out, as they are not stored.
     """
     # An untrained BatchNorm holds ones and zeros, which the packed file stores in half the bytes of trained values.
-    tensors = {name: np.full_like(tensor, 1 / 3) if tensor.dtype == np.float32 else tensor
-               for name, tensor in model.tensors.items() if name not in aliases}  # fmt: skip
+    # And untrained ones equal each other, which trained ones do only if they are one.
+    tensors = {name: np.full_like(tensor, 1 / 3 + i / 4096) if tensor.dtype == np.float32 else tensor
+               for i, (name, tensor) in enumerate(model.tensors.items()) if name not in aliases}  # fmt: skip
     return dataclasses.replace(model, tensors=tensors)

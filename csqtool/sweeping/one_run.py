@@ -69,7 +69,7 @@ def carry_out(
         metrics = quantized.info.metrics
         assert metrics is not None  # finalizing measures
         write_finalized(quantized, directory.model(name))
-        packed = pack(quantized, directory.packed(name))
+        packed = pack(quantized, directory.packed(name), inference=settings.get("size_profile") == "inference")
         outcome = Outcome(summary=found.summary, metric=metrics.finalized, bytes=packed.size_bytes)
     except SearchInterrupted:
         raise

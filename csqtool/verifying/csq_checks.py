@@ -23,6 +23,7 @@ from csqtool.verifying.csq_decoder import decode
 from csqtool.verifying.csq_graph import graph_verdict
 from csqtool.verifying.csq_half import half_origin, half_problems
 from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.inference_checks import is_inference, verify_inference
 from csqtool.verifying.onnx_checks import verify_onnx
 from csqtool.verifying.outputs import Judge, agreement, compare_task, reference_outputs
 from csqtool.verifying.subject import Subject
@@ -44,6 +45,10 @@ def verify_csq(subject: Subject) -> None:
     if not damaged:
         report.add("integrity", "checksums", True, f"{len(tensors)} tensors")
         _compare_with_c(tensors, subject)
+    if is_inference(metadata):
+        if not damaged:
+            verify_inference(subject, tensors, metadata, recorded)
+        return
     graph = None if damaged else graph_verdict(subject.content, tensors, recorded, where=report.file)
     if graph is not None:
         report.add("integrity", "ONNX graph", *graph[:2])

@@ -100,10 +100,31 @@ static int same_from_anywhere(const csq_tensor *tensor, int integers) {
     return same;
 }
 
+/* Read all scales and biases, if the file is an inference file; 0 if a stream that is accepted holds a bad scale. */
+static int reads_channels(const csq_file *file) {
+    csq_channels channels;
+    csq_tensor tensor;
+    csq_status status = csq_channels_begin(&channels, file);
+    if (status == CSQ_OK) status = csq_first(file, &tensor);
+    for (; status == CSQ_OK; status = csq_next(file, &tensor)) {
+        uint32_t i;
+        if (tensor.encoding == CSQ_RAW || tensor.encoding == CSQ_HALF) continue;
+        if (csq_channels_next(&channels, &tensor) != CSQ_OK) return 1;
+        for (i = 0; i < channels.count; i++) {
+            float scale = csq_scale(&channels, i), bias = 0;
+            if (csq_has_bias(&channels))
+                bias = csq_has_integer_bias(&channels) ? (float)csq_bias_i32(&channels, i) : csq_bias_float(&channels, i);
+            if (!(scale > 0 && scale <= 3.4028235e38f && bias - bias == 0)) return 0;
+        }
+    }
+    return 1;
+}
+
 static int dump(const uint8_t *data, size_t size, int print) {
     csq_file file;
     csq_tensor tensor;
     csq_status status = csq_open(&file, data, size);
+    if (status == CSQ_OK && !reads_channels(&file)) abort();
     if (status == CSQ_OK) status = csq_first(&file, &tensor);
     for (; status == CSQ_OK; status = csq_next(&file, &tensor)) {
         uint32_t crc;

@@ -23,6 +23,8 @@ WRONG = [
     ({"encoding": ["dense"]}, "unknown encoding ['dense']; did you mean 'dense'?"),
     ({"with_graph": "yes"}, "with-graph is true or false, got 'yes'"),
     ({"float16": 1}, "float16 is true or false, got 1"),
+    ({"inference": "no"}, "inference is true or false, got 'no'"),
+    ({"inference": True, "with_graph": True}, "--with-graph needs the archival profile: leave out --inference"),
     ({"float16": True, "max_metric_change": "0.1"}, "max-metric-change is a number of at least 0, got '0.1'"),
     ({"float16": True, "max_metric_change": True}, "max-metric-change is a number of at least 0, got True"),
     ({"float16": True, "max_metric_change": -0.1}, "max-metric-change is a number of at least 0, got -0.1"),
@@ -80,7 +82,9 @@ def test_options_of_another_format_are_refused(finalized):
 def test_pack_and_export_list_the_options_with_their_defaults():
     for verb in ("pack", "export"):
         text = " ".join(ok(verb, "--help").stdout.split())
-        assert all(f"--{option}" in text for option in ("encoding", "with-graph", "float16", "max-metric-change"))
+        assert all(
+            f"--{option}" in text for option in ("encoding", "inference", "with-graph", "float16", "max-metric-change")
+        )
         assert "[default: smallest]" in text
     assert "--strict-integer" in ok("export", "--help").stdout
     assert "--strict-integer" not in ok("pack", "--help").stdout

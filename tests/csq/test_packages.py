@@ -67,6 +67,40 @@ def test_float16_is_refused_where_the_metric_moves_too_far(eight_bits: Built, tm
     assert not (tmp_path / "h.csq").exists()
 
 
+def test_an_inference_file_is_smaller_and_verified_at_every_level(eight_bits: Built, tmp_path):
+    ok("pack", eight_bits.model, "--inference", "-o", tmp_path / "i.csq")
+    assert (tmp_path / "i.csq").stat().st_size < eight_bits.csq.stat().st_size - 2000
+    code, report = eight_bits.verify(tmp_path / "i.csq")
+    assert code == 0, report
+    levels = {check["level"]: check["passed"] for check in report["checks"]}
+    assert levels == dict.fromkeys(("integrity", "weights", "outputs", "task", "structure"), True)
+
+
+def test_float16_rounds_the_biases_of_an_inference_file_if_the_metric_allows_it(
+    eight_bits: Built, tmp_path, monkeypatch
+):
+    path, limit = tmp_path / "i.csq", 0.01
+    for measured, fits in (([0.95, 0.955], True), ([0.95, 0.93], False)):
+        values = iter(measured)
+        monkeypatch.setattr("csqtool.float16.evaluate", lambda *arguments, values=values: next(values))
+        path.unlink(missing_ok=True)
+        if fits:
+            done = pack(eight_bits.model, path, inference=True, float16=True, max_metric_change=limit)
+            assert "float16 changes the metric from 0.9500 to 0.9550" in done.notes
+        else:
+            with pytest.raises(ExportError, match=r"float16 changes the accuracy from 0.95.* to 0.93"):
+                pack(eight_bits.model, path, inference=True, float16=True, max_metric_change=limit)
+        assert path.exists() == fits
+
+
+def test_an_inference_file_of_another_model_fails_verification(eight_bits: Built, other_seed: Built, tmp_path):
+    pack(other_seed.model, tmp_path / "i.csq", inference=True)
+    code, report = eight_bits.verify(tmp_path / "i.csq")
+    assert code == 1
+    failed = {check["level"] for check in report["checks"] if not check["passed"]}
+    assert {"integrity", "weights", "outputs"} <= failed
+
+
 def test_a_changed_value_in_a_float16_package_fails_verification(eight_bits: Built, tmp_path):
     pack(eight_bits.model, tmp_path / "h.csq", float16=True, max_metric_change=0.05, encoding="dense")
     content = bytearray((tmp_path / "h.csq").read_bytes())

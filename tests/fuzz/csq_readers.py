@@ -23,7 +23,10 @@ with atheris.instrument_imports(include=["csqtool.csq", "csqtool.verifying"]):
     from csqtool.errors import FormatError
     from csqtool.verifying.csq_decoder import decode, graph_part
     from csqtool.verifying.csq_graph import rebuild
-    from tests.support.csq_files import with_right_checksums
+    from csqtool.verifying.inference_checks import inference_problems
+    from tests.support.csq_files import inference_model, with_right_checksums
+
+MODEL = inference_model()
 
 
 def by_codec(content):
@@ -60,6 +63,9 @@ def one_input(data):
         assert outcome(by_codec, content) == outcome(by_verifier, content)
         with contextlib.suppress(FormatError):
             CsqFile(content, where="x").model()
+        with contextlib.suppress(FormatError):
+            tensors, metadata, _ = decode(content, where="x")
+            inference_problems(tensors, metadata, MODEL)  # raises nothing, whatever the file says
 
 
 if __name__ == "__main__":

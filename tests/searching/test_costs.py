@@ -16,6 +16,7 @@ from csqtool.searching.budget import uniform
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.costs import Costs
 from csqtool.searching.network import Network
+from csqtool.searching.packed_size import SLACK
 from tests.support.methods import small_net
 
 
@@ -42,12 +43,35 @@ def test_a_budget_of_bits_counts_the_planes_of_the_masks_by_elements() -> None:
     assert costs.of(integers) == (800 * 1 + 80 * 4) / 880
 
 
+@pytest.mark.parametrize("profile", ["archival", "inference"])
 @pytest.mark.parametrize("bits", [1, 3, 6])
-def test_a_budget_of_bytes_counts_the_packed_file_itself(bits: int) -> None:
-    network, costs = made(target_size="5KB")
+def test_a_budget_of_bytes_counts_the_packed_file_itself(bits: int, profile: str) -> None:
+    network, costs = made(target_size="5KB", size_profile=profile)
     assert costs.counts_bytes
     integers = rounded(network, bits)
-    assert costs.of(integers) == len(pack(network.quantized(integers, ModelInfo({}))))
+    model = network.quantized(integers, ModelInfo({}))
+    assert costs.of(integers) == len(pack(model, inference=profile == "inference"))
+
+
+def test_an_untrained_network_promises_the_bytes_that_batch_norms_take_when_they_are_folded() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 40, bias=False), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 40),
+                        nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 2))  # fmt: skip
+    config = SearchConfig.make(model="m", data="d", target_size="5KB", size_profile="inference")
+    network = Network(net, config, torch.zeros(2, 20))
+    costs = Costs(network, config, lambda: ModelInfo({}))
+    promised = costs.budget.fixed_bytes
+    with torch.no_grad():
+        for value in (*net.parameters(), *net.buffers()):
+            if value.is_floating_point():
+                value.uniform_(0.1, 1)
+    costs.fix_other_bytes(rounded(network, 3))
+    assert 0 <= promised - costs.budget.fixed_bytes <= SLACK * len(network.weights) + 64
+
+
+def test_the_profile_of_a_size_needs_a_size() -> None:
+    with pytest.raises(ConfigError, match="size_profile says what a target size counts: give a target size"):
+        made(target_bits=3, size_profile="inference")
 
 
 def test_measured_sizes_are_those_of_the_file_once_the_rest_of_it_is_known() -> None:

@@ -20,10 +20,10 @@ from tests.support.methods import made, small_net
 SEARCH = ["search", DIGITS, "--data", "digits", "--batch-size", 64]
 
 
-def packed(run: Path) -> int:
+def packed(run: Path, *, inference: bool = False) -> int:
     """Return the bytes of the packed file of a finished search."""
     ok("finalize", run, "-o", run.parent / "m.safetensors")
-    return len(pack(read_finalized(run.parent / "m.safetensors")))
+    return len(pack(read_finalized(run.parent / "m.safetensors"), inference=inference))
 
 
 def test_a_search_meets_its_size_and_resumes_to_the_same_result(tmp_path: Path) -> None:
@@ -57,6 +57,14 @@ def test_a_file_is_at_most_a_hundredth_below_a_size_that_needs_no_pressure(tmp_p
     ok(*SEARCH, "--method", "entropy", "--target-size", "10KB", "--pretrain-epochs", 6, "--epochs", 6, "-o",
        tmp_path / "run")  # fmt: skip
     assert 9_900 <= packed(tmp_path / "run") <= 10_000
+
+
+@pytest.mark.long
+def test_an_inference_file_is_at_most_a_hundredth_below_a_size_that_counts_it(tmp_path: Path) -> None:
+    ok(*SEARCH, "--method", "entropy", "--target-size", "4KB", "--size-profile", "inference", "--act-bits", 8,
+       "--pretrain-epochs", 6, "--epochs", 3, "-o", tmp_path / "run")  # fmt: skip
+    assert 3_960 <= packed(tmp_path / "run", inference=True) <= 4_000
+    assert packed(tmp_path / "run") > 5_000
 
 
 @pytest.mark.long

@@ -139,7 +139,8 @@ def golden_models():
 
 # A change of the small model's metadata, and what the error says of it.
 WRONG_METADATA = [
-    ('"format_version":1', '"format_version":2', "format version 2"),
+    ('"format_version":1', '"format_version":3', "format version 3"),
+    ('"format_version":1', '"format_version":2', "a layer has an unknown key 'shape'"),  # an inference file's
     ('"format_version":1', '"format_version":true', "format version True"),
     ('"format_version":1', '"format_version":1.0', "format version 1.0"),
     ('"format_version":1', '"format_version":1,"x":' + "[" * 10_000 + "]" * 10_000, "not JSON"),
@@ -181,6 +182,50 @@ WRONG_METADATA = [
     ("{", "", "not JSON"),
     ("{", "[{", "not JSON"),
 ]
+
+
+def inference_model():
+    """Return a model with what an inference file treats in its own way: BatchNorms, biases, quantized inputs, ties."""
+
+    def floats(count, seed, low=0.1, high=1.0):
+        return (low + (high - low) * spread(count + seed, 0, 999)[seed:] / 999).astype(np.float32)
+
+    def batch_norm(name, channels, seed, gamma):
+        return {
+            f"{name}.weight": np.asarray(gamma, np.float32), f"{name}.bias": floats(channels, seed, -1),
+            f"{name}.running_mean": floats(channels, seed + 1, -1), f"{name}.running_var": floats(channels, seed + 2),
+            f"{name}.num_batches_tracked": np.array(seed, np.int64),
+        }  # fmt: skip
+
+    def layer(name, shape, high, scale, **more):
+        q = spread(math.prod(shape), -high, high, 2).astype(np.int8).reshape(shape)
+        return QuantizedLayer(name, q, np.float32(scale), "00001111", **more)
+
+    step = np.float32(0.03) * np.float32(0.25)
+    tensors = {
+        "a.bias": floats(6, 3, -1), "b.bias": np.array([0.75, -0.125, 3.0, 1 / 3], np.float32),
+        "d.bias": np.array([7, -40000, 12], np.int32).astype(np.float32) * step, "e.rest": floats(4, 5),
+        **batch_norm("abn", 6, 10, [0.5, -0.7, 0, 1.25, -0.01, 2]),
+        **batch_norm("cbn", 5, 20, [1, 1e-4, -300, 0.5, 0.25]),
+        **batch_norm("gbn", 2, 30, [0.5, -0.5]),
+    }  # fmt: skip
+    return QuantizedModel(
+        layers=(
+            layer("stem.weight", (3, 2), 7, 0.25),
+            layer("a.weight", (6, 3, 3, 3), 3, 0.05, input_quantizer="a.input", batch_norm="abn",
+                  batch_norm_epsilon=1e-5),
+            layer("c.weight", (5, 6, 1, 1), 15, 0.02, batch_norm="cbn", batch_norm_epsilon=1e-3),
+            layer("d.weight", (3, 5), 1, 0.25, input_quantizer="c.output"),
+            layer("b.weight", (4, 6), 7, 0.125),
+            layer("g.weight", (2, 4), 3, 0.5, input_quantizer="a.input", batch_norm="gbn", batch_norm_epsilon=1e-5),
+        ),
+        activations=(ActivationQuantizer("a.input", np.float32(0.5), 3, 4),
+                     ActivationQuantizer("c.output", np.float32(0.03), 0, 8)),
+        tensors=tensors,
+        tied={"head.weight": "stem.weight"},
+        info=ModelInfo({"model": {"factory": "net.py:net"}, "input_shape": [3, 4, 4], "outputs": ["y"],
+                        "inputs": [{"name": "x", "shape": [3, 4, 4], "dtype": "float32"}], "mine": [1]}),
+    )  # fmt: skip
 
 
 def golden_onnx():

@@ -801,6 +801,106 @@ CSQ_API csq_status csq_read_float(csq_decoder *d, float scale, float *out, size_
     return d->status;
 }
 
+/* --- inference files --------------------------------------------------------------------------------- */
+
+/* Scales and biases of one layer of an inference file, whose BatchNorm is folded into them. Layers come in the order of
+   the table:
+
+       csq_channels channels;
+       status = csq_channels_begin(&channels, &file);
+       for each tensor of integers, from csq_first on: status = csq_channels_next(&channels, &tensor);
+
+   Then channel i of the layer's output is csq_scale(&channels, i) · (sum of integers · inputs) + bias, where inputs are
+   float; with quantized inputs the integer bias is added to the sum of integers · integers. */
+typedef struct {
+    const uint8_t *next, *end;      /* the records that follow */
+    unsigned scale_kind, bias_kind; /* 0: one scale for all channels; 0: no bias */
+    uint32_t count;                 /* channels */
+    int exponent;                   /* lowest one of the codes */
+    const uint8_t *scales, *biases;
+} csq_channels;
+
+/* Whether the layer has a bias for each channel, and whether these are integers, in steps of input times scale. */
+CSQ_API int csq_has_bias(const csq_channels *c) { return c->bias_kind != 0; }
+CSQ_API int csq_has_integer_bias(const csq_channels *c) { return c->bias_kind > 2; }
+
+CSQ_API float csq_scale(const csq_channels *c, uint32_t channel) {
+    unsigned bits = c->scale_kind - 16;
+    uint32_t code, whole;
+    int exponent;
+    if (c->scale_kind < 16) return csq__float(csq__u32(c->scales + (c->scale_kind ? 4 * (size_t)channel : 0)));
+    code = csq__u16(c->scales + 2 * (size_t)channel);
+    whole = (code & ((1u << (16 - bits)) - 1)) | 1u << (16 - bits);
+    exponent = c->exponent + (int)(code >> (16 - bits)) + 150; /* as float32 has it, once whole has 24 bits */
+    for (; whole < 1u << 23; exponent--) {
+        if (exponent <= 1) return csq__float(whole); /* subnormal */
+        whole <<= 1;
+    }
+    return csq__float((uint32_t)exponent << 23 | (whole & 0x7fffff));
+}
+
+CSQ_API int32_t csq_bias_i32(const csq_channels *c, uint32_t channel) {
+    uint32_t v;
+    if (c->bias_kind == 4) return csq__i16(c->biases + 2 * (size_t)channel);
+    v = csq__u32(c->biases + 4 * (size_t)channel);
+    return v >> 31 ? -(int32_t)(~v) - 1 : (int32_t)v;
+}
+
+CSQ_API float csq_bias_float(const csq_channels *c, uint32_t channel) {
+    if (c->bias_kind == 2) return csq__from_half(csq__u16(c->biases + 2 * (size_t)channel));
+    return csq__float(csq__u32(c->biases + 4 * (size_t)channel));
+}
+
+/* Find the scales and biases; CSQ_NOT_FOUND in an archival file. */
+CSQ_API csq_status csq_channels_begin(csq_channels *c, const csq_file *file) {
+    csq_tensor tensor;
+    csq_status status = csq_find(file, &tensor, ":channels");
+    memset(c, 0, sizeof *c);
+    if (status == CSQ_OK) status = csq_check(&tensor);
+    if (status != CSQ_OK) return status;
+    if (tensor.dtype != CSQ_U16 || tensor.rank != 1) return CSQ_TYPE;
+    c->next = tensor.stored;
+    c->end = tensor.stored + tensor.length;
+    return CSQ_OK;
+}
+
+/* Read those of the next layer; after the last one, next must equal end. */
+CSQ_API csq_status csq_channels_next(csq_channels *c, const csq_tensor *layer) {
+    static const uint8_t widths[] = {0, 4, 2, 4, 2};
+    uint64_t count = layer->rank ? layer->shape[0] : 1, size;
+    size_t left = (size_t)(c->end - c->next);
+    uint32_t i;
+    if (layer->encoding == CSQ_RAW || layer->encoding == CSQ_HALF) return CSQ_TYPE;
+    if (left < 2) return CSQ_DAMAGED;
+    c->scale_kind = c->next[0];
+    c->bias_kind = c->next[1];
+    if ((c->scale_kind > 1 && c->scale_kind < 16) || c->scale_kind > 21 || c->bias_kind > 4) return CSQ_DAMAGED;
+    size = c->scale_kind == 0 ? 4 : c->scale_kind == 1 ? 4 * count : 2 * count + 2;
+    if (size + widths[c->bias_kind] * count > left - 2) return CSQ_DAMAGED;
+    c->count = (uint32_t)count;
+    c->scales = c->next + 2;
+    c->biases = c->scales + (size_t)size;
+    c->next = c->biases + widths[c->bias_kind] * (size_t)count;
+    if (c->scale_kind >= 16) {
+        c->exponent = csq__i16(c->scales);
+        c->scales += 2;
+        if (c->exponent < -149) return CSQ_DAMAGED;
+    }
+    for (i = 0; i < (c->scale_kind ? c->count : 1); i++) {
+        if (c->scale_kind >= 16) {
+            unsigned mantissa = 32 - c->scale_kind; /* bits of it in a code */
+            int high = (int)(csq__u16(c->scales + 2 * (size_t)i) >> mantissa);
+            if (c->exponent + high + (int)mantissa > 127) return CSQ_DAMAGED; /* beyond float32 */
+        } else if (csq__u32(c->scales + 4 * (size_t)i) - 1 >= 0x7f7fffff)
+            return CSQ_DAMAGED; /* not above zero, or not finite */
+    }
+    for (i = 0; c->bias_kind && c->bias_kind < 3 && i < c->count; i++) {
+        float bias = csq_bias_float(c, i);
+        if (!(bias - bias == 0.0f)) return CSQ_DAMAGED; /* not finite */
+    }
+    return CSQ_OK;
+}
+
 /* Set *crc to the CRC-32 of a tensor's decoded elements, little-endian; its stored bytes are checked, too. */
 CSQ_API csq_status csq_checksum(const csq_tensor *tensor, csq_decoder *d, uint32_t *crc) {
     union { int16_t integers[128]; float floats[128]; } block;
