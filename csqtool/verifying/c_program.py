@@ -119,12 +119,16 @@ def _size(header: str, name: str, path: Path) -> int:
     return int(found[0])
 
 
-def compiler() -> str:
-    """Return the C compiler.
+def compiler(name: str | None = None) -> str:
+    """Return the C compiler: the one called `name`, or the first that is installed.
 
     Raises:
-        InputError: none is installed.
+        InputError: it is not installed, or none is.
     """
+    if name is not None:
+        if shutil.which(name) is None:
+            raise InputError(f"the compiler {name!r} is not installed")
+        return name
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
     if found is None:
         raise InputError(f"verifying C needs a C compiler, and none of {', '.join(COMPILERS)} is installed")
@@ -138,19 +142,22 @@ class CProgram:
         folder: the exported folder.
         here: an empty folder for the program.
         flags: for the compiler.
+        cc: the compiler's name or path; None takes the first of `COMPILERS` that is installed.
 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's first line.
     """
 
-    def __init__(self, folder: CFolder, here: Path, flags: Sequence[str]) -> None:
+    def __init__(self, folder: CFolder, here: Path, flags: Sequence[str], cc: str | None = None) -> None:
         self._folder = folder
         self._here = here
         for name, content in folder.files.items():
             (here / name).write_bytes(content)
         harness = importlib.resources.files("csqtool.verifying") / "c_harness.c"
         (here / "harness.c").write_bytes(harness.read_bytes())
-        sandbox.call("csqtool.verifying.c_program:compile_in", folder=str(here), compiler=compiler(), flags=list(flags))
+        sandbox.call(
+            "csqtool.verifying.c_program:compile_in", folder=str(here), compiler=compiler(cc), flags=list(flags)
+        )
 
     def run(
         self, inputs: NDArray[np.float32], forced: Mapping[str, NDArray[np.uint8]] | None = None,
@@ -239,7 +246,7 @@ def compile_in(folder: str, compiler: str, flags: list[str]) -> None:
         RuntimeError: the compiler's first line.
     """
     command = [compiler, *flags, "harness.c", "model.c", "weights.c", "-o", "program"]
-    done = _finished(command, folder)
+    done = finished(command, folder)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise RuntimeError(next((line for line in lines if "error" in line), lines[0]))
@@ -254,7 +261,7 @@ def run_in(folder: str, content: NDArray[np.uint8], count: int, forced: bool, fi
     here = Path(folder)
     (here / "in").write_bytes(content.tobytes())
     command = [str(here / "program"), "in", "out", "log", str(count), str(int(forced)), str(fill)]
-    done = _finished(command, folder)
+    done = finished(command, folder)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         said = next((line for line in lines if "ERROR" in line or "runtime error" in line), lines[-1] if lines else "")
@@ -262,7 +269,12 @@ def run_in(folder: str, content: NDArray[np.uint8], count: int, forced: bool, fi
     return {"out": (here / "out").read_bytes(), "log": (here / "log").read_bytes()}
 
 
-def _finished(command: list[str], folder: str) -> subprocess.CompletedProcess[bytes]:
+def finished(command: list[str], folder: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a folder, with a limit of time.
+
+    Raises:
+        RuntimeError: it took too long.
+    """
     try:
         return subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from csqtool.errors import ExportError
 from csqtool.verifying.c_numbers import CGrid, factors
+from csqtool.verifying.c_program import WARNINGS
 from exporters.c.fixed_point import common_factors, factor
 from exporters.c.memory import Block, plan
 from exporters.c.program import INPUT, Grid, Program, Table, Value
@@ -48,6 +49,21 @@ QUICK = ("residual, depthwise, flipped channels", "functions")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in NETS])
 def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
     built(name).assert_faithful()
+
+
+@pytest.mark.parametrize("cc", [
+    pytest.param(cc, marks=pytest.mark.skipif(shutil.which(cc) is None, reason=f"{cc} is not installed"))
+    for cc in ("gcc", "clang")
+])  # fmt: skip
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long if n == "branches" else pytest.mark.slow])
+                                  for n in NETS])  # fmt: skip
+def test_compilers_warn_of_nothing_and_agree_at_every_level(name: str, cc: str) -> None:
+    export = built(name)
+    wanted = np.ascontiguousarray(export.reference.run(export.inputs.numpy()).output).tobytes()
+    for level in ("-Os", "-O3"):
+        program, folder = export.program((*WARNINGS, level, "-march=native"), cc)
+        with folder:
+            assert program.run(export.inputs.numpy(), traced=False).output.tobytes() == wanted, level
 
 
 @needs_compiler
