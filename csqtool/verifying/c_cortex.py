@@ -115,7 +115,9 @@ def run_on_device(folder: CFolder, here: Path, inputs: NDArray[np.float32]) -> D
     for name in SOURCES:
         (here / name).write_bytes((importlib.resources.files("csqtool.verifying") / name).read_bytes())
     content = np.ascontiguousarray(inputs.reshape(len(inputs), -1), np.float32)
-    answer: Any = sandbox.call("csqtool.verifying.c_cortex:run_in", folder=str(here), content=content)
+    answer: Any = sandbox.call(
+        "csqtool.verifying.c_cortex:run_in", folder=str(here), content=content, sources=folder.sources
+    )
     n_in, n_out = folder.sizes["INPUT"], folder.sizes["OUTPUT"]
     row = n_in + 4 * n_out + 8
     if len(answer["out"]) != len(inputs) * row:
@@ -129,7 +131,7 @@ def run_on_device(folder: CFolder, here: Path, inputs: NDArray[np.float32]) -> D
     )  # fmt: skip
 
 
-def run_in(folder: str, content: NDArray[np.float32]) -> dict[str, Any]:
+def run_in(folder: str, content: NDArray[np.float32], sources: list[str]) -> dict[str, Any]:
     """Compile and run the program in a folder; called in the sandbox, whose limits it inherits.
 
     Raises:
@@ -137,9 +139,9 @@ def run_in(folder: str, content: NDArray[np.float32]) -> dict[str, Any]:
     """
     here = Path(folder)
     (here / "in").write_bytes(content.tobytes())
-    objects = ["model.o", "weights.o"]
-    for name in ("model", "weights"):
-        _done([COMPILER, *FLAGS, "-c", f"{name}.c", "-o", f"{name}.o"], folder)
+    objects = [f"{name}.o" for name in sources]
+    for name in sources:
+        _done([COMPILER, *FLAGS, "-c", name, "-o", f"{name}.o"], folder)
     sizes = [line.split()[:3] for line in _done([SIZE, *objects], folder).splitlines()[1:]]
     text, data, zeros = (sum(int(row[column]) for row in sizes) for column in range(3))
     program = [*FLAGS, "-nostartfiles", "-T", "c_cortex_m4.ld", "c_cortex_m4.c", *objects, "-o", "program.elf"]

@@ -88,6 +88,12 @@ class Run:
 class CFolder:
     """An exported folder.
 
+    Attributes:
+        files: what is compiled, by name.
+        content: all files of the folder that are part of it, one after the other.
+        sha256: of the finalized model that it names.
+        sizes: ``INPUT``, ``OUTPUT`` and ``ARENA``.
+
     Args:
         path: the folder.
 
@@ -96,20 +102,25 @@ class CFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        missing = [name for name in FILES if not (path / name).is_file()]
+        is_single = b"MODEL_IMPLEMENTATION" in (read_bytes(path / "model.h") if (path / "model.h").is_file() else b"")
+        names = FILES[:1] if is_single else FILES
+        missing = [name for name in names if not (path / name).is_file()]
         if missing:
             packed = (path / "csq.h").is_file()
             what = "packed weights and their reader, no inference" if packed else f"no {', '.join(missing)}"
             raise FormatError(f"{path} holds {what}; csqtool export --format c writes one for quantized activations")
-        self.files = {name: read_bytes(path / name) for name in FILES}
+        self.files = {name: read_bytes(path / name) for name in names}
+        self.content = b"".join(self.files.values())
+        if is_single:
+            self.files["model.c"] = b'#define MODEL_IMPLEMENTATION\n#include "model.h"\n'
         header = self.files["model.h"].decode(errors="replace")
         self.sha256 = next(iter(re.findall(r'#define MODEL_FINALIZED_SHA256 "([0-9a-f]{64})"', header)), None)
         self.sizes = {name: _size(header, name, path) for name in ("INPUT", "OUTPUT", "ARENA")}
 
     @property
-    def content(self) -> bytes:
-        """All files, one after the other."""
-        return b"".join(self.files.values())
+    def sources(self) -> list[str]:
+        """The files to compile."""
+        return [name for name in self.files if name.endswith(".c")]
 
 
 def _size(header: str, name: str, path: Path) -> int:
@@ -156,7 +167,9 @@ class CProgram:
         harness = importlib.resources.files("csqtool.verifying") / "c_harness.c"
         (here / "harness.c").write_bytes(harness.read_bytes())
         sandbox.call(
-            "csqtool.verifying.c_program:compile_in", folder=str(here), compiler=compiler(cc), flags=list(flags)
+            "csqtool.verifying.c_program:compile_in",
+            folder=str(here),
+            command=[compiler(cc), *flags, "harness.c", *folder.sources, "-o", "program"],
         )
 
     def run(
@@ -239,13 +252,12 @@ class _Log:
         return np.frombuffer(self._bytes(4 * count), np.int32)
 
 
-def compile_in(folder: str, compiler: str, flags: list[str]) -> None:
+def compile_in(folder: str, command: list[str]) -> None:
     """Compile the program in a folder; called in the sandbox, whose limits it inherits.
 
     Raises:
         RuntimeError: the compiler's first line.
     """
-    command = [compiler, *flags, "harness.c", "model.c", "weights.c", "-o", "program"]
     done = finished(command, folder)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
