@@ -26,6 +26,8 @@ FEATURES = {
 TOOLS = (
     (("cc", "gcc", "clang"), "a C compiler", "fast training kernels (torch.compile), verify of .csq files in C"),
     (("c++", "g++", "clang++"), "a C++ compiler", "fast training kernels (torch.compile)"),
+    (("arm-none-eabi-gcc",), "a compiler for Cortex-M", "verify --target cortex-m4"),
+    (("qemu-system-arm",), "QEMU", "verify --target cortex-m4"),
 )
 IMPORTED = ("torch", "onnx", "onnxruntime", "onnxscript")  # a package may be installed and not fit the others
 

@@ -18,7 +18,7 @@ from csqtool.documents import convert
 from csqtool.errors import ConfigError, nearest
 from csqtool.files import read_bytes
 from csqtool.searching.config import SearchConfig
-from csqtool.verifying.gates import Gates
+from csqtool.verifying.gates import Gates, check_target
 from csqtool.verifying.tolerances import Tolerances
 
 PATHS = ("model", "data", "weights", "scheme")  # settings of a search that are paths, or begin with one
@@ -60,6 +60,8 @@ class _Verify(msgspec.Struct):
     backends: Names = msgspec.field(default_factory=lambda: ["onnxruntime"])
     tolerances: dict[str, Any] = {}
     allow_unaccounted: list[str] = []
+    cc: str | None = None
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Pipeline:
         backends: the backends that verify ONNX files.
         tolerances: the thresholds up to which `verify` accepts differences as rounding.
         allow_unaccounted: parts of an ONNX graph that `verify` lets pass unexplained.
+        cc: the compiler with which `verify` compiles C.
+        target: the simulated device on which `verify` runs C as well.
     """
 
     folder: Path
@@ -89,6 +93,8 @@ class Pipeline:
     backends: tuple[str, ...] = ("onnxruntime",)
     tolerances: Tolerances = field(default_factory=Tolerances)
     allow_unaccounted: tuple[str, ...] = ()
+    cc: str | None = None
+    target: str | None = None
 
 
 def read_pipeline(path: Path) -> Pipeline:
@@ -134,6 +140,8 @@ def make_pipeline(document: Mapping[str, Any], path: Path) -> Pipeline:
         backends=tuple(plain.backends),
         tolerances=tolerances,
         allow_unaccounted=tuple(plain.allow_unaccounted),
+        cc=plain.cc,
+        target=plain.target,
     )
 
 
@@ -169,7 +177,9 @@ def _verify(table: Mapping[str, Any], where: str) -> tuple[_Verify, Tolerances, 
     plain = convert(_Verify, table, where=where, error=ConfigError)
     tolerances = Tolerances.from_mapping(plain.tolerances, where=f"{where[:-1]}.tolerances]")
     gates = {key: value for key, value in table.items() if key in Gates.__struct_fields__}
-    return plain, tolerances, Gates.from_mapping(gates, where=where)
+    limits = Gates.from_mapping(gates, where=where)
+    check_target(plain.target, limits)
+    return plain, tolerances, limits
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:

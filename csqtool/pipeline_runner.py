@@ -262,6 +262,8 @@ class _Runner:
                 backends=pipeline.backends if target.suffix == ".onnx" else ("onnxruntime",),
                 tolerances=pipeline.tolerances,
                 allow_unaccounted=pipeline.allow_unaccounted,
+                cc=pipeline.cc if target.is_dir() else None,
+                target=pipeline.target if target.is_dir() else None,
             )
             write_json(path, report.to_json())
 
@@ -275,6 +277,7 @@ class _Runner:
             "backends": pipeline.backends,
             "tolerances": documents.plain(pipeline.tolerances),
             "allow_unaccounted": pipeline.allow_unaccounted,
+            "compiled": [pipeline.cc, pipeline.target],
             "before": before,
         }
         again = bool(pipeline.gates.latency_against) or not _is_believed(path, target, model)

@@ -56,6 +56,8 @@ def test_paths_are_relative_to_the_pipeline_file_and_settings_the_same_from_anyw
         (LEAST + "[verify]\nbackends = 'onnxruntime'\n", "[verify]: backends: expected array, got str"),
         (LEAST + "[verify]\nmax_sise = 1\n", "[verify]: unknown key 'max_sise'; did you mean 'max_size'?"),
         (LEAST + "[verify]\nmax_size = 'big'\n", "'big' is no size"),
+        (LEAST + "[verify]\nmax_ram = '8KB'\n", "max-ram is measured on a target; set --target cortex-m4 as well"),
+        (LEAST + "[verify]\ntarget = 'cortex-m3'\n", "unknown target 'cortex-m3'; did you mean 'cortex-m4'?"),
         (LEAST + "[verify]\nmin_metric = '1'\n", "[verify]: min_metric: expected float | null, got str"),
         (LEAST + "[verify]\nmin_agreement = 2\n", "min-agreement is a share of 0 to 1"),
         (LEAST + "[verify.tolerances]\nlayer_shares = 1\n", "[verify.tolerances]: unknown tolerance 'layer_shares'"),

@@ -93,7 +93,7 @@ def report(sources: PathLike | Iterable[PathLike], output: PathLike, *, bench: b
 
     Args:
         sources: run directories, outputs of pipelines, pipeline files, finalized models, ``.csq`` and ``.onnx``
-            files, and what ``verify --json`` and ``bench --json`` wrote.
+            files, folders of C, and what ``verify --json`` and ``bench --json`` wrote.
         output: the ``.html`` file to write.
         bench: also measure the latency of the ONNX files among them.
 

@@ -35,6 +35,8 @@ def verify(
     threads: int = 0,
     allow_unaccounted: Sequence[str] = (),
     save_inputs: PathLike | None = None,
+    cc: str | None = None,
+    target: str | None = None,
     trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **limits: Any,
@@ -55,6 +57,8 @@ def verify(
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph; the report
             names them.
         save_inputs: folder that inputs are written to on which the two sides disagree.
+        cc: the compiler for a folder of C; None takes the first of ``cc``, ``gcc`` and ``clang`` that is installed.
+        target: a device that a folder of C runs on as well, in a simulator: ``cortex-m4`` (QEMU).
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         limits: gates by name, such as ``max_metric_drop=0.01`` or ``max_size="60KB"``.
@@ -87,6 +91,8 @@ def verify(
             threads=threads,
             allow_unaccounted=allow_unaccounted,
             save_inputs=None if save_inputs is None else Path(save_inputs),
+            cc=cc,
+            target=target,
             tell=told.line,
         )
 

@@ -16,8 +16,8 @@ PATH = click.Path(path_type=Path)
 def report(sources: tuple[Path, ...], output: Path, bench: bool) -> None:
     """Write a self-contained HTML page about RUNs and FILEs.
 
-    They may be run directories, outputs of pipelines, pipeline files, finalized models, .csq and .onnx files, and the
-    output of verify --json and bench --json. Everything that belongs to one model is shown together.
+    They may be run directories, outputs of pipelines, pipeline files, finalized models, .csq and .onnx files, folders
+    of C, and the output of verify --json and bench --json. Everything that belongs to one model is shown together.
     """
     import csqtool
 

@@ -33,6 +33,9 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--min-integer-share", type=share, help="Smallest share of nodes on integer kernels."),
         click.option("--max-latency-ratio", type=float, help="Largest latency, divided by that of --latency-against."),
         click.option("--latency-against", metavar="FILE", help="An ONNX file to compare latencies with."),
+        click.option("--max-flash", metavar="SIZE", help="Largest code and constants on --target, such as 64KB."),
+        click.option("--max-ram", metavar="SIZE", help="Largest arena, input, output and stack on --target."),
+        click.option("--max-instructions", type=int, help="Most instructions of an inference on --target."),
         click.option("--baseline", metavar="REPORT", help="A report (--json) of an earlier verification."),
         click.option("--max-regression", type=float,
                      help="How much worse than the baseline: metric points; share of size and bit width."),
@@ -70,6 +73,9 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--save-inputs", type=FILE, metavar="DIR",
               help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
+@click.option("--cc", metavar="COMPILER", help="Compile a folder of C with this. [default: cc, gcc or clang]")
+@click.option("--target", metavar="DEVICE",
+              help="Run a folder of C on this device as well, simulated by QEMU: cortex-m4.")  # fmt: skip
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
@@ -87,10 +93,14 @@ def verify(
     tolerances: tuple[str, ...],
     allow_unaccounted: tuple[str, ...],
     save_inputs: Path | None,
+    cc: str | None,
+    target: str | None,
     json_path: Path | None,
     junit: Path | None,
     markdown: Path | None,
     max_size: str | None,
+    max_flash: str | None,
+    max_ram: str | None,
     **limits: Any,
 ) -> None:
     """Compare FILE (.onnx, .csq, or a folder of C) with the finalized model; exit 1 if a check or gate fails.
@@ -102,18 +112,22 @@ def verify(
     from csqtool.text import parse_size
     from csqtool.verifying import documents
 
+    sizes = {"max_size": max_size, "max_flash": max_flash, "max_ram": max_ram}
+    limits |= {name: None if given is None else parse_size(given) for name, given in sizes.items()}
     report = csqtool.verify(
         file,
         against,
         data=data,
         model=factory,
-        gates=csqtool.Gates(max_size=None if max_size is None else parse_size(max_size), **limits),
+        gates=csqtool.Gates(**limits),
         samples=samples,
         backends=backends,
         tolerances=csqtool.Tolerances.parse(tolerances),
         threads=threads,
         allow_unaccounted=allow_unaccounted,
         save_inputs=save_inputs,
+        cc=cc,
+        target=target,
         progress=Told(tell),
     )
     if junit is not None:

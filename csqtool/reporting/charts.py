@@ -30,6 +30,17 @@ class Series:
     names: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in a plane, and what it is called."""
+
+    label: str
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+
 def chart(
     title: str,
     series: Sequence[Series],
@@ -145,6 +156,37 @@ def heatmap(
                 "height": str(tall - 2), "fill-opacity": f"{0.06 + 0.94 * min(1, value / largest):.2f}",
             })  # fmt: skip
             ET.SubElement(rect, "title").text = printable(f"{name}, {names[column]}: {value:g} {unit}")
+    return _markup(svg)
+
+
+def rectangles(title: str, boxes: Sequence[Box], *, x: str, y: str) -> Markup:
+    """Return rectangles in a plane, from zero on both axes; steps on the first axis are whole numbers.
+
+    Args:
+        title: what it shows, also read aloud.
+        boxes: at least one.
+        x: label of its axis.
+        y: label of its axis.
+    """
+    width, height, left = 720, 320, 70
+    svg = _svg(title, width, height)
+    ends = max(box.right for box in boxes), max(box.top for box in boxes)
+    place_x = _scale(0, ends[0], left, width - _RIGHT)
+    place_y = _scale(0, ends[1], height - _BOTTOM, _TOP)
+    for tick in (tick for tick in _ticks(0, ends[1]) if tick <= ends[1]):
+        _line(svg, left, place_y(tick), width - _RIGHT, place_y(tick), "grid")
+        _text(svg, left - 6, place_y(tick) + 4, f"{tick:,g}", "end")
+    for tick in (tick for tick in _ticks(0, ends[0], whole=True) if tick < ends[0]):
+        _text(svg, (place_x(tick) + place_x(tick + 1)) / 2, height - _BOTTOM + 18, f"{tick:,g}", "middle")
+    _text(svg, (left + width - _RIGHT) / 2, height - 6, x, "middle", "label")
+    _text(svg, -(height - _BOTTOM + _TOP) / 2, 12, y, "middle", "label", transform="rotate(-90)")
+    for number, box in enumerate(boxes):
+        group = ET.SubElement(svg, "g", {"class": f"c{number % SERIES_COLOURS}"})
+        rect = ET.SubElement(group, "rect", {
+            "class": "box", "x": f"{place_x(box.left):.2f}", "width": f"{place_x(box.right) - place_x(box.left):.2f}",
+            "y": f"{place_y(box.top):.2f}", "height": f"{place_y(box.bottom) - place_y(box.top):.2f}",
+        })  # fmt: skip
+        ET.SubElement(rect, "title").text = printable(box.label)
     return _markup(svg)
 
 

@@ -17,6 +17,7 @@ from csqtool.benchmarking import BenchDocument
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
 from csqtool.model_info import ModelInfo
+from csqtool.reporting.arena import picture as picture_of_arena
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sensitivities import view as view_of_sensitivity
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
@@ -118,6 +119,9 @@ def _view(subject: Subject) -> dict[str, Any]:
         "exports": [
             {"path": str(e.path), "size": e.size_bytes, "parts": e.parts, "sha256": e.sha256, "encodings": e.encodings}
             for e in subject.exports
+        ],
+        "arenas": [
+            {"path": path, "plan": plan, "picture": picture_of_arena(plan)} for path, plan in subject.arenas.items()
         ],
         "float_bytes": _float_bytes(subject),
         "verifications": [_verification_view(v) for v in subject.verifications],

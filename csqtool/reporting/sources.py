@@ -19,6 +19,8 @@ from csqtool.finalized_file import parse_finalized
 from csqtool.layer_sensitivity import SensitivityReport
 from csqtool.onnx_file import parse_onnx, stored_tensors
 from csqtool.quantized_model import QuantizedModel
+from csqtool.reporting import arena
+from csqtool.reporting.arena import ArenaPlan
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import LogEntry, SchemeEntry, Summary
 from csqtool.searching.run_directory import RunDirectory
@@ -53,6 +55,7 @@ class Subject:
         model: the finalized model, with its path and the SHA-256 of its file.
         exports: exported files.
         verifications: reports of ``verify``.
+        arenas: plans of the arena of inferences in C, by folder.
     """
 
     label: str
@@ -65,6 +68,7 @@ class Subject:
     model_sha256: str | None = None
     exports: list[ExportedFile] = field(default_factory=list)
     verifications: list[VerifyReport] = field(default_factory=list)
+    arenas: dict[str, ArenaPlan] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool | None:
@@ -87,7 +91,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
     Args:
         paths: run directories, folders of sweeps, outputs of pipelines, pipeline files, finalized models, ``.csq`` and
-            ``.onnx`` files, reports of ``verify --json`` and of ``bench --json``.
+            ``.onnx`` files, folders of C, reports of ``verify --json`` and of ``bench --json``.
 
     Raises:
         InputError: a path is missing, or none of these.
@@ -97,9 +101,12 @@ def gather(paths: Sequence[Path]) -> Gathered:
     found = Gathered(sweeps=[read_sweep(path) for path in sweeps])
     loose: list[tuple[str, ExportedFile] | VerifyReport] = []  # what belongs to a model that may come later
     models: list[Subject] = []
+    plans: list[Path] = []  # folders of C
     for path in (path for path in paths if path not in sweeps):
         if path.suffix == ".toml":
             found.subjects.append(_pipeline_file(path, found))
+        elif (path / arena.NAME).is_file():
+            plans.append(path)
         elif path.is_dir():
             found.subjects.append(_folder(path, found))
         elif path.suffix == ".safetensors":
@@ -117,6 +124,8 @@ def gather(paths: Sequence[Path]) -> Gathered:
             _attach_report(found, item)
         else:
             _attach_export(found, *item)
+    for path in plans:
+        _attach_plan(found, path)
     return found
 
 
@@ -184,6 +193,10 @@ def _pipeline_output(path: Path, found: Gathered) -> Subject:
         origin, export = _read_export(file)
         if origin == subject.model_sha256:
             subject.exports.append(export)
+    for file in sorted(path.glob(f"*/{arena.NAME}")):
+        plan = arena.read_plan(file.parent)
+        if plan.finalized_sha256 == subject.model_sha256:
+            subject.arenas[str(file.parent)] = plan
     for file in sorted(path.glob("*.json")):
         record = _read_json(file)
         if isinstance(record, VerifyReport):
@@ -284,6 +297,15 @@ def _attach_export(found: Gathered, origin: str, export: ExportedFile) -> None:
             _model_of_csq(subject, export.path)
         found.subjects.append(subject)
     subject.exports.append(export)
+
+
+def _attach_plan(found: Gathered, path: Path) -> None:
+    """Add the plan in a folder of C to the model that it was made from, or to a new subject."""
+    plan = arena.read_plan(path)
+    subject = next((s for s in found.subjects if s.model_sha256 == plan.finalized_sha256), None)
+    if subject is None:
+        found.subjects.append(subject := Subject(str(path)))
+    subject.arenas[str(path)] = plan
 
 
 def _attach_report(found: Gathered, report: VerifyReport) -> None:

@@ -15,8 +15,9 @@ from csqtool.model_info import Input
 from csqtool.nn.signature import named_inputs
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
+from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_graph import Computed, CReference, LayerNumbers, NotCoveredError
-from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run
+from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
 from csqtool.verifying.findings import LayerFinding
 from csqtool.verifying.layer_verdicts import Comparison
 from csqtool.verifying.layers import Cut, reference_cuts
@@ -29,12 +30,23 @@ LAYER_SAMPLES = 16  # compared layer by layer, under sanitizers
 BATCH = 100  # samples at a time elsewhere
 
 
-def verify_c(subject: Subject, folder: CFolder) -> None:
+def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target: str | None = None) -> None:
     """Check an exported folder.
 
+    Args:
+        subject: what is verified.
+        folder: the exported folder.
+        cc: the compiler, None the first one that is installed.
+        target: one of `csqtool.verifying.gates.TARGETS` to run it on as well; left out, with a line that says so,
+            where its tools are missing.
+
     Raises:
-        InputError: no C compiler is installed.
+        InputError: no C compiler is installed, or not the one that is named.
     """
+    on_device = target is not None
+    if on_device and (missing := missing_tools()):
+        subject.tell(f"{target}: skipped, {missing} is not installed")
+        on_device = False
     subject.tell(f"{subject.report.file}: compiling …")
     subject.check_origin(folder.sha256)
     with tempfile.TemporaryDirectory(prefix="csqtool-") as one, tempfile.TemporaryDirectory(prefix="csqtool-") as other:
@@ -44,13 +56,13 @@ def verify_c(subject: Subject, folder: CFolder) -> None:
             ("compiles with sanitizers", other, [*WARNINGS, "-O1", "-g1", "-DMODEL_TRACE", *SANITIZERS]),
         ):
             try:
-                programs.append(CProgram(folder, Path(here), flags))
+                programs.append(CProgram(folder, Path(here), flags, cc))
             except RuntimeError as error:
                 subject.report.add("integrity", name, False, str(error))
             else:
-                subject.report.add("integrity", name, True, " ".join(flags))
+                subject.report.add("integrity", name, True, " ".join([compiler(cc), *flags]))
         if len(programs) == 2:
-            _Checks(subject, folder, *programs).run()
+            _Checks(subject, folder, *programs, on_device=on_device).run()
 
 
 class _Checks:
@@ -61,14 +73,18 @@ class _Checks:
         folder: the exported folder.
         shipped: its program as it is.
         traced: its program with MODEL_TRACE, under sanitizers.
+        on_device: whether to run it on the target as well.
     """
 
-    def __init__(self, subject: Subject, folder: CFolder, shipped: CProgram, traced: CProgram) -> None:
+    def __init__(
+        self, subject: Subject, folder: CFolder, shipped: CProgram, traced: CProgram, *, on_device: bool
+    ) -> None:
         self._subject = subject
         self._report = subject.report
         self._folder = folder
         self._shipped = shipped
         self._traced = traced
+        self._on_device = on_device
 
     def run(self) -> None:
         subject, report = self._subject, self._report
@@ -103,6 +119,9 @@ class _Checks:
         self._beyond(inputs)
         subject.tell(f"outputs on {samples(inputs)} samples …")
         self._outputs(inputs, targets, arrays)
+        if self._on_device:
+            subject.tell("Cortex-M4 in QEMU …")
+            check_on_device(report, self._folder, self._shipped, arrays)
 
     def _arrays(self, inputs: Any) -> NDArray[np.float32]:
         """Return the network's input [N, …]."""

@@ -88,6 +88,12 @@ class Run:
 class CFolder:
     """An exported folder.
 
+    Attributes:
+        files: what is compiled, by name.
+        content: all files of the folder that are part of it, one after the other.
+        sha256: of the finalized model that it names.
+        sizes: ``INPUT``, ``OUTPUT`` and ``ARENA``.
+
     Args:
         path: the folder.
 
@@ -96,20 +102,25 @@ class CFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        missing = [name for name in FILES if not (path / name).is_file()]
+        is_single = b"MODEL_IMPLEMENTATION" in (read_bytes(path / "model.h") if (path / "model.h").is_file() else b"")
+        names = FILES[:1] if is_single else FILES
+        missing = [name for name in names if not (path / name).is_file()]
         if missing:
             packed = (path / "csq.h").is_file()
             what = "packed weights and their reader, no inference" if packed else f"no {', '.join(missing)}"
             raise FormatError(f"{path} holds {what}; csqtool export --format c writes one for quantized activations")
-        self.files = {name: read_bytes(path / name) for name in FILES}
+        self.files = {name: read_bytes(path / name) for name in names}
+        self.content = b"".join(self.files.values())
+        if is_single:
+            self.files["model.c"] = b'#define MODEL_IMPLEMENTATION\n#include "model.h"\n'
         header = self.files["model.h"].decode(errors="replace")
         self.sha256 = next(iter(re.findall(r'#define MODEL_FINALIZED_SHA256 "([0-9a-f]{64})"', header)), None)
         self.sizes = {name: _size(header, name, path) for name in ("INPUT", "OUTPUT", "ARENA")}
 
     @property
-    def content(self) -> bytes:
-        """All files, one after the other."""
-        return b"".join(self.files.values())
+    def sources(self) -> list[str]:
+        """The files to compile."""
+        return [name for name in self.files if name.endswith(".c")]
 
 
 def _size(header: str, name: str, path: Path) -> int:
@@ -119,12 +130,16 @@ def _size(header: str, name: str, path: Path) -> int:
     return int(found[0])
 
 
-def compiler() -> str:
-    """Return the C compiler.
+def compiler(name: str | None = None) -> str:
+    """Return the C compiler: the one called `name`, or the first that is installed.
 
     Raises:
-        InputError: none is installed.
+        InputError: it is not installed, or none is.
     """
+    if name is not None:
+        if shutil.which(name) is None:
+            raise InputError(f"the compiler {name!r} is not installed")
+        return name
     found = next(filter(None, map(shutil.which, COMPILERS)), None)
     if found is None:
         raise InputError(f"verifying C needs a C compiler, and none of {', '.join(COMPILERS)} is installed")
@@ -138,19 +153,24 @@ class CProgram:
         folder: the exported folder.
         here: an empty folder for the program.
         flags: for the compiler.
+        cc: the compiler's name or path; None takes the first of `COMPILERS` that is installed.
 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's first line.
     """
 
-    def __init__(self, folder: CFolder, here: Path, flags: Sequence[str]) -> None:
+    def __init__(self, folder: CFolder, here: Path, flags: Sequence[str], cc: str | None = None) -> None:
         self._folder = folder
         self._here = here
         for name, content in folder.files.items():
             (here / name).write_bytes(content)
         harness = importlib.resources.files("csqtool.verifying") / "c_harness.c"
         (here / "harness.c").write_bytes(harness.read_bytes())
-        sandbox.call("csqtool.verifying.c_program:compile_in", folder=str(here), compiler=compiler(), flags=list(flags))
+        sandbox.call(
+            "csqtool.verifying.c_program:compile_in",
+            folder=str(here),
+            command=[compiler(cc), *flags, "harness.c", *folder.sources, "-o", "program"],
+        )
 
     def run(
         self, inputs: NDArray[np.float32], forced: Mapping[str, NDArray[np.uint8]] | None = None,
@@ -232,14 +252,13 @@ class _Log:
         return np.frombuffer(self._bytes(4 * count), np.int32)
 
 
-def compile_in(folder: str, compiler: str, flags: list[str]) -> None:
+def compile_in(folder: str, command: list[str]) -> None:
     """Compile the program in a folder; called in the sandbox, whose limits it inherits.
 
     Raises:
         RuntimeError: the compiler's first line.
     """
-    command = [compiler, *flags, "harness.c", "model.c", "weights.c", "-o", "program"]
-    done = _finished(command, folder)
+    done = finished(command, folder)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise RuntimeError(next((line for line in lines if "error" in line), lines[0]))
@@ -254,7 +273,7 @@ def run_in(folder: str, content: NDArray[np.uint8], count: int, forced: bool, fi
     here = Path(folder)
     (here / "in").write_bytes(content.tobytes())
     command = [str(here / "program"), "in", "out", "log", str(count), str(int(forced)), str(fill)]
-    done = _finished(command, folder)
+    done = finished(command, folder)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         said = next((line for line in lines if "ERROR" in line or "runtime error" in line), lines[-1] if lines else "")
@@ -262,7 +281,12 @@ def run_in(folder: str, content: NDArray[np.uint8], count: int, forced: bool, fi
     return {"out": (here / "out").read_bytes(), "log": (here / "log").read_bytes()}
 
 
-def _finished(command: list[str], folder: str) -> subprocess.CompletedProcess[bytes]:
+def finished(command: list[str], folder: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a folder, with a limit of time.
+
+    Raises:
+        RuntimeError: it took too long.
+    """
     try:
         return subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,

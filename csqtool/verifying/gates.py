@@ -9,11 +9,15 @@ from typing import Any
 import msgspec
 
 from csqtool import documents
-from csqtool.errors import ConfigError
+from csqtool.errors import ConfigError, nearest
 from csqtool.quantized_model import QuantizedModel
 from csqtool.text import parse_size
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.report_file import read_report
+
+TARGETS = ("cortex-m4",)
+SIZES = ("max_size", "max_flash", "max_ram")
+ON_DEVICE = ("max_flash", "max_ram", "max_instructions")
 
 
 class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,6 +34,9 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         min_integer_share: share of onnxruntime's computing nodes that run on integers.
         max_latency_ratio: latency over that of the file `latency_against`.
         latency_against: an ONNX file.
+        max_flash: bytes of code and constants on the target.
+        max_ram: bytes of arena, input, output and stack on the target.
+        max_instructions: instructions of one inference on the target.
         baseline: a report of an earlier verification.
         max_regression: how far the metric may be below the baseline's; size and bit width may grow by this share.
     """
@@ -44,6 +51,9 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_integer_share: float | None = None
     max_latency_ratio: float | None = None
     latency_against: str | None = None
+    max_flash: int | None = None
+    max_ram: int | None = None
+    max_instructions: int | None = None
     baseline: str | None = None
     max_regression: float | None = None
 
@@ -52,7 +62,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ConfigError(f"{one.replace('_', '-')} and {other.replace('_', '-')} go together; give both")
         for name in ("max_abs_diff", "max_rel_diff", "max_metric_drop", "max_size", "max_bit_width",
-                     "max_latency_ratio", "max_regression"):  # fmt: skip
+                     "max_latency_ratio", "max_regression", *ON_DEVICE):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name.replace('_', '-')} must not be negative, got {value:g}")
@@ -66,9 +76,12 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def for_file(self, file: Path) -> Gates:
         """Return the gates that apply to a file of this kind; a pipeline has one set for all formats.
 
-        Integer kernels and latencies only apply to ONNX files, and a baseline to files of its own kind.
+        Integer kernels and latencies only apply to ONNX files, limits on a device to folders of C, and a baseline to
+        files of its own kind.
         """
         gates = self
+        if not file.is_dir():
+            gates = msgspec.structs.replace(gates, **dict.fromkeys(ON_DEVICE))
         if file.suffix != ".onnx":
             gates = msgspec.structs.replace(gates, min_integer_share=None, max_latency_ratio=None, latency_against=None)
         if gates.baseline is not None and _kind_of_baseline(gates.baseline) != file.suffix:
@@ -82,7 +95,7 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: a key is unknown or a value is wrong.
         """
-        sizes = {key: parse_size(value) for key, value in document.items() if key == "max_size"}
+        sizes = {key: parse_size(value) for key, value in document.items() if key in SIZES}
         return documents.convert(cls, {**document, **sizes}, where=where, error=ConfigError)
 
     def check(self, report: VerifyReport, model: QuantizedModel, content: bytes) -> None:
@@ -139,8 +152,31 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             found = _latency_ratio(report, self.latency_against)
             _limit(report, "latency", found, found is not None and found <= self.max_latency_ratio,
                    f"at most {self.max_latency_ratio:g} of {self.latency_against}")  # fmt: skip
+        self._check_device(report)
         if self.baseline is not None and self.max_regression is not None:
             check_baseline(report, self.baseline, self.max_regression)
+
+    def _check_device(self, report: VerifyReport) -> None:
+        for key, name, unit in (
+            ("flash", "flash", "bytes"), ("ram", "RAM", "bytes"), ("instructions", "instructions", "an inference")
+        ):  # fmt: skip
+            most = getattr(self, f"max_{key}")
+            if most is not None:
+                found = report.figure("outputs", key)
+                _limit(report, name, found, found is not None and found <= most, f"at most {most:,} {unit}")
+
+
+def check_target(target: str | None, gates: Gates) -> None:
+    """Check that a target is known, and that there is one if limits on it are set.
+
+    Raises:
+        ConfigError: it is not, or there is none.
+    """
+    if target is not None and target not in TARGETS:
+        raise ConfigError(f"unknown target {target!r}; {nearest(target, TARGETS)}")
+    limits = [name.replace("_", "-") for name in ON_DEVICE if getattr(gates, name) is not None]
+    if limits and target is None:
+        raise ConfigError(f"{limits[0]} is measured on a target; set --target {TARGETS[0]} as well")
 
 
 def _integer_share(report: VerifyReport, content: bytes) -> float | None:
@@ -192,5 +228,5 @@ def _kind_of_baseline(path: str) -> str:
 
 
 def _limit(report: VerifyReport, name: str, found: float | None, holds: bool, wanted: str) -> None:
-    shown = "not measured" if found is None else f"{found:.6g}"
+    shown = "not measured" if found is None else f"{found:.6g}" if abs(found) < 1e6 else f"{found:.0f}"
     report.add("gates", name, holds, f"{shown}, {wanted}", None, **({} if found is None else {"found": found}))

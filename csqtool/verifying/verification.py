@@ -21,7 +21,7 @@ from csqtool.verifying.c_checks import verify_c
 from csqtool.verifying.c_program import CFolder
 from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
-from csqtool.verifying.gates import Gates
+from csqtool.verifying.gates import Gates, check_target
 from csqtool.verifying.onnx_checks import verify_onnx
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.tolerances import Tolerances
@@ -40,6 +40,8 @@ def verify_file(
     threads: int = 0,
     allow_unaccounted: Sequence[str] = (),
     save_inputs: Path | None = None,
+    cc: str | None = None,
+    target: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -57,6 +59,8 @@ def verify_file(
         threads: threads of one operator in the backends, 0 their own choice.
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph.
         save_inputs: folder that inputs are written to on which the two sides disagree.
+        cc: the compiler for a folder of C; None takes the first of cc, gcc and clang that is installed.
+        target: a device that a folder of C runs on as well, in a simulator: ``cortex-m4``.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -65,7 +69,11 @@ def verify_file(
     Raises:
         InputError: a file is missing or no file of its kind, or the model or data cannot be built.
     """
+    gates = gates or Gates()
+    check_target(target, gates)
     folder = CFolder(file) if file.is_dir() else None
+    if folder is None and (cc, target) != (None, None):
+        raise ConfigError(f"{file} is no folder of C: --cc and --target are for what export --format c writes")
     content = read_bytes(file) if folder is None else folder.content
     sandbox.warm_up()  # while this process imports PyTorch and builds the module
     if isinstance(against, QuantizedModel):
@@ -104,10 +112,10 @@ def verify_file(
             "csqtool unpack -o model.onnx writes, or export one"
         )
     if folder is not None:
-        verify_c(subject, folder)
+        verify_c(subject, folder, cc=cc, target=target)
     else:
         (verify_csq if packed else verify_onnx)(subject)
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
-    (gates or Gates()).check(report, finalized, content)
+    gates.check(report, finalized, content)
     return report

@@ -40,6 +40,8 @@ class CExporter(Exporter):
 
         content = self.options.content
         if content == "weights" or (content == "auto" and not model.activations):
+            if self.options.single_file:
+                raise ConfigError("--single-file is for an inference, which needs quantized activations (--act-bits)")
             return export_package(model, path, encoding=self.options.encoding)
         if self.options.encoding != COptions.encoding:
             raise ConfigError("--encoding is for packed weights (--content weights); an inference has --weights")
@@ -60,7 +62,9 @@ def to_c(model: QuantizedModel, module: Any, options: COptions) -> tuple[dict[st
         ExportError: as `CExporter.export`.
     """
     from exporters.c.memory import plan
+    from exporters.c.plan_file import document
     from exporters.c.program import Conv
+    from exporters.c.single_file import merged
     from exporters.c.storage import store
     from exporters.c.translate import translate
     from exporters.c.write import Writer
@@ -74,7 +78,11 @@ def to_c(model: QuantizedModel, module: Any, options: COptions) -> tuple[dict[st
     for step in layers:
         step.stored = store(step.q.reshape(len(step.q), -1), options.weights)
     placed = plan(program)
-    files = Writer(program, placed, hashlib.sha256(to_bytes(model)).hexdigest(), __version__).files()
+    sha256 = hashlib.sha256(to_bytes(model)).hexdigest()
+    files = Writer(program, placed, sha256, __version__).files()
+    if options.single_file:
+        files = merged(files)
+    files = {"arena.json": document(program, placed, sha256), **files}
     flash = sum(step.stored.rows.size for step in layers)
     as_int8 = sum(step.q.size for step in layers)
     float32_bytes = sum(4 * (step.q.size + step.bias.size) for step in layers)

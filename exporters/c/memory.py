@@ -9,11 +9,12 @@ from exporters.c.program import INPUT, Conv, Program
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes that are in use from one step to another, both included."""
+    """Bytes that are in use from one step to another, both included; `label` tells people what they hold."""
 
     size: int
     first: int
     last: int
+    label: str = ""
 
     def meets(self, other: Block) -> bool:
         """Tell whether both are in use at some step."""
@@ -77,14 +78,20 @@ def _plan(program: Program) -> Plan:
                 root[step.output.buffer] = root[value.buffer]  # the root comes first: its own root is final
                 break
     spans: dict[int, Block] = {}
+    labels = _labels(program)
     for buffer, size in enumerate(program.sizes):
-        of, span = root[buffer], Block(size, first[buffer], last[buffer])
-        before = spans.get(of, span)
-        spans[of] = Block(size, min(before.first, span.first), max(before.last, span.last))
+        of, span = root[buffer], Block(size, first[buffer], last[buffer], labels[buffer])
+        before = spans.get(of)
+        if before is not None:
+            label = ", ".join(name for name in (before.label, span.label) if name)
+            span = Block(size, min(before.first, span.first), max(before.last, span.last), label)
+        spans[of] = span
     keys = list(spans)
     blocks = [spans[key] for key in keys]
     scratch_of = {n: len(blocks) + i for i, n in enumerate(n for n, s in enumerate(program.steps) if s.scratch_bytes)}
-    blocks += [Block(program.steps[number].scratch_bytes, number, number) for number in scratch_of]
+    for number in scratch_of:
+        step = program.steps[number]
+        blocks.append(Block(step.scratch_bytes, number, number, f"filters and window of {step.label}"))
     orders = [
         sorted(range(len(blocks)), key=lambda i: (-blocks[i].size, blocks[i].first)),
         sorted(range(len(blocks)), key=lambda i: (blocks[i].first, -blocks[i].size)),
@@ -98,6 +105,15 @@ def _plan(program: Program) -> Plan:
         [places[scratch_of[n]] if n in scratch_of else 0 for n in range(len(program.steps))],
         size, least, list(zip(blocks, places, strict=True)),
     )  # fmt: skip
+
+
+def _labels(program: Program) -> list[str]:
+    """Return what each buffer is called: by the quantizers whose integers it holds."""
+    labels = [""] * len(program.sizes)
+    for step in program.steps:
+        if step.output is not None and step.place:
+            labels[step.output.buffer] = step.place
+    return labels
 
 
 def _placed(blocks: list[Block], order: list[int]) -> tuple[int, list[int]]:

@@ -20,6 +20,7 @@ class COptions(EncodingOptions):
             ``auto`` is inference where activations are quantized.
         weights: ``packed`` keeps each layer at the fewest bits that its integers need, decoded filter by filter;
             ``int8`` takes a byte a weight and no decoding; ``auto`` is ``packed``.
+        single_file: write the code into one header instead of two source files.
     """
 
     content: str = field(
@@ -30,6 +31,9 @@ class COptions(EncodingOptions):
         },
     )
     weights: str = field(default="auto", metadata={"help": "packed or int8", "metavar": "STORAGE"})
+    single_file: bool = field(
+        default=False, metadata={"help": "Write the inference in C as one header, code and weights included"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +41,10 @@ class COptions(EncodingOptions):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"the format c: unknown {name} {value!r}; {nearest(str(value), known)}")
+        if not isinstance(self.single_file, bool):
+            raise ConfigError(f"single-file is true or false, got {self.single_file!r}")
+        if self.content == "weights" and self.single_file:
+            raise ConfigError("--single-file is for an inference; packed weights have a header and an array")
         if self.content == "weights" and self.weights != "auto":
             raise ConfigError(
                 "--weights is for an inference; with --content weights the model is packed as a .csq file"

@@ -75,6 +75,11 @@ class Step:
     placed: Value | None = None
 
     @property
+    def label(self) -> str:
+        """What it is called for people."""
+        return self.place or type(self).__name__
+
+    @property
     def scratch_bytes(self) -> int:
         """Memory that the kernel needs for itself."""
         return 0
@@ -125,6 +130,11 @@ class Conv(Step):
     channels_first: bool = False
     stored: Any = None
     block: int = 1
+
+    @property
+    def label(self) -> str:
+        """The parameter."""
+        return self.layer
 
     @property
     def is_depthwise(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from csqtool.errors import ExportError
+from csqtool.errors import ConfigError, ExportError
 from csqtool.verifying.c_numbers import CGrid, factors
+from csqtool.verifying.c_program import WARNINGS
 from exporters.c.fixed_point import common_factors, factor
 from exporters.c.memory import Block, plan
+from exporters.c.options import COptions
 from exporters.c.program import INPUT, Grid, Program, Table, Value
 from exporters.c.storage import TRITS, store
 from tests.support.c_nets import Branches, CExport, Functions, OneDimension, Products, export_c
@@ -48,6 +51,47 @@ QUICK = ("residual, depthwise, flipped channels", "functions")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in NETS])
 def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
     built(name).assert_faithful()
+
+
+@pytest.mark.parametrize("cc", [
+    pytest.param(cc, marks=pytest.mark.skipif(shutil.which(cc) is None, reason=f"{cc} is not installed"))
+    for cc in ("gcc", "clang")
+])  # fmt: skip
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long if n == "branches" else pytest.mark.slow])
+                                  for n in NETS])  # fmt: skip
+def test_compilers_warn_of_nothing_and_agree_at_every_level(name: str, cc: str) -> None:
+    export = built(name)
+    wanted = np.ascontiguousarray(export.reference.run(export.inputs.numpy()).output).tobytes()
+    for level in ("-Os", "-O3"):
+        program, folder = export.program((*WARNINGS, level, "-march=native"), cc)
+        with folder:
+            assert program.run(export.inputs.numpy(), traced=False).output.tobytes() == wanted, level
+
+
+@needs_compiler
+def test_one_header_computes_the_same_bits() -> None:
+    torch.manual_seed(0)
+    export = export_c(ConvNet(), (3, 5, 5), single_file=True)
+    assert set(export.files) == {"model.h", "main.c", "Makefile", "CMakeLists.txt", "arena.json"}
+    export.assert_faithful()
+
+
+@needs_compiler
+@pytest.mark.long
+def test_the_example_of_one_header_is_made(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for name, content in export_c(ConvNet(), (3, 5, 5), single_file=True).files.items():
+        (tmp_path / name).write_bytes(content)
+    subprocess.run(["make", f"CFLAGS={' '.join(WARNINGS)}"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([tmp_path / "example"], check=True, capture_output=True, text=True)
+    assert len(done.stdout.split()) == 5
+
+
+def test_one_header_is_for_an_inference_only() -> None:
+    with pytest.raises(ConfigError, match="--single-file is for an inference"):
+        COptions(content="weights", single_file=True)
+    with pytest.raises(ConfigError, match="single-file is true or false"):
+        COptions(single_file="yes")
 
 
 @needs_compiler

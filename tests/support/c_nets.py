@@ -41,7 +41,9 @@ class CExport:
     reference: CReference
     inputs: Tensor
 
-    def program(self, flags: Sequence[str] = TRACED) -> tuple[CProgram, tempfile.TemporaryDirectory[str]]:
+    def program(
+        self, flags: Sequence[str] = TRACED, cc: str | None = None
+    ) -> tuple[CProgram, tempfile.TemporaryDirectory[str]]:
         """Return the compiled program, and the folder that it lies in."""
         folder = tempfile.TemporaryDirectory()
         source = Path(folder.name) / "source"
@@ -50,7 +52,7 @@ class CExport:
             write_bytes(source / name, content)
         build = Path(folder.name) / "build"
         build.mkdir()
-        return CProgram(CFolder(source), build, flags), folder
+        return CProgram(CFolder(source), build, flags, cc), folder
 
     def assert_faithful(self) -> Run:
         """Weights, every quantizer and the output equal the reference's; teacher-forced layers are PyTorch's."""
