@@ -153,7 +153,7 @@ def quantize(
     BatchNorm is re-estimated on the samples; activation ranges follow from histograms of all samples; planes are
     allotted by measured output error under the budget; then all rounded weights, step sizes and biases are trained
     together so that the layers and outputs follow the float network's (as in BRECQ, Li et al. 2021, with the whole
-    network as one block).
+    network as one block). Where nothing is trained, BatchNorm is re-estimated once more, with the rounded weights.
 
     Args:
         config: the settings; of a search, those of the budget and of what is quantized are used.
@@ -212,7 +212,8 @@ class _Quantizing:
                        f"budget {costs.budget.describe(costs.budget.limit)}")  # fmt: skip
         while True:
             method = self._reconstructed(scheme, teacher, steps)
-            if batch_norm:
+            # Trained layers follow the float ones with the statistics that they have: others take that away again.
+            if batch_norm and not steps:
                 self._reestimate(network.net)
             integers = method.integers()
             if not costs.counts_bytes or costs.of(integers) <= costs.budget.limit:

@@ -102,6 +102,18 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_batch_norm_keeps_the_float_statistics_in_training_and_takes_those_of_rounded_weights_otherwise(
+    steps: int,
+) -> None:
+    net, x = made(), inputs()[:128]  # one batch
+    quantized = csqtool.quantize(net, x, target_bits=2, steps=steps, device="cpu")
+    measured = net if steps else csqtool.to_torch(quantized, net).model
+    with torch.no_grad():
+        wanted = measured.get_submodule("0")(x).mean((0, 2, 3))
+    torch.testing.assert_close(torch.from_numpy(quantized.tensors["1.running_mean"]), wanted, rtol=1e-3, atol=1e-4)
+
+
 class Partly(nn.Module):
     """A constant activation, and a layer that no input reaches."""
 
