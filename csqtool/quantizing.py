@@ -13,38 +13,34 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
-from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from csqtool.data import DataSource, as_source, batches_of, training_batches
 from csqtool.data.data_source import Part
 from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import Stream
-from csqtool.errors import ConfigError, DataError, TrainingError
+from csqtool.errors import DataError
 from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
 from csqtool.model_info import MethodInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
+from csqtool.reconstruction import RECONSTRUCTIONS, difference, train
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.files_ahead import check_files_ahead
-from csqtool.searching.loop import compute_small_weights
-from csqtool.searching.method import Method, MethodContext, load_method
+from csqtool.searching.method import Method, MethodContext
 from csqtool.searching.network import Network
+from csqtool.searching.options import Options as NoOptions
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes, settle
 from csqtool.searching.session import Session
 from csqtool.searching.start import Start
 from csqtool.task import Task, as_task, new_metric
-from csqtool.trees import call, mapped, tensors
+from csqtool.trees import call, mapped
 
 PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
-WEIGHT_RATE = 1e-4  # of Adam, which moves a weight by about this much a step
-SCALE_RATE = 1e-5
 SPARE_PLANES = 2  # by which the allotment begins above the budget's average: more is hardly ever kept
-VARIANCE_FLOOR = 1e-6  # below it an output is constant
 
 
 class Unlabelled:
@@ -146,22 +142,26 @@ def quantize(
     samples: int,
     steps: int,
     batch_norm: bool,
+    reconstruct: str = "lsq",
+    ranges: str = "mse",
     data: DataSource,
     model: ModelSource | None = None,
     progress: Progress | None = None,
 ) -> QuantizedModel:
     """Quantize a trained network against its own float outputs.
 
-    BatchNorm is re-estimated on the samples; activation quantizers are calibrated; planes are allotted by measured
-    output error under the budget; then all rounded weights, step sizes and biases are trained together so that the
-    layers and outputs follow the float network's (as in BRECQ, Li et al. 2021, with the whole network as one block,
-    and learned step sizes, Esser et al. 2020, in place of rounding gates).
+    BatchNorm is re-estimated on the samples; activation ranges follow from histograms of all samples; planes are
+    allotted by measured output error under the budget; then all rounded weights, step sizes and biases are trained
+    together so that the layers and outputs follow the float network's (as in BRECQ, Li et al. 2021, with the whole
+    network as one block). Where nothing is trained, BatchNorm is re-estimated once more, with the rounded weights.
 
     Args:
         config: the settings; of a search, those of the budget and of what is quantized are used.
         samples: how many training samples are read.
         steps: of the reconstruction; 0 rounds to the nearest.
-        batch_norm: re-estimate BatchNorm's statistics on the samples.
+        batch_norm: re-estimate BatchNorm's statistics on the samples, augmented as in training.
+        reconstruct: what is trained, a key of `csqtool.reconstruction.RECONSTRUCTIONS`.
+        ranges: how activation ranges follow from histograms, a key of `csqtool.nn.ranges.RANGES`.
         data: training data; labels are not looked at.
         model: builds the module; None takes the factory in the settings.
         progress: is told of every step.
@@ -174,21 +174,21 @@ def quantize(
         limited = calibration_source(data, samples)
         directory = RunDirectory(Path(folder) / "run")
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
-        return _Quantizing(session, told).result(steps, batch_norm=batch_norm)
+        return _Quantizing(session, told, reconstruct).result(steps, batch_norm=batch_norm, ranges=ranges)
 
 
 class _Quantizing:
     """The steps of `quantize`."""
 
-    def __init__(self, session: Session, told: Progress) -> None:
-        self.session, self.told = session, told
+    def __init__(self, session: Session, told: Progress, reconstruct: str) -> None:
+        self.session, self.told, self.reconstruct = session, told, reconstruct
         self.network: Network = session.network
         self.config, self.data, self.device = session.config, session.data, session.device
         found = len(self.data.train)
         if found < self.config.batch_size and not isinstance(self.data.train, Stream):
             raise DataError(f"{found} calibration samples are fewer than a batch of {self.config.batch_size}")
 
-    def result(self, steps: int, *, batch_norm: bool) -> QuantizedModel:
+    def result(self, steps: int, *, batch_norm: bool, ranges: str) -> QuantizedModel:
         network, config = self.network, self.config
         info = self.session.info()
         info = info.replace(method=MethodInfo(
@@ -198,8 +198,10 @@ class _Quantizing:
         network.net.to(self.device)
         if batch_norm:
             self._reestimate(network.model)
-        if dead := network.calibrate(self._inputs):
-            self.told.line(f"activations that are 0 for all calibration samples: {', '.join(dead)}")
+        if network.unused:
+            self.told.line(f"layers that no sample reaches stay in float: {', '.join(network.unused)}")
+        if constant := network.net.calibrate_streamed(self._inputs(), ranges):
+            self.told.line(f"activations with one value for all calibration samples: {', '.join(constant)}")
         teacher = copy.deepcopy(network.model).eval().requires_grad_(False)
         costs = self.session.costs
         costs.measure_sizes(lambda: network.parameters)
@@ -210,7 +212,8 @@ class _Quantizing:
                        f"budget {costs.budget.describe(costs.budget.limit)}")  # fmt: skip
         while True:
             method = self._reconstructed(scheme, teacher, steps)
-            if batch_norm:
+            # Trained layers follow the float ones with the statistics that they have: others take that away again.
+            if batch_norm and not steps:
                 self._reestimate(network.net)
             integers = method.integers()
             if not costs.counts_bytes or costs.of(integers) <= costs.budget.limit:
@@ -224,7 +227,7 @@ class _Quantizing:
             scheme, steps = drop_planes(scheme, costs.budget, loss_with=probe), 0
 
     def _inputs(self) -> Iterator[Any]:
-        return (inputs for inputs, _ in batches_of(self.data.train))
+        return (mapped(x, lambda tensor: tensor.to(self.device)) for x, _ in batches_of(self.data.train))
 
     def _reestimate(self, net: nn.Module) -> None:
         reestimate_batch_norm(net, self.data, self.device, batch_size=self.config.batch_size, seed=self.config.seed)
@@ -245,44 +248,14 @@ class _Quantizing:
         return measured
 
     def _reconstructed(self, scheme: dict[str, tuple[int, ...]], teacher: nn.Module, steps: int) -> Method:
-        """Put rounded weights in place, and train them for some steps."""
-        network, config, net = self.network, self.config, self.network.net
-        compared = {network.placement.batch_norms.get(w.name) or w.name.rpartition(".")[0] for w in network.weights}
-        method_class = load_method("lsq")
-        context = MethodContext(
-            network.weights, network.model, config, config.options_of("lsq"), self.session.costs.budget, scheme
-        )
-        network.method = method = method_class(context)
-        net.eval()
-        if not steps:
-            return method
-        scales = [p for name, p in net.named_parameters() if name.endswith("scale") and p.ndim == 0]
-        known = {id(p) for p in scales}
-        rest = [p for p in net.parameters() if p.requires_grad and id(p) not in known]
-        groups = [{"params": rest, "lr": WEIGHT_RATE}, {"params": scales, "lr": SCALE_RATE}]
-        optimizer = torch.optim.Adam(groups)
-        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        ours, theirs = Watched(network.model, compared), Watched(teacher, compared)
-        with ours, theirs:
-            for number, inputs in enumerate(self._batches(steps)):
-                with torch.no_grad():
-                    wanted = as_float(call(teacher, inputs))
-                with parametrize.cached():
-                    compute_small_weights(net)
-                    found = as_float(call(net, inputs))
-                seen = [difference(ours.outputs[name], theirs.outputs[name]) for name in compared
-                        if name in ours.outputs]  # fmt: skip
-                loss = difference(found, wanted) + sum(seen) / max(len(seen), 1)
-                if not math.isfinite(float(loss.detach())):
-                    raise TrainingError(f"the error of the reconstruction is not finite at step {number + 1}")
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                rate.step()
-                method.after_step()
-                for quantizer in net.quantizers.values():
-                    quantizer.after_step()
-                self.told.step("reconstruct", number + 1, steps, {"error": float(loss.detach())})
+        """Put rounded weights in place, and train them for some steps; without any, they are rounded to the nearest."""
+        network, config = self.network, self.config
+        kind = RECONSTRUCTIONS[self.reconstruct if steps else "lsq"]
+        context = MethodContext(network.weights, network.model, config, NoOptions(), self.session.costs.budget, scheme)
+        network.method = method = kind(context)
+        network.net.eval()
+        if steps:
+            train(network, method, teacher, self._batches(steps), steps, self.told)
         return method
 
     def _batches(self, steps: int) -> Iterator[Any]:
@@ -295,44 +268,3 @@ class _Quantizing:
                 done += 1
                 yield laid_out(inputs, self.device, channels_last=bool(self.config.channels_last))
             epoch += 1
-
-
-class Watched:
-    """Keeps the last outputs of some modules within a block.
-
-    Args:
-        model: the module.
-        paths: of the modules in it.
-    """
-
-    def __init__(self, model: nn.Module, paths: set[str]) -> None:
-        self.outputs: dict[str, Any] = {}
-        self._modules = {path: model.get_submodule(path) for path in paths}
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        for path, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._keeper(path)))
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _keeper(self, path: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # A later layer may change its input in place, as nn.ReLU(inplace=True) does.
-            self.outputs[path] = mapped(output, lambda tensor: tensor.clone())
-
-        return keep
-
-
-def difference(found: Any, wanted: Any) -> Tensor:
-    """Return the squared error of outputs, relative to the variance of the wanted ones; a mean over tensors."""
-    losses = [
-        mse_loss(one, other) / other.var(correction=0).clamp(min=VARIANCE_FLOOR)
-        for one, other in zip(tensors(found), tensors(wanted), strict=True)
-        if other.is_floating_point()
-    ]
-    if not losses:
-        raise ConfigError("the model returns no floating-point output that a reconstruction could follow")
-    return torch.stack(losses).mean()

@@ -26,7 +26,7 @@ ORDER = [
     "csqtool.rebuild csqtool.evaluation csqtool.model_source",
     "csqtool.csq",
     "csqtool.exporting csqtool.searching",
-    "csqtool.float16",
+    "csqtool.float16 csqtool.reconstruction",
     "csqtool.packing csqtool.fingerprints",
     "exporters csqtool.summaries csqtool.sweeping",
     "csqtool.verifying",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import csqtool
+from csqtool.progress import Told
 from tests.support.commands import DIGITS, invoke, ok
 
 
@@ -32,11 +33,14 @@ def error(net: nn.Module, quantized: csqtool.QuantizedModel) -> float:
         return float((csqtool.to_torch(quantized, net)(x) - net(x)).square().mean())
 
 
-def test_reconstruction_comes_nearer_to_the_float_network_than_rounding_to_the_nearest() -> None:
+@pytest.mark.parametrize(("reconstruct", "share"), [("lsq", 0.8), ("csq", 0.8), ("adaround", 0.9)])
+def test_reconstruction_comes_nearer_to_the_float_network_than_rounding_to_the_nearest(
+    reconstruct: str, share: float
+) -> None:
     net, before = made(), made().state_dict()
-    options: dict[str, Any] = {"target_bits": 2, "batch_norm": False, "device": "cpu"}
-    rounded, trained = (csqtool.quantize(net, inputs(), steps=steps, **options) for steps in (0, 150))
-    assert error(net, trained) < 0.8 * error(net, rounded)
+    options: dict[str, Any] = {"target_bits": 2, "batch_norm": False, "device": "cpu", "reconstruct": reconstruct}
+    rounded, trained = (csqtool.quantize(net, inputs(), steps=steps, **options) for steps in (0, 100))
+    assert error(net, trained) < share * error(net, rounded)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -85,6 +89,8 @@ def test_a_size_of_the_packed_file_is_not_exceeded(tmp_path: Path) -> None:
         (inputs(), {"target_bits": 3, "pin": {"4.weight": 7}}, "cannot be met"),
         (inputs(), {"target_bits": 3, "epochs": 4}, "quantize has no setting 'epochs'"),
         (inputs(), {"target_bits": 3, "steps": -1}, "steps must be at least 0"),
+        (inputs(), {"target_bits": 3, "reconstruct": "best"}, "reconstruct must be one of lsq, adaround, csq"),
+        (inputs(), {"target_bits": 3, "ranges": "max"}, "ranges must be one of mse, percentile, min-max"),
         (None, {"target_bits": 3}, "needs calibration data"),
     ],
 )
@@ -94,6 +100,39 @@ def test_what_cannot_be_quantized_is_refused_in_one_line(
     with pytest.raises(csqtool.InputError, match=message) as caught:
         csqtool.quantize(made(), calibration, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_batch_norm_keeps_the_float_statistics_in_training_and_takes_those_of_rounded_weights_otherwise(
+    steps: int,
+) -> None:
+    net, x = made(), inputs()[:128]  # one batch
+    quantized = csqtool.quantize(net, x, target_bits=2, steps=steps, device="cpu")
+    measured = net if steps else csqtool.to_torch(quantized, net).model
+    with torch.no_grad():
+        wanted = measured.get_submodule("0")(x).mean((0, 2, 3))
+    torch.testing.assert_close(torch.from_numpy(quantized.tensors["1.running_mean"]), wanted, rtol=1e-3, atol=1e-4)
+
+
+class Partly(nn.Module):
+    """A constant activation, and a layer that no input reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.never, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x)) * 0
+        return torch.as_tensor(self.last(x) if x.ndim == 2 else self.never(x))
+
+
+def test_constant_activations_and_layers_without_samples_are_named() -> None:
+    told: list[str] = []
+    quantized = csqtool.quantize(Partly().eval(), torch.randn(64, 6), target_bits=3, act_bits=8, steps=2,
+                                 progress=Told(told.append))  # fmt: skip
+    assert any("no sample reaches" in line and "never.weight" in line for line in told)
+    assert any("one value for all calibration samples: mul.output" in line for line in told)
+    assert {layer.name for layer in quantized.layers} == {"first.weight", "last.weight"}
 
 
 def test_the_command_names_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:

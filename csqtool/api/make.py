@@ -140,6 +140,8 @@ def quantize(
     samples: int = 1024,
     steps: int = 400,
     batch_norm: bool = True,
+    reconstruct: str = "lsq",
+    ranges: str = "mse",
     task: str | Task | None = None,
     progress: bool | Progress = False,
     **settings: Any,
@@ -152,7 +154,11 @@ def quantize(
             `search` takes them for training, or a source name; their labels are not looked at.
         samples: how many of them are read.
         steps: of the reconstruction against the float network; 0 rounds to the nearest.
-        batch_norm: re-estimate BatchNorm's statistics on the samples.
+        batch_norm: re-estimate BatchNorm's statistics on the samples, augmented where their source does that.
+        reconstruct: what is trained: ``lsq``, latent weights and step sizes; ``adaround``, rounding gates; or ``csq``,
+            CSQ's bit gates.
+        ranges: of activations: ``mse``, of least squared error; ``percentile``, without 0.01 % of the values; or
+            ``min-max``.
         task: the task that the file records, as in `search`.
         progress: as in `search`.
         settings: ``target_bits`` (planes a weight on average, without the sign) or ``target_size``, ``act_bits``,
@@ -162,6 +168,8 @@ def quantize(
         InputError: the model, the data or a setting cannot be used, or the budget cannot be met.
     """
     from csqtool import quantizing
+    from csqtool.nn.ranges import RANGES
+    from csqtool.reconstruction import RECONSTRUCTIONS
     from csqtool.searching.config import SearchConfig
     from csqtool.searching.settings import QUANTIZE_SETTINGS
 
@@ -170,6 +178,9 @@ def quantize(
     for name, value, least in (("samples", samples, 2), ("steps", steps, 0)):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
+    for name, chosen, known in (("reconstruct", reconstruct, RECONSTRUCTIONS), ("ranges", ranges, RANGES)):
+        if chosen not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
     if calibration is None:
         raise ConfigError("quantize needs calibration data: inputs, or a source name")
     named_model, module = named_or_module(model)
@@ -178,7 +189,15 @@ def quantize(
     with shown(progress) as told:
         config = SearchConfig.make("", **named_model, **named_data, **settings)
         return quantizing.quantize(
-            config, samples=samples, steps=steps, batch_norm=batch_norm, data=source, model=module, progress=told
+            config,
+            samples=samples,
+            steps=steps,
+            batch_norm=batch_norm,
+            reconstruct=reconstruct,
+            ranges=ranges,
+            data=source,
+            model=module,
+            progress=told,
         )
 
 

@@ -23,6 +23,18 @@ def _rows() -> list[Row]:
 @click.option("--samples", type=int, default=None, help="Training samples that are read. [default: 1024]")
 @click.option("--steps", type=int, default=None, help="Steps of the reconstruction; 0 rounds only. [default: 400]")
 @click.option("--batch-norm/--no-batch-norm", default=None, help="Re-estimate BatchNorm's statistics. [default: yes]")
+@click.option(
+    "--reconstruct",
+    type=click.Choice(["lsq", "adaround", "csq"]),
+    default=None,
+    help="What is trained: weights and step sizes, rounding gates, or CSQ's bit gates. [default: lsq]",
+)
+@click.option(
+    "--ranges",
+    type=click.Choice(["mse", "percentile", "min-max"]),
+    default=None,
+    help="How activation ranges follow from histograms. [default: mse]",
+)
 def quantize(model: str, output: Path, **values: Any) -> None:
     """Quantize a trained MODEL to follow its own float outputs: a few hundred inputs, no labels, minutes.
 

@@ -179,7 +179,11 @@ class ActivationFakeQuantizer(nn.Module):
             error = float((rounded - sample).square().sum())
             if error < best_error:
                 best, best_error = scale, error
-        self._set_scale(best)
+        self.set_grid(best, zero_point)
+
+    def set_grid(self, scale: Tensor | float, zero_point: int) -> None:
+        """Make a scale, above zero, and a zero point the calibrated ones."""
+        self._set_scale(scale)
         self.set_zero_point(zero_point)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from csqtool.nn.activation import ActivationFakeQuantizer, check_finite
 from csqtool.nn.markers import markers_on
 from csqtool.nn.modes import evaluating
 from csqtool.nn.placement import Placement
+from csqtool.nn.ranges import ValueHistogram, set_range
 from csqtool.nn.signature import named_outputs, zeros
 from csqtool.nn.sites import Call, SiteMode
 from csqtool.nn.state_dict import with_versions
@@ -189,12 +190,49 @@ class QuantizedNet(nn.Module):
         dead = []
         for name, quantizer in self.quantizers.items():
             if not seen[name]:
-                raise ModelError(f"the activation {name} was not reached during calibration")
+                raise _not_reached([name])
             sample = torch.cat(seen[name])
             quantizer.calibrate(sample)
             if not sample.any():
                 dead.append(name)
         return dead
+
+    @torch.no_grad()
+    def calibrate_streamed(self, batches: Iterable[Any], kind: str) -> list[str]:
+        """Set every quantizer's scale and zero point from histograms, in memory that does not grow with the batches.
+
+        Args:
+            batches: as for `calibrate`.
+            kind: how a range follows from a histogram, a key of `csqtool.nn.ranges.RANGES`.
+
+        Returns:
+            The names of the activations that have one value only.
+
+        Raises:
+            ModelError: quantizers' places were never reached, or an activation is not finite.
+        """
+        if not self.quantizers:
+            return []
+        histograms = {name: ValueHistogram() for name in self.quantizers}
+
+        def observe(name: str, value: Tensor) -> Tensor:
+            check_finite(name, value)
+            histograms[name].add(value)
+            return value
+
+        with evaluating(self):
+            for inputs in batches:
+                self.observed(inputs, observe)
+        if missed := [name for name, histogram in histograms.items() if not histogram.seen]:
+            raise _not_reached(missed)
+        for name, quantizer in self.quantizers.items():
+            set_range(quantizer, histograms[name], kind)
+        return [name for name, histogram in histograms.items() if histogram.constant]
+
+
+def _not_reached(names: list[str]) -> ModelError:
+    what = f"the activation {names[0]} was" if len(names) == 1 else f"the activations {', '.join(names)} were"
+    return ModelError(f"{what} not reached during calibration")
 
 
 def _with_first(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
