@@ -35,6 +35,7 @@ def verify(
     threads: int = 0,
     allow_unaccounted: Sequence[str] = (),
     save_inputs: PathLike | None = None,
+    bisect: bool = False,
     trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **limits: Any,
@@ -55,6 +56,8 @@ def verify(
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph; the report
             names them.
         save_inputs: folder that inputs are written to on which the two sides disagree.
+        bisect: of an ONNX file, also name the smallest set of nodes whose removal or replacement by PyTorch's values
+            makes it agree; the report has it as ``bisection``.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         limits: gates by name, such as ``max_metric_drop=0.01`` or ``max_size="60KB"``.
@@ -87,6 +90,7 @@ def verify(
             threads=threads,
             allow_unaccounted=allow_unaccounted,
             save_inputs=None if save_inputs is None else Path(save_inputs),
+            bisect=bisect,
             tell=told.line,
         )
 

@@ -70,6 +70,8 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--save-inputs", type=FILE, metavar="DIR",
               help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
+@click.option("--bisect", is_flag=True,
+              help="Of an ONNX file that differs, name the smallest set of nodes that make it differ.")  # fmt: skip
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
@@ -87,6 +89,7 @@ def verify(
     tolerances: tuple[str, ...],
     allow_unaccounted: tuple[str, ...],
     save_inputs: Path | None,
+    bisect: bool,
     json_path: Path | None,
     junit: Path | None,
     markdown: Path | None,
@@ -114,6 +117,7 @@ def verify(
         threads=threads,
         allow_unaccounted=allow_unaccounted,
         save_inputs=save_inputs,
+        bisect=bisect,
         progress=Told(tell),
     )
     if junit is not None:

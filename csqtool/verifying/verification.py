@@ -17,6 +17,7 @@ from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 from csqtool.verifying.backends import load_backends
+from csqtool.verifying.bisection import bisect as find_nodes
 from csqtool.verifying.c_checks import verify_c
 from csqtool.verifying.c_program import CFolder
 from csqtool.verifying.csq_checks import verify_csq
@@ -40,6 +41,7 @@ def verify_file(
     threads: int = 0,
     allow_unaccounted: Sequence[str] = (),
     save_inputs: Path | None = None,
+    bisect: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -57,6 +59,7 @@ def verify_file(
         threads: threads of one operator in the backends, 0 their own choice.
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph.
         save_inputs: folder that inputs are written to on which the two sides disagree.
+        bisect: name the smallest set of nodes that make an ONNX file differ.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -65,6 +68,8 @@ def verify_file(
     Raises:
         InputError: a file is missing or no file of its kind, or the model or data cannot be built.
     """
+    if bisect and (file.is_dir() or file.suffix == ".csq"):
+        raise ConfigError(f"{file}: bisect looks for nodes of an ONNX file; export one, and bisect that")
     folder = CFolder(file) if file.is_dir() else None
     content = read_bytes(file) if folder is None else folder.content
     sandbox.warm_up()  # while this process imports PyTorch and builds the module
@@ -110,4 +115,6 @@ def verify_file(
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
     (gates or Gates()).check(report, finalized, content)
+    if bisect:
+        report.bisection = find_nodes(subject)
     return report
