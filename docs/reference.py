@@ -26,7 +26,7 @@ from csqtool.searching.records import LogEntry, SchemeEntry, Summary
 from csqtool.searching.settings import QUANTIZE_SETTINGS, reference
 from csqtool.verifying import Gates, Tolerances, VerifyReport
 from csqtool.verifying.backends import BACKENDS
-from csqtool.verifying.findings import Check, LayerFinding
+from csqtool.verifying.findings import BisectedNode, Bisection, Check, LayerFinding
 
 # Every exit code of csqtool.cli, by the name of its constant; 0 has none.
 EXIT_CODES = {
@@ -45,6 +45,8 @@ RECORDS: dict[type, str] = {
     VerifyReport: "`csqtool verify --json`",
     Check: "an entry of `checks` in a report",
     LayerFinding: "an entry of `layers` in a report",
+    Bisection: "`bisection` in a report of `verify --bisect`",
+    BisectedNode: "an entry of `nodes` in a bisection",
     Tolerances: "`tolerances` in a report, `[verify.tolerances]` in a pipeline",
     Summary: "`summary.json` in a run directory",
     SchemeEntry: "an entry of `scheme.json` in a run directory",

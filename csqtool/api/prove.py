@@ -37,6 +37,7 @@ def verify(
     save_inputs: PathLike | None = None,
     cc: str | None = None,
     target: str | None = None,
+    bisect: bool = False,
     trust_factory: str | Sequence[str] = (),
     progress: bool | Progress = False,
     **limits: Any,
@@ -59,6 +60,8 @@ def verify(
         save_inputs: folder that inputs are written to on which the two sides disagree.
         cc: the compiler for a folder of C; None takes the first of ``cc``, ``gcc`` and ``clang`` that is installed.
         target: a device that a folder of C runs on as well, in a simulator: ``cortex-m4`` (QEMU).
+        bisect: of an ONNX file, also name the smallest set of nodes whose removal or replacement by PyTorch's values
+            makes it agree; the report has it as ``bisection``.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: as in `search`.
         limits: gates by name, such as ``max_metric_drop=0.01`` or ``max_size="60KB"``.
@@ -93,6 +96,7 @@ def verify(
             save_inputs=None if save_inputs is None else Path(save_inputs),
             cc=cc,
             target=target,
+            bisect=bisect,
             tell=told.line,
         )
 

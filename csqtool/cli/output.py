@@ -13,8 +13,10 @@ from csqtool.text import printable, table
 
 if TYPE_CHECKING:
     from csqtool.verifying import VerifyReport
+    from csqtool.verifying.findings import Bisection
 
 SHOWN_FAILURES = 5  # of a level
+SHOWN_VALUES = 4  # that a node is computed from
 
 
 def print_json(document: Any) -> None:
@@ -80,4 +82,19 @@ def report_text(report: VerifyReport) -> str:
     head = f"{printable(report.file)} against {printable(report.against)}, {report.samples} samples"
     if other := report.tolerances.changed():
         head += f"\ntolerances set: {', '.join(f'{name} = {value:g}' for name, value in other.items())}"
-    return f"{head}\n\n{table(('level', 'check', '', 'detail'), rows)}\n\n{verdict(report.passed)}  {count}{blamed}"
+    shown = f"{head}\n\n{table(('level', 'check', '', 'detail'), rows)}\n\n"
+    if report.bisection is not None:
+        shown += f"{bisection_text(report.bisection)}\n\n"
+    return f"{shown}{verdict(report.passed)}  {count}{blamed}"
+
+
+def bisection_text(found: Bisection) -> str:
+    """Return what ``--bisect`` found: a line, and a table of the nodes."""
+    rows = []
+    for node in found.nodes:
+        more = f" and {len(node.behind) - SHOWN_VALUES} more" if len(node.behind) > SHOWN_VALUES else ""
+        behind = ", ".join(node.behind[:SHOWN_VALUES]) + more
+        rows.append((node.action, node.name, node.operator, node.place, behind))
+    head = f"bisection: {printable(found.detail)}"
+    columns = ("", "node", "operator", "differs at", "also not PyTorch's")
+    return f"{head}\n\n{table(columns, rows)}" if rows else head

@@ -76,6 +76,8 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--cc", metavar="COMPILER", help="Compile a folder of C with this. [default: cc, gcc or clang]")
 @click.option("--target", metavar="DEVICE",
               help="Run a folder of C on this device as well, simulated by QEMU: cortex-m4.")  # fmt: skip
+@click.option("--bisect", is_flag=True,
+              help="Of an ONNX file that differs, name the smallest set of nodes that make it differ.")  # fmt: skip
 @_gates
 @click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
@@ -95,6 +97,7 @@ def verify(
     save_inputs: Path | None,
     cc: str | None,
     target: str | None,
+    bisect: bool,
     json_path: Path | None,
     junit: Path | None,
     markdown: Path | None,
@@ -128,6 +131,7 @@ def verify(
         save_inputs=save_inputs,
         cc=cc,
         target=target,
+        bisect=bisect,
         progress=Told(tell),
     )
     if junit is not None:

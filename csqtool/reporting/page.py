@@ -339,6 +339,7 @@ def _verification_view(report: VerifyReport) -> dict[str, Any]:
         "outputs": [check for check in checks if check.level == "outputs" and "max_abs_diff" in check.figures],
         "levels": list(dict.fromkeys(finding.optimizations for finding in report.layers)),
         "findings": findings,
+        "bisection": report.bisection,
     }
 
 

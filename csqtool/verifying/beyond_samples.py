@@ -75,13 +75,26 @@ def _other_sizes(proto: onnx.ModelProto, inputs: Any) -> Iterator[tuple[int, int
 def _compare(
     loaded: Any, subject: Subject, name: str, inputs: Any, wanted: Arrays, sizes: list[int] | None = None
 ) -> None:
-    report = subject.report
     try:
         feeds = named_inputs(inputs, recorded_inputs(subject.model.info), subject.net.model)
         found = runtime.run_batches(loaded, {key: tensor.numpy() for key, tensor in feeds.items()}, sizes)
     except (RuntimeError, ValueError) as error:
-        report.add("outputs", name, False, str(error))
+        subject.report.add("outputs", name, False, str(error))
         return
+    compare_samples(subject, name, inputs, found, wanted)
+
+
+def compare_samples(subject: Subject, name: str, inputs: Any, found: Arrays, wanted: Arrays) -> None:
+    """Add the check that no sample's outputs are further from PyTorch's than rounding explains.
+
+    Args:
+        subject: gets the check.
+        name: the check's name.
+        inputs: those of N samples.
+        found: the file's outputs.
+        wanted: PyTorch's.
+    """
+    report = subject.report
     largest = 0.0
     suspects: dict[str, NDArray[np.int64]] = {}
     differences: dict[str, NDArray[np.float64]] = {}

@@ -60,6 +60,40 @@ class LayerFinding(msgspec.Struct, frozen=True):
     figures: Figures
 
 
+class BisectedNode(msgspec.Struct, frozen=True):
+    """A node of the smallest set that makes a file differ.
+
+    Attributes:
+        name: the value that it makes.
+        operator: its operator.
+        action: what makes the file agree: ``remove`` the node, or ``replace`` its value by PyTorch's.
+        place: the first place of the layers level whose values differ because of it.
+        behind: values that it is computed from and that PyTorch's graph does not have either, back to right ones.
+    """
+
+    name: str
+    operator: str
+    action: Literal["remove", "replace"]
+    place: str
+    behind: list[str]
+
+
+class Bisection(msgspec.Struct, frozen=True):
+    """What ``verify --bisect`` found; it does not change the verdict.
+
+    Attributes:
+        verdict: ``agrees`` if no place and no output differs, ``found`` with nodes, ``not found`` otherwise.
+        detail: on which inputs, or why not.
+        nodes: the smallest set, in the order of the forward pass.
+        restored: with PyTorch's values in their place everything agrees; with one node fewer it does not.
+    """
+
+    verdict: Literal["agrees", "found", "not found"]
+    detail: str
+    nodes: list[BisectedNode]
+    restored: bool
+
+
 class VerifyReport(msgspec.Struct, kw_only=True):
     """All verdicts on one file. `begin` starts one, `add` adds to it, and `to_json` gives the document to write.
 
@@ -74,6 +108,7 @@ class VerifyReport(msgspec.Struct, kw_only=True):
         tolerances: the thresholds up to which differences were accepted as rounding.
         checks: the verdicts.
         layers: every place that was compared, in the order of the forward pass.
+        bisection: the nodes that make the file differ, if they were asked for.
     """
 
     schema_version: Literal[1] = 1
@@ -86,6 +121,7 @@ class VerifyReport(msgspec.Struct, kw_only=True):
     tolerances: Tolerances = msgspec.field(default_factory=Tolerances)
     checks: list[Check]
     layers: list[LayerFinding]
+    bisection: Bisection | None = None
 
     @classmethod
     def begin(

@@ -125,22 +125,13 @@ def _collector(values: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
 
 def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto, list[Cut]]:
     """Return the graph cut at `cuts` and the cuts that were found in it."""
+    found = in_graph(proto, cuts)
     cut = onnx.ModelProto()
     cut.CopyFrom(proto)
     graph = cut.graph
     index = _Index(graph)
     outputs = {output.name for output in graph.output}
-    found = []
-    for place in cuts:
-        if place.is_quantizer and place.name in index.makers:
-            maker = index.makers[place.name]  # integers are looked at before they are dequantized
-            place = replace(place, value=maker.input[0] if maker.op_type == "DequantizeLinear" else "")  # noqa: PLW2901
-        if place.value not in index.makers:
-            value = _linear_output(index, place.name)
-            if value is None:
-                continue
-            place = replace(place, value=value)  # noqa: PLW2901
-        found.append(place)
+    for place in found:
         if place.value in outputs:
             continue
         element = onnx.TensorProto.UINT8 if place.is_quantizer else onnx.TensorProto.FLOAT
@@ -151,6 +142,22 @@ def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto,
         graph.input.append(onnx.helper.make_tensor_value_info(place.value + FORCED, element, shape))
         graph.output.append(onnx.helper.make_tensor_value_info(place.value, element, shape))
     return cut, found
+
+
+def in_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> list[Cut]:
+    """Return the cuts that a graph has, each with the name of its value there."""
+    index = _Index(proto.graph)
+    found = []
+    for place in cuts:
+        value: str | None = place.value
+        if place.is_quantizer and place.name in index.makers:
+            maker = index.makers[place.name]  # integers are looked at before they are dequantized
+            value = maker.input[0] if maker.op_type == "DequantizeLinear" else ""
+        if value not in index.makers:
+            value = _linear_output(index, place.name)
+        if value is not None:
+            found.append(replace(place, value=value))
+    return found
 
 
 class _Index:
@@ -193,13 +200,17 @@ def in_groups(
             taken = 0
         groups[-1].append(cut)
         taken += cut.reference.nbytes
-    return [(cut_proto, cuts)] if len(groups) == 1 else [(_part(cut_proto, group), group) for group in groups]
+    return (
+        [(cut_proto, cuts)]
+        if len(groups) == 1
+        else [(part(cut_proto, [cut.value for cut in group]), group) for group in groups]
+    )
 
 
-def _part(proto: onnx.ModelProto, cuts: list[Cut]) -> onnx.ModelProto:
-    """Return the graph that computes `cuts` alone."""
+def part(proto: onnx.ModelProto, values: Collection[str]) -> onnx.ModelProto:
+    """Return the graph that computes some of its outputs alone."""
     makers = {output: position for position, node in enumerate(proto.graph.node) for output in node.output}
-    wanted = {cut.value for cut in cuts}
+    wanted = set(values)
     queue, seen, needed = list(wanted), set(wanted), set()
     while queue:
         position = makers.get(queue.pop())
@@ -208,9 +219,9 @@ def _part(proto: onnx.ModelProto, cuts: list[Cut]) -> onnx.ModelProto:
             fresh = set(proto.graph.node[position].input) - seen
             seen |= fresh
             queue.extend(fresh)
-    part = onnx.ModelProto()
-    part.CopyFrom(proto)
-    graph = part.graph
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
     kept_nodes = [node for position, node in enumerate(proto.graph.node) if position in needed]
     for field, kept in (
         (graph.node, kept_nodes),
@@ -220,7 +231,7 @@ def _part(proto: onnx.ModelProto, cuts: list[Cut]) -> onnx.ModelProto:
     ):
         del field[:]
         field.extend(kept)
-    return part
+    return copy
 
 
 class References:

@@ -17,6 +17,7 @@ from csqtool.nn.finalized_net import finalized_net
 from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 from csqtool.verifying.backends import load_backends
+from csqtool.verifying.bisection import bisect as find_nodes
 from csqtool.verifying.c_checks import verify_c
 from csqtool.verifying.c_program import CFolder
 from csqtool.verifying.csq_checks import verify_csq
@@ -42,6 +43,7 @@ def verify_file(
     save_inputs: Path | None = None,
     cc: str | None = None,
     target: str | None = None,
+    bisect: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Compare an exported file with the finalized model it was made from.
@@ -61,6 +63,7 @@ def verify_file(
         save_inputs: folder that inputs are written to on which the two sides disagree.
         cc: the compiler for a folder of C; None takes the first of cc, gcc and clang that is installed.
         target: a device that a folder of C runs on as well, in a simulator: ``cortex-m4``.
+        bisect: name the smallest set of nodes that make an ONNX file differ.
         tell: told what is being checked, a line each.
 
     Returns:
@@ -71,6 +74,8 @@ def verify_file(
     """
     gates = gates or Gates()
     check_target(target, gates)
+    if bisect and (file.is_dir() or file.suffix == ".csq"):
+        raise ConfigError(f"{file}: bisect looks for nodes of an ONNX file; export one, and bisect that")
     folder = CFolder(file) if file.is_dir() else None
     if folder is None and (cc, target) != (None, None):
         raise ConfigError(f"{file} is no folder of C: --cc and --target are for what export --format c writes")
@@ -118,4 +123,6 @@ def verify_file(
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
     gates.check(report, finalized, content)
+    if bisect:
+        report.bisection = find_nodes(subject)
     return report

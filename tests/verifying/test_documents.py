@@ -16,7 +16,7 @@ import yaml
 from csqtool.documents import convert
 from csqtool.errors import FormatError
 from csqtool.verifying import documents
-from csqtool.verifying.findings import Check, LayerFinding, VerifyReport
+from csqtool.verifying.findings import BisectedNode, Bisection, Check, LayerFinding, VerifyReport
 from csqtool.verifying.gates import check_baseline
 from tests.support.commands import ROOT, Built, invoke
 
@@ -57,8 +57,10 @@ def test_reports_fit_the_published_schema_whether_checks_hold_or_not(eight_bits:
 
 
 def test_the_published_schema_has_the_records_keys() -> None:
+    bisection = SCHEMA["properties"]["bisection"]["oneOf"][1]
     kinds = {VerifyReport: SCHEMA, Check: SCHEMA["properties"]["checks"]["items"],
-             LayerFinding: SCHEMA["properties"]["layers"]["items"]}  # fmt: skip
+             LayerFinding: SCHEMA["properties"]["layers"]["items"], Bisection: bisection,
+             BisectedNode: bisection["properties"]["nodes"]["items"]}  # fmt: skip
     for kind, schema in kinds.items():
         assert list(kind.__struct_fields__) == list(schema["properties"]) == schema["required"]
 
