@@ -7,7 +7,7 @@ of the loss's second derivative, as HAWQ-V2 uses it (Dong et al., 2020), by Hutc
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from csqtool.documents import Count
 from csqtool.errors import ConfigError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.model_source import ModelSource
+from csqtool.nn.hessian import hutchinson
 from csqtool.nn.levels import Levels
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress, Silent
@@ -216,27 +217,3 @@ def replaced(parameter: nn.Parameter, value: Tensor) -> Iterator[None]:
         yield
     finally:
         parameter.data = before
-
-
-def hutchinson(
-    parameters: Sequence[Tensor], losses: Callable[[], Iterator[tuple[Tensor, float]]], generator: torch.Generator
-) -> list[float]:
-    """Return one estimate of the trace of each parameter's diagonal block of the Hessian: vᵀHv, v of ±1.
-
-    Its mean over many v is the trace (Hutchinson, 1989).
-
-    Args:
-        parameters: of the blocks.
-        losses: yields the loss of each batch with its share of the whole.
-        generator: of the signs.
-    """
-    signs = [(torch.randint(0, 2, p.shape, generator=generator) * 2.0 - 1).to(p.device) for p in parameters]
-    found = torch.zeros(len(parameters), dtype=torch.float64)
-    for loss, share in losses():
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        used = [i for i, one in enumerate(gradients) if one is not None and one.requires_grad]
-        for i in used:  # each block alone: vectors of other layers would add the blocks off the diagonal
-            product = torch.autograd.grad(gradients[i], parameters[i], signs[i], retain_graph=True, allow_unused=True)
-            if product[0] is not None:
-                found[i] += share * float((product[0] * signs[i]).sum())
-    return [float(one) for one in found]

@@ -1,4 +1,4 @@
-"""Installed entry points: search methods, exporters, backends, activation quantizers."""
+"""Installed entry points: search methods, allocators, exporters, backends, activation quantizers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from csqtool.installation import Finding
 from csqtool.nn.activation_variants import QUANTIZERS
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.declarations import declared
-from csqtool.searching.options import METHODS, method_kind
 from csqtool.searching.records import LogEntry, SchemeEntry, Summary
 from csqtool.searching.settings import QUANTIZE_SETTINGS, reference
 from csqtool.verifying import Gates, Tolerances, VerifyReport
@@ -231,10 +230,9 @@ def python() -> str:
 def plugins() -> str:
     """Return the page of what is registered under entry points."""
     rows = []
-    for name in METHODS.names():
-        kind = method_kind(name)
-        options = ", ".join(f"`{one}`" for one in declared(kind.options))
-        rows.append((f"`{name}`", "searched" if kind.searches else "fixed", METHODS.load(name).description, options))
+    for name, one in csqtool.methods().items():
+        options = ", ".join(f"`{option}`" for option in one["options"])
+        rows.append((f"`{name}`", one["kind"], one["data"], one["description"], options))
     formats = []
     for name in EXPORTERS.names():
         one = EXPORTERS.load(name)
@@ -243,8 +241,10 @@ def plugins() -> str:
         [
             "# Methods, formats, backends\n",
             "They are classes under entry points, and another package [can add some](../architecture.md).\n",
-            "## Methods (`csqtool.methods`)\n",
-            table(("method", "bits", "what it does", "its own options"), rows),
+            "## Methods (`csqtool.methods`, `csqtool.allocators`)\n",
+            "An allocator finds the planes of each layer from the float model, a trainer trains the weights at given "
+            "planes, and some do both at once.\n",
+            table(("method", "kind", "data needed", "what it does", "its own options"), rows),
             "[Equations and sources](../methods.md).\n",
             "## Formats (`csqtool.exporters`)\n",
             table(("format", "suffix", "what it is"), formats),

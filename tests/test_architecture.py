@@ -118,9 +118,9 @@ def test_every_path_that_the_page_names_exists() -> None:
 
 
 def test_the_page_has_an_example_for_each_extension_point(installed: Path) -> None:
-    assert list(examples()) == ["two_rates", "npz_exporter", "one_by_one", "blobs", "quantile"]
+    assert list(examples()) == ["two_rates", "by_norm", "npz_exporter", "one_by_one", "blobs", "quantile"]
     groups = {entry.group: entry.load() for entry in registered()}
-    assert sorted(groups) == ["csqtool.backends", "csqtool.exporters", "csqtool.methods"]
+    assert sorted(groups) == ["csqtool.allocators", "csqtool.backends", "csqtool.exporters", "csqtool.methods"]
     assert "learning rate" in ok("methods").stdout
     assert "numpy arrays" in ok("formats").stdout
     assert all(len(block.splitlines()) <= 45 for block in examples().values())
@@ -135,6 +135,13 @@ def test_the_method_trains_its_step_sizes_at_the_rate_that_its_option_gives(inst
     start = [layer.scale for layer in short.finalize().layers]
     assert scales[0.0] == start  # a rate of zero leaves them where they began
     assert scales[0.1] != start
+
+
+def test_the_allocator_s_scheme_has_the_least_rounding_error_within_the_budget(installed: Path) -> None:
+    assert csqtool.methods()["by-norm"]["kind"] == "allocator"
+    found = searched(installed, method="by-norm", target_bits=1.8, epochs=0)
+    # Of 72 and 128 weights the convolution's are twice as large; 1 and 2 planes would fit as well.
+    assert {layer.name: layer.precision for layer in found.scheme} == {"conv.weight": 3, "head.weight": 1}
 
 
 def test_the_exporter_writes_the_integers_and_scales(

@@ -107,14 +107,21 @@ def report(sources: PathLike | Iterable[PathLike], output: PathLike, *, bench: b
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Return the installed search methods by name, each with its ``description`` and the names of its ``options``."""
-    from csqtool.searching.declarations import declared
-    from csqtool.searching.options import METHODS, method_kind
+    """Return the installed methods by name, each with four facts.
 
-    return {
-        name: {"description": text, "options": list(declared(method_kind(name).options))}
-        for name, text in METHODS.descriptions().items()
-    }
+    ``kind``: an ``allocator`` finds the planes of each layer from the float model, a ``trainer`` trains the weights at
+    given planes, and some methods do ``both`` at once. ``data``: what it needs, ``none``, ``unlabelled`` or
+    ``labelled``. ``description``: a line. ``options``: the names of its own.
+    """
+    from csqtool.searching.declarations import declared
+    from csqtool.searching.options import ALLOCATORS, METHODS, method_kind
+
+    found = {}
+    for name, text in sorted((ALLOCATORS.descriptions() | METHODS.descriptions()).items()):
+        kind = method_kind(name)
+        options = list(declared(kind.options))
+        found[name] = {"kind": kind.role, "data": kind.data, "description": text, "options": options}
+    return found
 
 
 def formats() -> dict[str, str]:

@@ -149,14 +149,15 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.command()
 @json_option
 def methods(as_json: bool) -> None:
-    """List the installed search methods and the options of each."""
+    """List the installed methods: allocators find a scheme, trainers train at one; and the options of each."""
     import csqtool
 
     found = csqtool.methods()
     if as_json:
         print_json(found)
         return
-    _print_listing("method", {name: method["description"] for name, method in found.items()}, as_json)
+    rows = [(name, one["kind"], one["data"], one["description"]) for name, one in found.items()]
+    show(table(("method", "kind", "data needed", "description"), rows))
     for name, method in found.items():
         if method["options"]:
             flags = ", ".join(f"--{option.replace('_', '-')}" for option in method["options"])

@@ -96,6 +96,23 @@ class Budget:
             return self.fixed_bytes + self._max_bytes(scheme)
         return self.fixed_bytes + sum(self.layer_bytes(name, exponents) for name, exponents in scheme.items())
 
+    def layer_cost(self, name: str, exponents: tuple[int, ...]) -> float:
+        """Return what a layer adds to a sum that must not exceed `room`: whole numbers of planes or bytes."""
+        if self.unit != "bytes":
+            return len(exponents) * (1 if self.unit == "layers" else self.elements[name])
+        return (
+            max_bytes(self.elements[name], exponents) if self.layer_bytes is None else self.layer_bytes(name, exponents)
+        )
+
+    @property
+    def room(self) -> float:
+        """The largest sum of `layer_cost` over all layers within the limit."""
+        if self.unit == "bytes":
+            return self.limit - self.fixed_bytes
+        total = len(self.elements) if self.unit == "layers" else sum(self.elements.values())
+        whole = math.floor(self.limit * total)
+        return whole + 1 if (whole + 1) / total <= self.limit else whole  # the product may be rounded down
+
     def _max_bytes(self, scheme: Scheme) -> int:
         return sum(max_bytes(self.elements[name], exponents) for name, exponents in scheme.items())
 

@@ -13,6 +13,7 @@ from csqtool.searching.declarations import Declared, Setting, SettingError, User
 from csqtool.searching.options import (
     BUILT_IN,
     FINETUNE_METHODS,
+    MethodKind,
     Options,
     as_options,
     method_kind,
@@ -51,15 +52,15 @@ class SearchConfig:
         int | None, Setting("Bits of the activations that feed weights, 2 to 8.", minimum=2, maximum=8, none="float")
     ] = None
     act_quantizer: Annotated[str, Setting("learned, pact, dorefa or dynamic.")] = "learned"
-    method: Annotated[str, Setting("The search method, see csqtool methods.")] = "csq"
+    method: Annotated[str, Setting("A method that searches or trains, or an allocator; see csqtool methods.")] = "csq"
     recipe: Annotated[Literal["default", "paper"], Setting("Where the other defaults come from.")] = "default"
     scheme: Annotated[
         str | None, Setting("Train the planes of this scheme.json instead of uniform ones.", users=Users.FIXED)
     ] = None
     pretrain_epochs: Annotated[float, Setting("Epochs of float training before the search.", minimum=0)] = 0
     epochs: Annotated[
-        float, Setting("Epochs of the search, or of training with fixed bits; 0.5 is half an epoch.", above=0,
-                       finetune=True)
+        float, Setting("Epochs of the search, or of training with fixed bits; 0.5 is half an epoch. With an allocator "
+                       "0 only rounds the weights.", minimum=0, finetune=True)
     ] = 20  # fmt: skip
     finetune_epochs: Annotated[
         float, Setting("Epochs after the search, with the scheme fixed.", minimum=0, users=Users.SEARCHING, unused=0)
@@ -67,7 +68,7 @@ class SearchConfig:
     finetune_with: Annotated[
         Literal["lsq", "csq", "entropy"],
         Setting("Finetune latent weights with learned step sizes (lsq), bit gates with β from 1 again (csq), or for "
-                "the bytes of the packed file (entropy).", users=Users.SEARCHING, finetune=True),
+                "the bytes of the packed file (entropy).", users=Users.FINETUNING, finetune=True),
     ] = "lsq"  # fmt: skip
     distill: Annotated[
         float, Setting("Share of the loss that the float model teaches, 0 to 1.", minimum=0, maximum=1, finetune=True)
@@ -172,6 +173,8 @@ class SearchConfig:
         """Check settings that depend on each other."""
         if (self.target_bits is None) == (self.target_size is None):
             raise ConfigError("give either target bits or a target size, and not both")
+        if not self.epochs and not method_kind(self.method).allocates:
+            raise SettingError("epochs", "must be above 0, got 0")
         if self.counts_bytes:
             self._check_counting_bytes()
         if self.target_bits is not None and not 1 <= self.target_bits <= self.planes:
@@ -199,8 +202,9 @@ class SearchConfig:
 
     @property
     def _last_method(self) -> str:
-        finetunes = method_kind(self.method).searches and self.finetune_epochs
-        return FINETUNE_METHODS[self.finetune_with] if finetunes else self.method
+        if epochs_at_scheme(vars(self)):
+            return FINETUNE_METHODS[self.finetune_with]
+        return "lsq" if method_kind(self.method).allocates else self.method
 
     def _check_counting_bytes(self) -> None:
         if self.target_size is None:
@@ -290,12 +294,13 @@ class SearchConfig:
         """
         changes = dict(changes)
         recipes = recipe_defaults({"recipe": self.recipe})
-        usual = self.finetune_with if method_kind(self.method).searches else recipes.get("finetune_with", "lsq")
+        fixed = method_kind(self.method).role == "trainer"
+        usual = recipes.get("finetune_with", "lsq") if fixed else self.finetune_with
         finetune_with = changes.pop("finetune_with", usual)
         with _placed("finetune"):
             GENERAL["finetune_with"].check(finetune_with)
         given = {
-            "epochs": self.finetune_epochs or self.epochs,
+            "epochs": self.finetune_epochs or self.epochs or GENERAL["epochs"].default,
             **changes,
             "method": FINETUNE_METHODS[finetune_with],
             "weights": None,
@@ -343,22 +348,35 @@ def settings_used(values: Mapping[str, Any]) -> dict[str, Declared]:
     values = {name: values.get(name, one.default) for name, one in GENERAL.items()}
     method = values["method"]
     kind, sized = method_kind(method), values["target_size"] is not None
-    found = {name: one for name, one in GENERAL.items()
-             if _is_used(one.setting.users, searches=kind.searches, sized=sized)}  # fmt: skip
+    found = {name: one for name, one in GENERAL.items() if is_used(one.setting.users, kind, sized=sized)}
     own = declared(kind.options)
     for name in own.keys() & GENERAL.keys():
         raise name_taken(name, method)
-    if kind.searches and values["finetune_epochs"]:
+    if epochs_at_scheme(values):
         found |= declared(BUILT_IN[FINETUNE_METHODS[values["finetune_with"]]].options)
     return found | own
 
 
-def _is_used(users: Users, *, searches: bool, sized: bool) -> bool:
+def epochs_at_scheme(values: Mapping[str, Any]) -> float:
+    """Return for how many epochs weights are trained at a scheme that was found before; 0 for methods of fixed bits."""
+    kind = method_kind(values["method"])
+    return float(values["finetune_epochs"] if kind.searches else values["epochs"] if kind.allocates else 0)
+
+
+def is_used(users: Users, kind: MethodKind, *, sized: bool) -> bool:
+    """Return whether a method is among the users of a setting.
+
+    Args:
+        users: the setting's.
+        kind: the method.
+        sized: whether the budget is a size.
+    """
     return {
         Users.ALL: True,
-        Users.SEARCHING: searches,
-        Users.FIXED: not searches,
-        Users.SHRINKING: searches or sized,
+        Users.SEARCHING: kind.searches,
+        Users.FIXED: kind.role == "trainer",
+        Users.SHRINKING: kind.searches or sized,
+        Users.FINETUNING: kind.role != "trainer",
     }[users]
 
 
@@ -374,12 +392,12 @@ def not_used(name: str, method: str) -> ConfigError:
         if users is Users.SHRINKING:
             return SettingError(name, f"is not an option of {method} without a target size")
         owners = [other for other, kind in method_kinds().items()
-                  if _is_used(users, searches=kind.searches, sized=False)]  # fmt: skip
+                  if is_used(users, kind, sized=False)]  # fmt: skip
         return SettingError(name, f"is not an option of {method}; it belongs to {', '.join(owners)}")
     found = option_owners()
     if name not in found:
         return ConfigError(f"unknown key {name!r}; {nearest(name, GENERAL.keys() | found.keys())}")
     finetuning = [with_ for with_, other in FINETUNE_METHODS.items()
-                  if name in declared(BUILT_IN[other].options) and method_kind(method).searches]  # fmt: skip
+                  if name in declared(BUILT_IN[other].options) and method_kind(method).role != "trainer"]  # fmt: skip
     more = f", and to finetuning with {finetuning[0]}" if finetuning else ""
     return SettingError(name, f"is not an option of {method}; it belongs to {', '.join(found[name])}{more}")

@@ -14,6 +14,7 @@ from csqtool.searching.budget import Budget, make_budget, uniform
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.network import Integers, Network
 from csqtool.searching.packed_size import SLACK, PackedSizes, as_trained, fixed_bytes, packed_bytes
+from csqtool.searching.records import Summary, average, scheme_of
 
 
 class Costs:
@@ -33,6 +34,7 @@ class Costs:
 
     def __init__(self, network: Network, config: SearchConfig, info: Callable[[], ModelInfo]) -> None:
         self._network = network
+        self._config = config
         self._info = info
         self._profile = config.size_profile
         self.budget: Budget = make_budget(config, network.elements, self._fixed_bytes(config))
@@ -67,3 +69,34 @@ class Costs:
         if self.counts_bytes:
             return packed_bytes(self._network.quantized(integers, self._info()), self._profile)
         return self.budget.cost({name: planes_of(found.mask) for name, found in integers.items()})
+
+    def summary(
+        self,
+        integers: Integers,
+        *,
+        metric_name: str,
+        metric_float: float | None,
+        metric_soft: float,
+        metric_hard: float,
+        metric: float,
+        seconds: float,
+    ) -> Summary:
+        """Return the summary of a search that ended with these integers and figures."""
+        scheme, config = scheme_of(integers), self._config
+        return Summary(
+            method=config.method,
+            target_bits=config.target_bits,
+            target_size=config.target_size,
+            budget_unit=self.budget.unit,
+            budget=self.budget.limit,
+            cost=self.of(integers),
+            average_precision=average(scheme, "precision"),
+            average_bit_width=average(scheme, "bit_width"),
+            act_bits=config.act_bits,
+            metric_name=metric_name,
+            metric_float=metric_float,
+            metric_soft=metric_soft,
+            metric_hard=metric_hard,
+            metric=metric,
+            seconds=seconds,
+        )

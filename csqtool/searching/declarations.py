@@ -59,6 +59,7 @@ class Users(StrEnum):
     SEARCHING = "methods that search"
     FIXED = "methods of fixed bits"
     SHRINKING = "methods that search; all with a target size"
+    FINETUNING = "methods that search, and allocators"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from csqtool.registry import Registry
 from csqtool.searching.declarations import Declared, Setting, check, declared
 
 METHODS = Registry("csqtool.methods", "method")
+ALLOCATORS = Registry("csqtool.allocators", "allocator")
 # The methods that finetune after a search, by their names for `finetune_with`.
 FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform", "entropy": "entropy"}
 
@@ -101,18 +102,53 @@ class EntropyOptions(Options):
 
 
 @dataclass(frozen=True)
+class AllocatorOptions(Options):
+    """Options of ``measured``, and of all allocators that read training data."""
+
+    allocation_samples: Annotated[int, Setting("Training samples that the allocator reads.", minimum=2)] = 512
+
+
+@dataclass(frozen=True)
+class HessianOptions(AllocatorOptions):
+    """Options of ``hawq-v2`` and ``hawq-v3``."""
+
+    hessian_steps: Annotated[
+        int, Setting("Random vectors of the trace, or steps of the power iteration, at most.", minimum=2)
+    ] = 100
+    hessian_tolerance: Annotated[
+        float, Setting("It ends earlier once a step changes the estimate by less than this share.", minimum=0)
+    ] = 1e-3
+
+
+@dataclass(frozen=True)
+class HawqOptions(HessianOptions):
+    """Options of ``hawq``, whose graph of the samples' gradients stays in memory."""
+
+    allocation_samples: Annotated[int, Setting("Training samples that the allocator reads.", minimum=2)] = 128
+
+
+@dataclass(frozen=True)
 class MethodKind:
     """The facts about a method that are needed before torch is imported.
 
     Attributes:
         options: the class of its options.
-        searches: whether it finds how many planes each layer keeps.
+        searches: whether it finds how many planes each layer keeps, and trains the weights at the same time.
         counts_bytes: whether it trains for a size of the packed file, and needs a target size.
+        allocates: whether it finds the planes from the float model, and leaves the training to another method.
+        data: what it needs: ``none``, ``unlabelled`` or ``labelled`` data.
     """
 
     options: type[Options]
     searches: bool = False
     counts_bytes: bool = False
+    allocates: bool = False
+    data: str = "labelled"
+
+    @property
+    def role(self) -> str:
+        """What it does: ``allocator`` (finds a scheme), ``trainer`` (trains at a given scheme) or ``both``."""
+        return "both" if self.searches else "allocator" if self.allocates else "trainer"
 
 
 BUILT_IN: Mapping[str, MethodKind] = {
@@ -123,6 +159,10 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "entropy": MethodKind(EntropyOptions, counts_bytes=True),
     "lsq": MethodKind(Options),
     "ste-uniform": MethodKind(Options),
+    "hawq": MethodKind(HawqOptions, allocates=True),
+    "hawq-v2": MethodKind(HessianOptions, allocates=True),
+    "hawq-v3": MethodKind(HessianOptions, allocates=True),
+    "measured": MethodKind(AllocatorOptions, allocates=True),
 }
 
 
@@ -134,7 +174,8 @@ def method_kind(name: str) -> MethodKind:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    entries = METHODS.entries()
+    allocators = ALLOCATORS.entries()
+    entries = METHODS.entries() | allocators
     if name not in entries:
         raise ConfigError(f"unknown method {name!r}; {nearest(name, [*BUILT_IN, *entries])}")
     try:
@@ -144,17 +185,20 @@ def method_kind(name: str) -> MethodKind:
             f"the method {name} of another package cannot be imported: {type(error).__name__}: {error}; "
             "repair or uninstall that package"
         ) from error
+    own, data = getattr(loaded, "Options", Options), str(getattr(loaded, "data", "labelled"))
+    if name in allocators:
+        return MethodKind(own, allocates=True, data=data)
     counts_bytes = bool(getattr(loaded, "counts_bytes", False))
-    return MethodKind(getattr(loaded, "Options", Options), bool(loaded.searches), counts_bytes)
+    return MethodKind(own, bool(loaded.searches), counts_bytes, data=data)
 
 
 def method_kinds() -> dict[str, MethodKind]:
-    """Return the facts about all methods; those of other packages are imported for them.
+    """Return the facts about all methods and allocators; those of other packages are imported for them.
 
     Raises:
         ConfigError: one of another package cannot be imported.
     """
-    names = sorted({*BUILT_IN, *METHODS.names()})
+    names = sorted({*BUILT_IN, *METHODS.names(), *ALLOCATORS.names()})
     return {name: method_kind(name) for name in names}
 
 

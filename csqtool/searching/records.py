@@ -23,6 +23,7 @@ class Stage(StrEnum):
     FLOAT = "float"  # float training; its result is the baseline
     SEARCH = "search"  # weights and planes are trained within the budget
     SETTLE = "settle"  # the scheme is fixed: holes are closed, planes dropped or added until the budget is met
+    ALLOCATE = "allocate"  # an allocator has fixed the scheme
     FINETUNE = "finetune"  # the weights are trained further, with the scheme fixed
     TRAIN = "train"  # methods of fixed bits: the planes are given and the weights are trained
     SHRINK = "shrink"  # planes of trained weights are dropped, because the packed file exceeds its target size

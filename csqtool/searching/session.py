@@ -17,22 +17,22 @@ from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.quantized_net import QuantizedNet
-from csqtool.nn.reparametrized import load_and_fold
 from csqtool.nn.state_dict import read_state, safetensors_bytes
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
+from csqtool.searching.allocation import Allocation, load_allocator
 from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import save_checkpoint
-from csqtool.searching.config import SearchConfig
+from csqtool.searching.config import SearchConfig, epochs_at_scheme
 from csqtool.searching.costs import Costs
 from csqtool.searching.journal import Journal
 from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
-from csqtool.searching.options import FINETUNE_METHODS
+from csqtool.searching.options import FINETUNE_METHODS, method_kind
 from csqtool.searching.recorded_info import recorded_info, with_stand_in_metrics
-from csqtool.searching.records import Stage, Summary, average, scheme_of
+from csqtool.searching.records import Stage, Summary, scheme_of
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes
 from csqtool.searching.settling import Settled, StartingPoints, contiguous, within_budget
@@ -93,14 +93,15 @@ class Session:
         self.data = as_source(data).for_model(module)
         if problem := self.data.problem():
             raise DataError(problem)
-        self.method_class = load_method(config.method)
+        self._kind = method_kind(config.method)
+        self._allocator_class = load_allocator(config.method) if self._kind.allocates else None
         start.load_into(module)
         sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
         self.costs = Costs(self.network, self.config, lambda: with_stand_in_metrics(self.info(), self.data))
-        self.stages = stages_of(self.config, searches=self.method_class.searches)
+        self.stages = stages_of(self.config, self._kind)
 
     @property
     def method(self) -> Method:
@@ -140,6 +141,8 @@ class Session:
             if given and self.stages[0] != Stage.FLOAT and not self._start.is_finetuning:
                 self._know_float_metric()
             self._enter(self.stages[0])
+            if self.scheme is not None:
+                self._save()  # an allocator has found it
         while True:
             training = self._training
             if not training.run(self.progress, self._after_epoch, stop, self._save):
@@ -194,8 +197,8 @@ class Session:
             self._calibrate()
         name, epochs = config.method, config.epochs
         if stage in FIXED_SCHEME:
-            assert self.scheme is not None
-            scheme, epochs = self.scheme, config.finetune_epochs if stage == Stage.FINETUNE else 0
+            scheme = self._allocated() if self.scheme is None else self.scheme
+            epochs = epochs_at_scheme(vars(config)) if stage == Stage.FINETUNE else 0
             # Without epochs the weights must not change: gates would start soft and get another scale when hardened.
             name = FINETUNE_METHODS[config.finetune_with if epochs else "lsq"]
         else:
@@ -205,10 +208,24 @@ class Session:
             network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme
         )
         network.method = load_method(name)(context)
-        teacher = self._teacher() if config.distill else None
+        teacher = self._start.teacher(self.model_source, self.directory) if config.distill else None
         self.training = StageTraining(
             stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
         )
+
+    def _allocated(self) -> Settled:
+        """Let the allocator find the scheme of the float model, with its activation quantizers calibrated."""
+        assert self._allocator_class is not None
+        network, config, costs = self.network, self.config, self.costs
+        network.net.to(self.device)
+        self._calibrate()
+        costs.measure_sizes(lambda: network.parameters)
+        self.progress.line(f"allocating planes with {config.method} …")
+        options = config.options_of(config.method)
+        given = Allocation(network, self.data, self.device, config, options, costs.budget, self._probe, self.progress)
+        self.scheme = self.processes.agreed(self._allocator_class(given).scheme())
+        self.progress.line(self._log_scheme(Stage.ALLOCATE, self.scheme))
+        return self.scheme
 
     def _start_weights(self) -> dict[str, Tensor]:
         """Return the weights that training starts from, also when it continues from a checkpoint."""
@@ -236,21 +253,10 @@ class Session:
     def _first_scheme(self) -> Settled:
         """Return the initial planes: all allowed ones for methods that search, else given or uniform ones."""
         budget = self.costs.budget
-        if self.method_class.searches:
+        if self._kind.searches:
             return {name: uniform(planes) for name, planes in budget.max_planes.items()}
         given = self._start.planes(budget.elements)
         return uniform_scheme(budget, method=self.config.method) if given is None else given
-
-    def _teacher(self) -> nn.Module:
-        """Return the float model for distillation: trained by this search, or given with --weights."""
-        teacher = self.model_source.build(near=self.directory.config)
-        if self.directory.float_weights.is_file():
-            load_and_fold(teacher, read_state(self.directory.float_weights), str(self.directory.float_weights))
-        elif self._start.weights is not None:
-            self._start.load_into(teacher)
-        else:
-            raise ModelError("distill needs a trained float model: give --weights or --pretrain-epochs")
-        return teacher
 
     def _know_float_metric(self) -> None:
         self.float_metric = self._evaluate(self.network.model)
@@ -295,7 +301,11 @@ class Session:
     def _make_plain(self) -> LossProbe:
         """Replace the method by its hard weights, and return a function that measures the loss with changed ones."""
         self.network.make_plain()
-        loss = partial(training_loss, self.network.net, self.data, self.device, samples=self.config.repair_samples,
+        return self._probe(self.config.repair_samples)
+
+    def _probe(self, samples: int) -> LossProbe:
+        """Return a function that measures the loss on training samples with one plain weight rounded."""
+        loss = partial(training_loss, self.network.net, self.data, self.device, samples=samples,
                        channels_last=bool(self.config.channels_last))  # fmt: skip
 
         def measured() -> float:
@@ -373,26 +383,12 @@ class Session:
             final = self._evaluate(training.net)
             self.progress.line(f"BatchNorm's statistics re-estimated: {hard:.4f} → {final:.4f}")
         integers = method.integers()
-        scheme = scheme_of(integers)
-        summary = Summary(
-            method=config.method,
-            target_bits=config.target_bits,
-            target_size=config.target_size,
-            budget_unit=self.costs.budget.unit,
-            budget=self.costs.budget.limit,
-            cost=self.costs.of(integers),
-            average_precision=average(scheme, "precision"),
-            average_bit_width=average(scheme, "bit_width"),
-            act_bits=config.act_bits,
-            metric_name=self.data.task.metric_name,
-            metric_float=self.float_metric,
-            metric_soft=soft,
-            metric_hard=hard,
-            metric=final,
-            seconds=round(time.monotonic() - self._began, 1),
-        )
+        summary = self.costs.summary(
+            integers, metric_name=self.data.task.metric_name, metric_float=self.float_metric, metric_soft=soft,
+            metric_hard=hard, metric=final, seconds=round(time.monotonic() - self._began, 1),
+        )  # fmt: skip
         self._save()
         if self.processes.first:
-            self.directory.write_result(scheme, summary)
+            self.directory.write_result(scheme_of(integers), summary)
         self.processes.wait()
         return summary

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from csqtool.errors import ConfigError
-from csqtool.searching.config import GENERAL, name_taken
+from csqtool.searching.config import GENERAL, is_used, name_taken
 from csqtool.searching.declarations import Declared, Users, declared
 from csqtool.searching.options import FINETUNE_METHODS, method_kind, method_kinds, option_owners
 from csqtool.searching.recipes import RECIPES, recipe_defaults
@@ -60,9 +60,10 @@ def reference() -> list[Row]:
         ConfigError: a method of another package cannot be imported, or declares an option with another type than a
             method that has the same option.
     """
-    searching = [name for name, kind in method_kinds().items() if kind.searches]
-    fixed = [name for name, kind in method_kinds().items() if not kind.searches]
-    who = {Users.SEARCHING: ", ".join(searching), Users.FIXED: ", ".join(fixed)}
+    who = {
+        users: ", ".join(name for name, kind in method_kinds().items() if is_used(users, kind, sized=False))
+        for users in (Users.SEARCHING, Users.FIXED)
+    }
     rows = [
         Row(one, default_text({"": one}), who.get(one.setting.users, one.setting.users)) for one in GENERAL.values()
     ]

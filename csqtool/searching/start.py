@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from csqtool.errors import ModelError
 from csqtool.integers import planes_of
+from csqtool.model_source import ModelSource
 from csqtool.nn.reparametrized import load_and_fold
 from csqtool.nn.state_dict import read_state
 from csqtool.searching.config import SearchConfig
@@ -82,6 +83,21 @@ class Start:
         """
         if self.weights is not None:
             load_and_fold(model, self.weights, self.weights_source)
+
+    def teacher(self, source: ModelSource, directory: RunDirectory) -> nn.Module:
+        """Return the float model for distillation: trained by the search in a directory, or of the given weights.
+
+        Raises:
+            ModelError: there is none.
+        """
+        teacher = source.build(near=directory.config)
+        if directory.float_weights.is_file():
+            load_and_fold(teacher, read_state(directory.float_weights), str(directory.float_weights))
+        elif self.weights is not None:
+            self.load_into(teacher)
+        else:
+            raise ModelError("distill needs a trained float model: give --weights or --pretrain-epochs")
+        return teacher
 
     def planes(self, elements: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
         """Return the planes that were given for each layer; None if none were.

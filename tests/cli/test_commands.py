@@ -121,7 +121,9 @@ def test_inspect_explains_every_file(eight_bits: Built) -> None:
 
 def test_methods_and_formats_are_listed() -> None:
     methods = json.loads(ok("methods", "--json").stdout)
-    assert {"description", "options"} == methods["csq"].keys()
+    assert {"description", "options", "kind", "data"} == methods["csq"].keys()
+    kinds = {name: (methods[name]["kind"], methods[name]["data"]) for name in ("csq", "lsq", "hawq-v3")}
+    assert kinds == {"csq": ("both", "labelled"), "lsq": ("trainer", "labelled"), "hawq-v3": ("allocator", "labelled")}
     assert "beta_max" in methods["csq-uniform"]["options"]
     assert methods["lsq"]["options"] == []
     assert "options of bsq: --strength" in ok("methods").stdout

@@ -45,7 +45,7 @@ def test_every_setting_is_there_with_its_default() -> None:
         assert (row.flag if row.name != "model" else "`MODEL`") in line
 
 
-@pytest.mark.parametrize("group", ["methods", "exporters", "backends", "activations"])
+@pytest.mark.parametrize("group", ["methods", "allocators", "exporters", "backends", "activations"])
 def test_every_registered_name_is_there_and_described(group: str) -> None:
     lines = PAGES["reference/plugins.md"].splitlines()
     names = {entry.name for entry in entry_points(group=f"csqtool.{group}")}

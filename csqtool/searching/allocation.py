@@ -1,0 +1,173 @@
+"""Allocators: which planes each layer keeps, found from the float model; a trainer then trains at that scheme."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from csqtool.data import DataSource, batches_of
+from csqtool.evaluation import as_float, laid_out
+from csqtool.nn.modes import evaluating
+from csqtool.progress import Progress
+from csqtool.searching.budget import Budget, uniform
+from csqtool.searching.config import SearchConfig
+from csqtool.searching.integer_program import Choices, least_harm
+from csqtool.searching.network import Network
+from csqtool.searching.options import ALLOCATORS, AllocatorOptions, Options
+from csqtool.searching.scheme import LossProbe, round_to
+from csqtool.task import main_output
+from csqtool.trees import call, mapped, samples
+
+BATCH = 128
+Planes = dict[str, tuple[int, ...]]
+# What each number of planes costs in quality, by layer; only differences within and ratios between layers matter.
+Harms = Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What an allocator is constructed with.
+
+    Attributes:
+        network: the float network: `model` without, `net` with calibrated activation quantizers; weights are plain.
+        data: training data and task.
+        device: that the network is on.
+        config: the general settings.
+        options: the allocator's own, an instance of its `Options`.
+        budget: the limit on the scheme's cost.
+        probe: returns a function that measures the loss on so many training samples with one weight rounded.
+        progress: is told of every step.
+    """
+
+    network: Network
+    data: DataSource
+    device: torch.device
+    config: SearchConfig
+    options: Options
+    budget: Budget
+    probe: Callable[[int], LossProbe]
+    progress: Progress
+
+
+class Allocator(Protocol):
+    """Finds a scheme. Register the class under the entry point group ``csqtool.allocators``.
+
+    ``Allocator(allocation)`` is asked for its `scheme` once, and leaves the network as it was. `BaseAllocator` has what
+    most allocators need: they say how much harm each number of planes does to each layer.
+
+    Attributes:
+        description: one line for ``csqtool methods``.
+        data: what it needs: ``none``, ``unlabelled`` or ``labelled`` data.
+        Options: a frozen dataclass of its own options, as a method's.
+    """
+
+    description: ClassVar[str]
+    data: ClassVar[str]
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, allocation: Allocation) -> None: ...
+
+    def scheme(self) -> Planes:
+        """Return the planes of each layer, ascending, within the budget and within each layer's bounds."""
+        ...
+
+
+class BaseAllocator(ABC):
+    """An allocator that says how much harm each number of planes does; the integer program does the rest.
+
+    Attributes:
+        given: what it was constructed with.
+        generator: of all its random numbers.
+    """
+
+    description: ClassVar[str]
+    data: ClassVar[str] = "labelled"
+    Options: ClassVar[type[Options]] = AllocatorOptions
+
+    def __init__(self, allocation: Allocation) -> None:
+        self.given = allocation
+        self.generator = torch.Generator().manual_seed(allocation.config.seed)
+
+    @abstractmethod
+    def harms(self) -> Harms:
+        """Return the harm of each number of planes that each layer may keep, see `choices`."""
+
+    def scheme(self) -> Planes:
+        """Return the scheme of least summed harm within the budget."""
+        return cheapest(self.harms(), self.given.budget)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The float weights."""
+        return self.given.network.parameters
+
+    def choices(self, name: str) -> range:
+        """Return the numbers of planes that a layer may keep."""
+        return choices(self.given.budget, name)
+
+    def errors(self, name: str) -> dict[int, float]:
+        """Return ‖Q(W) − W‖² of a layer at each number of planes it may keep."""
+        weight = self.weights[name].detach()
+        return {k: float((round_to(weight, uniform(k)) - weight).square().sum()) for k in self.choices(name)}
+
+    def batches(self) -> list[tuple[Any, Any]]:
+        """Return the first training samples and targets, in batches on the device."""
+        given = self.given
+        assert isinstance(given.options, AllocatorOptions)
+        return [
+            (laid_out(x, given.device, channels_last=False), mapped(y, lambda t: t.to(given.device)))
+            for x, y in batches_of(given.data.train, max_samples=given.options.allocation_samples, size=BATCH)
+        ]
+
+    def outputs(self, inputs: Any) -> Any:
+        """Return what the task judges of the float model's outputs, with a graph of any order of derivatives."""
+        with evaluating(self.given.network.model), sdpa_kernel(SDPBackend.MATH):
+            return main_output(as_float(call(self.given.network.model, inputs)), self.given.data.task)
+
+    def losses(self, batches: Sequence[tuple[Any, Any]]) -> Iterator[tuple[Tensor, float]]:
+        """Yield the loss of each batch with its share of all samples."""
+        count = sum(samples(x) for x, _ in batches)
+        for x, y in batches:
+            yield self.given.data.task.loss(self.outputs(x), y), samples(x) / count
+
+
+def choices(budget: Budget, name: str) -> range:
+    """Return the numbers of planes that a layer may keep."""
+    return range(budget.min_planes[name], budget.max_planes[name] + 1)
+
+
+def cheapest(harms: Harms, budget: Budget, *, order: Sequence[str] | None = None) -> Planes:
+    """Return the scheme of least summed harm within the budget.
+
+    Args:
+        harms: of each layer at each number of planes that it may keep.
+        budget: the limit. If it cannot be met, as with a size below that of one plane, all layers keep their fewest.
+        order: all layers; only schemes whose planes never rise along it are considered, but for pinned layers.
+    """
+    names = list(order or harms)
+    layers = [
+        Choices([budget.layer_cost(name, uniform(k)) for k in choices(budget, name)],
+                [max(harms[name][k], 0.0) for k in choices(budget, name)])
+        for name in names
+    ]  # fmt: skip
+    found = least_harm(layers, budget.room, falling=order is not None)
+    if found is None:
+        return budget.uniform(1)
+    chosen = {name: uniform(choices(budget, name)[index]) for name, index in zip(names, found, strict=True)}
+    return {name: chosen[name] for name in harms}
+
+
+def load_allocator(name: str) -> type[Allocator]:
+    """Return the class of an allocator.
+
+    Raises:
+        ConfigError: no such allocator is installed.
+    """
+    loaded: type[Allocator] = ALLOCATORS.load(name)
+    return loaded

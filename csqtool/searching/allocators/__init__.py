@@ -1,0 +1,1 @@
+"""The allocators, a module each; see `csqtool.searching.allocation`."""
