@@ -106,6 +106,7 @@ def inference_problems(tensors: Tensors, metadata: str, model: QuantizedModel) -
     return _problems(content, model)
 
 
+@np.errstate(all="ignore")  # whatever numbers a file has, they differ or they do not
 def _problems(content: _Content, model: QuantizedModel) -> list[Problem]:
     parts = (_layer_problems, _activation_problems, _tensor_problems, _document_problems)
     return [problem for part in parts for problem in part(content, model)]
@@ -292,6 +293,7 @@ def _document_problems(content: _Content, model: QuantizedModel) -> Iterator[Pro
             yield "metadata", f"{key!r:.100} differs from the finalized model's"
 
 
+@np.errstate(all="ignore")  # outputs that are not finite fail
 def _rebuilt(content: _Content, model: QuantizedModel) -> QuantizedModel:
     """Return the finalized model with the file's values in the places of its own.
 

@@ -291,6 +291,7 @@ METADATA = [
     ('"epsilon":1e-05', '"epsilon":-1.0', "epsilon must be finite and not negative"),
     ('"epsilon":1e-05', '"epsilon":1', "epsilon is 1, expected float"),
     ('"epsilon":1e-05', '"epsilon":1e999', "not finite"),
+    ('"epsilon":1e-05', '"epsilon":1e300', "bn: an epsilon of 1e\\+300 takes it beyond float32"),
     ('"epsilon":1e-05', '"epsilon":1e-05,"bias":1', "bias is 1, expected bool"),
     ('"epsilon":1e-05', '"epsilon":1e-05,"input_quantizer":"gone"', "unknown activation quantizer gone"),
     ('"activations":[]', '"activations":["a"]', "':activations' is missing"),
@@ -312,6 +313,23 @@ def test_metadata_that_describe_no_inference_file_are_refused_in_one_line(tmp_pa
     (tmp_path / "m.csq").write_bytes(content)
     done = invoke("unpack", tmp_path / "m.csq", "-o", tmp_path / "m.safetensors")
     assert (done.exit_code, done.stderr.count("\n"), (tmp_path / "m.safetensors").exists()) == (2, 1, False)
+
+
+def test_biases_beyond_float32_and_activations_without_names_are_refused():
+    rows, metadata, digest = disassemble(pack(inference_model(), inference=True, encoding="dense"))
+    words = {r["name"].decode(): np.frombuffer(r["stored"], "<u2").copy() for r in rows if r["dtype"] == 3}
+    words[ACTIVATIONS][:2] = [0, 0x7F00]  # the input's scale is 2^127
+    words[CHANNELS][1] = 20  # exponent of the first layer's scales, which are then at least 2^32
+    for name, text, message in (
+        (CHANNELS, metadata, "a.weight: biases beyond float32"),
+        (ACTIVATIONS, metadata.replace(b'["a.input","c.output"]', b"[]"), "6 words of activations"),
+    ):
+        changed = [
+            r | {"stored": words[r["name"].decode()].tobytes()} if r["name"].startswith(b":") else r for r in rows
+        ]
+        content = assemble(changed, text, digest)
+        assert_rejected(read_csq, content, message)
+        assert problems(content, inference_model()) != [], name
 
 
 def test_a_graph_in_an_inference_file_is_refused():
