@@ -3,8 +3,8 @@
     python benchmarks/inference_files.py model.safetensors … [--data cifar10:DIR --model FILE.py:FACTORY]   # Markdown
     python benchmarks/inference_files.py --digits [--epochs 12]                 # ten target sizes; minutes
 
-The first form takes finalized models. With data, it measures each model's metric, that of its inference file, and
-that of its inference file with --float16; all samples of the test set, on the CPU.
+The first form takes finalized models of classifiers. With data, it compares the outputs of each with those of its
+inference file, with and without --float16, on the first samples of the test set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import struct
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from csqtool.csq import CsqFile, pack, read_csq
 from csqtool.finalized_file import read_finalized
@@ -62,19 +64,27 @@ def sizes_table(models: dict[str, QuantizedModel]) -> None:
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 
-def metrics_table(models: dict[str, QuantizedModel], data: str, factory: str) -> None:
-    from csqtool.evaluation import evaluate
+def outputs_table(models: dict[str, QuantizedModel], data: str, factory: str, count: int) -> None:
+    """Compare the outputs of finalized models with those of their inference files."""
+    from csqtool.data import first_samples
     from csqtool.rebuild import rebuilt_data, rebuilt_net
+    from csqtool.verifying.outputs import agreement, reference_outputs, spread_of
 
-    print("\n| model | finalized | inference | inference, float16 |")
-    print("| --- |" + " ---: |" * 3)
+    found = first_samples(rebuilt_data(next(iter(models.values())), data=data).test, count)
+    assert found is not None
+    inputs, targets = found
+    print(f"\n| {count:,} samples | accuracy, finalized | inference | agreement | mean difference / spread ", end="")
+    print("| inference, float16 | agreement | mean difference / spread |")
+    print("| --- |" + " ---: |" * 7)
     for label, model in models.items():
-        source = rebuilt_data(model, data=data)
-        cells = []
-        for way in (None, WAYS["inference"], WAYS["inference, float16"]):
-            other = model if way is None else read_csq(pack(model, **way), where=label)
-            net = rebuilt_net(other, factory=factory)
-            cells.append(f"{100 * evaluate(net, source.test, source.for_model(net.model).task):.2f} %")
+        (wanted,) = reference_outputs(rebuilt_net(model, factory=factory), inputs).values()
+        cells = [f"{100 * (wanted.argmax(1) == targets.numpy()).mean():.2f} %"]
+        for way in ("inference", "inference, float16"):
+            net = rebuilt_net(read_csq(pack(model, **WAYS[way]), where=label), factory=factory)
+            (outputs,) = reference_outputs(net, inputs).values()
+            off = np.abs(outputs.astype(np.float64) - wanted).mean() / spread_of(wanted)
+            accuracy = 100 * (outputs.argmax(1) == targets.numpy()).mean()
+            cells += [f"{accuracy:.2f} %", f"{100 * agreement(outputs, wanted):.2f} %", f"{off:.1e}"]
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -106,6 +116,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=Path, help="finalized models")
     parser.add_argument("--data")
     parser.add_argument("--model", help="factory of the models")
+    parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--digits", action="store_true")
     parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
@@ -114,7 +125,7 @@ def main() -> None:
         parts_table(*next(iter(models.items())))
         sizes_table(models)
     if arguments.data:
-        metrics_table(models, arguments.data, arguments.model)
+        outputs_table(models, arguments.data, arguments.model, arguments.samples)
     if arguments.digits:
         targets_table(arguments.epochs)
 

@@ -72,7 +72,7 @@ def folded(model: QuantizedModel, *, half: bool = False) -> Folded:
     rest = dict(model.tensors)
     if taken := {CHANNELS, ACTIVATIONS} & {*rest, *(layer.name for layer in model.layers)}:
         raise ExportError(f"csq: an inference file has a tensor of its own called {min(taken)!r}")
-    users = Counter(layer.batch_norm for layer in model.layers)
+    users, doubled = Counter(layer.batch_norm for layer in model.layers), _second_names(model.tensors)
     integers: dict[str, IntegerArray] = {}
     records: dict[str, Record] = {}
     described = []
@@ -87,7 +87,7 @@ def folded(model: QuantizedModel, *, half: bool = False) -> Folded:
         # A tensor under two names stays what it is: a rebuilt module would load only one of two values.
         tied = layer.name in model.tied.values()
         bias = None if tied else _own_bias(layer, rest)
-        alone = not tied and users[layer.batch_norm] == 1 and not _has_twin(layer, model.tensors)
+        alone = not tied and users[layer.batch_norm] == 1 and doubled.isdisjoint((layer.batch_norm, _bias_name(layer)))
         q = _turned(layer, model.tensors) if layer.batch_norm is not None and alone else None
         integers[layer.name] = layer.q if q is None else q
         records[layer.name] = _plain_record(layer, model, bias) if q is None else _folded_record(layer, model)
@@ -99,7 +99,10 @@ def folded(model: QuantizedModel, *, half: bool = False) -> Folded:
             del rest[_bias_name(layer)]
         described.append(entry)
     if half:
-        rest = {name: _rounded(tensor) for name, tensor in rest.items()}
+        # What else decides on a grid of integer biases stays exact, or the biases would leave the grid.
+        exact = {name for x in model.layers if x.input_quantizer for name in
+                 (_bias_name(x), *(f"{x.batch_norm}.{part}" for part in BATCH_NORM_PARTS))}  # fmt: skip
+        rest = {name: tensor if name in exact else _rounded(tensor) for name, tensor in rest.items()}
         records = {name: replace(r, bias=_halved(r.bias)) for name, r in records.items()}
     ordered = sorted(records, key=str.encode)
     rest |= integers
@@ -139,31 +142,33 @@ def _turned(layer: QuantizedLayer, tensors: Mapping[str, NDArray[Any]]) -> Integ
         return None
     norm = read_batch_norm(layer, tensors)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        folded_scale, bias = fold_scale(layer.scale, norm.factor), norm.effective_bias(own).astype(np.float32)
-    if not (np.isfinite(norm.factor) & np.isfinite(folded_scale.scale) & np.isfinite(bias)).all():
+        factor, bias = norm.factor, norm.effective_bias(own).astype(np.float32)
+        folded_scale = fold_scale(layer.scale, factor)
+    if not (np.isfinite(factor) & np.isfinite(folded_scale.scale) & np.isfinite(bias)).all():
         return None
     sign = folded_scale.sign.reshape(-1, *[1] * (layer.q.ndim - 1))
     q = layer.q.astype(np.int16) * sign
     return smallest_dtype(q) if twos_complement_bits(q) <= MAX_BIT_WIDTH else None
 
 
-def _has_twin(layer: QuantizedLayer, tensors: Mapping[str, NDArray[Any]]) -> bool:
-    """Tell whether the layer's bias, or its whole BatchNorm, is probably also there under another name."""
-    bias = tensors.get(_bias_name(layer))
-    norm = [tensors.get(f"{layer.batch_norm}.{part}") for part in BATCH_NORM_PARTS]
+def _second_names(tensors: Mapping[str, NDArray[Any]]) -> set[str]:
+    """Return the BatchNorms and the biases, by name, that are probably also there under another name.
+
+    They equal each other bit for bit. A bias of zeros is left out: zeros are what folding leaves.
+    """
+    norms = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for norm in norms:
+        parts = [tensors.get(f"{norm}.{part}") for part in BATCH_NORM_PARTS]
+        groups.setdefault(tuple(_content(part) for part in parts), []).append(norm)
     for name, tensor in tensors.items():
-        path, _, part = name.rpartition(".")
-        if part.endswith("bias") and name != _bias_name(layer) and bias is not None and _is_same(tensor, bias):
-            return bool(bias.any())  # zeros are what folding leaves
-        if part == "running_mean" and path != layer.batch_norm:
-            others = [tensors.get(f"{path}.{other}") for other in BATCH_NORM_PARTS]
-            if all(a is not None and b is not None and _is_same(a, b) for a, b in zip(norm, others, strict=True)):
-                return True
-    return False
+        if name.endswith("bias") and tensor.any():
+            groups.setdefault(_content(tensor), []).append(name)
+    return {name for same in groups.values() if len(same) > 1 for name in same}
 
 
-def _is_same(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+def _content(tensor: NDArray[Any] | None) -> tuple[Any, ...]:
+    return () if tensor is None else (tensor.dtype, tensor.shape, tensor.tobytes())
 
 
 def _bias_name(layer: QuantizedLayer) -> str:
@@ -296,7 +301,7 @@ class _Restoring:
         return words
 
     def _activations(self, names: list[Any]) -> tuple[ActivationQuantizer, ...]:
-        if not names:
+        if not names and ACTIVATIONS not in self.rest:
             return ()
         words = self._words(ACTIVATIONS)
         if words.size != 3 * len(names) or not all(isinstance(name, str) for name in names):
@@ -316,7 +321,10 @@ class _Restoring:
         if bias is not None and bias.dtype == np.int32:
             if (step := steps.get(layer.input_quantizer or "")) is None:
                 raise FormatError(f"{layer.name}: integer biases without a quantized input")
-            bias = (bias.astype(np.float32) * bias_step(step, record.scale)).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                bias = (bias.astype(np.float32) * bias_step(step, record.scale)).astype(np.float32)
+            if not np.isfinite(bias).all():
+                raise FormatError(f"{layer.name}: biases beyond float32")
         elif bias is not None:
             bias = bias.astype(np.float32)
         if record.scale.ndim:
@@ -339,8 +347,11 @@ class _Restoring:
     def _put_batch_norm(self, name: str, epsilon: float, ratio: NDArray[np.float32], beta: NDArray[np.float32]) -> None:
         """Add a BatchNorm whose γ/σ is `ratio`."""
         variance = np.float32(max(0.0, 1 - epsilon))
-        gamma = ratio.astype(np.float64) * np.sqrt(np.float64(variance) + epsilon)
-        values = (gamma.astype(np.float32), beta, np.zeros_like(beta), np.full_like(beta, variance))
+        with np.errstate(over="ignore"):
+            gamma = (ratio.astype(np.float64) * np.sqrt(np.float64(variance) + epsilon)).astype(np.float32)
+        if not np.isfinite(gamma).all():
+            raise FormatError(f"{name}: an epsilon of {epsilon:g} takes it beyond float32")
+        values = (gamma, beta, np.zeros_like(beta), np.full_like(beta, variance))
         for part, value in zip(BATCH_NORM_PARTS, values, strict=True):
             self._put(f"{name}.{part}", value)
         self._put(f"{name}.{COUNTER}", np.array(0, np.int64))

@@ -52,14 +52,12 @@ class _Content:
         tensors: all tensors but the streams.
         stored: scales and biases by layer.
         activations: scale, zero point and bits of each activation.
-        metadata: the text of the metadata.
-        document: the same, parsed.
+        document: the metadata.
     """
 
     tensors: Tensors
     stored: Mapping[str, StoredLayer]
     activations: list[tuple[np.float32, int, int]]
-    metadata: str
     document: dict[str, Any]
 
     @classmethod
@@ -73,15 +71,18 @@ class _Content:
         try:
             document = json.loads(metadata)
             names = {entry["name"] for entry in document["layers"]}
+            again = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise FormatError(f"the metadata are no description of an inference file: {error}") from error
-        layers = [(name, tensor) for name, tensor in tensors.items() if name in names]
+        if again != metadata:
+            raise FormatError("the metadata are not written as csqtool writes them: readers may differ on them")
+        layers = [(name, t) for name, t in tensors.items() if name in names and t.dtype in (np.int8, np.int16)]
         channels = [tensor.shape[0] if tensor.ndim else 1 for _, tensor in layers]
         decoded = stored_layers(_bytes(tensors, CHANNELS), channels)
         stored = dict(zip((name for name, _ in layers), decoded, strict=True))
         activations = stored_activations(_bytes(tensors, ACTIVATIONS)) if ACTIVATIONS in tensors else []
         rest = {name: tensor for name, tensor in tensors.items() if name not in (CHANNELS, ACTIVATIONS)}
-        return cls(rest, stored, activations, metadata, document)
+        return cls(rest, stored, activations, document)
 
 
 def _bytes(tensors: Tensors, name: str) -> bytes:
@@ -106,6 +107,7 @@ def inference_problems(tensors: Tensors, metadata: str, model: QuantizedModel) -
     return _problems(content, model)
 
 
+@np.errstate(all="ignore")  # whatever numbers a file has, they differ or they do not
 def _problems(content: _Content, model: QuantizedModel) -> list[Problem]:
     parts = (_layer_problems, _activation_problems, _tensor_problems, _document_problems)
     return [problem for part in parts for problem in part(content, model)]
@@ -271,8 +273,6 @@ def _replaced(content: _Content, model: QuantizedModel) -> set[str]:
 def _document_problems(content: _Content, model: QuantizedModel) -> Iterator[Problem]:
     """Yield what differs in the metadata, which a reader rebuilds a model by."""
     document, origin = dict(content.document), model.info.document
-    if json.dumps(document, ensure_ascii=False, separators=(",", ":")) != content.metadata:
-        yield "metadata", "are not written as csqtool writes them: another reader may read something else"
     layers: list[dict[str, Any]] = []
     gone = _replaced(content, model)
     for layer in model.layers:
@@ -292,6 +292,7 @@ def _document_problems(content: _Content, model: QuantizedModel) -> Iterator[Pro
             yield "metadata", f"{key!r:.100} differs from the finalized model's"
 
 
+@np.errstate(all="ignore")  # outputs that are not finite fail
 def _rebuilt(content: _Content, model: QuantizedModel) -> QuantizedModel:
     """Return the finalized model with the file's values in the places of its own.
 

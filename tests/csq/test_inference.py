@@ -229,9 +229,8 @@ def test_a_repeated_key_in_the_metadata_is_found_by_verifier_and_reader():
     repeated = metadata.replace(b'"tied":{', b'"tied":{"head.weight":"b.weight",', 1)
     content = assemble(rows, repeated, digest)
     assert_rejected(read_csq, content, "key 'head.weight' is repeated")
-    assert problems(content, inference_model()) == [
-        ("metadata", "are not written as csqtool writes them: another reader may read something else")
-    ]
+    ((_, problem),) = problems(content, inference_model())
+    assert "not written as csqtool writes them" in problem
 
 
 def bare():
@@ -291,6 +290,7 @@ METADATA = [
     ('"epsilon":1e-05', '"epsilon":-1.0', "epsilon must be finite and not negative"),
     ('"epsilon":1e-05', '"epsilon":1', "epsilon is 1, expected float"),
     ('"epsilon":1e-05', '"epsilon":1e999', "not finite"),
+    ('"epsilon":1e-05', '"epsilon":1e300', "bn: an epsilon of 1e\\+300 takes it beyond float32"),
     ('"epsilon":1e-05', '"epsilon":1e-05,"bias":1', "bias is 1, expected bool"),
     ('"epsilon":1e-05', '"epsilon":1e-05,"input_quantizer":"gone"', "unknown activation quantizer gone"),
     ('"activations":[]', '"activations":["a"]', "':activations' is missing"),
@@ -312,6 +312,39 @@ def test_metadata_that_describe_no_inference_file_are_refused_in_one_line(tmp_pa
     (tmp_path / "m.csq").write_bytes(content)
     done = invoke("unpack", tmp_path / "m.csq", "-o", tmp_path / "m.safetensors")
     assert (done.exit_code, done.stderr.count("\n"), (tmp_path / "m.safetensors").exists()) == (2, 1, False)
+
+
+def test_biases_beyond_float32_and_activations_without_names_are_refused():
+    rows, metadata, digest = disassemble(pack(inference_model(), inference=True, encoding="dense"))
+    words = {r["name"].decode(): np.frombuffer(r["stored"], "<u2").copy() for r in rows if r["dtype"] == 3}
+    words[ACTIVATIONS][:2] = [0, 0x7F00]  # the input's scale is 2^127
+    words[CHANNELS][1] = 20  # exponent of the first layer's scales, which are then at least 2^32
+    for name, text, message in (
+        (CHANNELS, metadata, "a.weight: biases beyond float32"),
+        (ACTIVATIONS, metadata.replace(b'["a.input","c.output"]', b"[]"), "6 words of activations"),
+    ):
+        changed = [
+            r | {"stored": words[r["name"].decode()].tobytes()} if r["name"].startswith(b":") else r for r in rows
+        ]
+        content = assemble(changed, text, digest)
+        assert_rejected(read_csq, content, message)
+        assert problems(content, inference_model()) != [], name
+
+
+def test_a_layer_that_is_stored_as_floats_is_not_taken_for_integers():
+    rows, metadata, digest = disassemble(pack(bare(), inference=True))
+    for value in (np.array([[1], [-1]], "<f4"), np.array([[np.nan], [1]], "<f4")):
+        floats = {"dtype": 10, "encoding": 0, "bits": 32, "stored": value.tobytes(), "length": 8}
+        content = assemble([r | floats if r["name"] == b"l.weight" else r for r in rows], metadata, digest)
+        assert_rejected(read_csq, content, "the layers of the metadata are not the tensors of integers")
+        assert problems(content, bare()) != []
+
+
+def test_metadata_that_are_nested_deeply_are_refused():
+    rows, metadata, digest = disassemble(pack(bare(), inference=True))
+    for depth in (900, 3000, 100_000):
+        deep = metadata.replace(b',"tied"', b',"x":' + b"[" * depth + b"]" * depth + b',"tied"', 1)
+        assert problems(assemble(rows, deep, digest), bare()) != []
 
 
 def test_a_graph_in_an_inference_file_is_refused():
