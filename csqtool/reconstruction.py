@@ -27,7 +27,8 @@ from csqtool.trees import call, mapped, tensors
 WEIGHT_RATE = 0.02  # in steps of the layer's integers
 SCALE_RATE = 0.001  # in the same
 GATE_RATE = 0.1  # in logits of rounding gates
-REST_RATE = 1e-3  # of biases and BatchNorm's factors
+VECTOR_RATE = 1e-3  # of biases and the factors of normalizations
+OTHER_RATE = 1e-4  # of other float parameters, such as embeddings of positions, which are small numbers
 ACTIVATION_RATE = 1e-5
 VARIANCE_FLOOR = 1e-6  # below it an output is constant
 GATE_TEMPERATURE = 200.0  # the last β of CSQ's gates
@@ -185,7 +186,8 @@ def train(
     scales = [quantizer.scale for quantizer in net.quantizers.values()]
     known = {id(p) for group in groups for p in group["params"]} | {id(p) for p in scales}
     rest = [p for p in net.parameters() if p.requires_grad and id(p) not in known]
-    groups += [{"params": rest, "lr": REST_RATE}, {"params": scales, "lr": ACTIVATION_RATE}]
+    groups += [{"params": [p], "lr": VECTOR_RATE if p.ndim == 1 else OTHER_RATE} for p in rest]
+    groups += [{"params": scales, "lr": ACTIVATION_RATE}]
     optimizer = torch.optim.Adam(groups)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     compared = {network.placement.batch_norms.get(w.name) or w.name.rpartition(".")[0] for w in network.weights}
