@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from csqtool.version import __version__
 
 if TYPE_CHECKING:
-    from csqtool.api.look import doctor, formats, inspect, methods, report, sensitivity
+    from csqtool.api.look import blame, doctor, formats, inspect, methods, report, sensitivity
     from csqtool.api.make import check, finalize, finetune, init, quantize, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
@@ -51,6 +51,7 @@ _HOMES = {
     "VerifyReport": "csqtool.verifying",
     "bench": "csqtool.api.prove",
     "best": "csqtool.api.sweeps",
+    "blame": "csqtool.api.look",
     "check": "csqtool.api.make",
     "diff": "csqtool.api.prove",
     "doctor": "csqtool.api.look",
@@ -93,6 +94,7 @@ __all__ = [
     "__version__",
     "bench",
     "best",
+    "blame",
     "check",
     "diff",
     "doctor",

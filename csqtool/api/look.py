@@ -1,4 +1,4 @@
-"""The verbs that show: `inspect`, `sensitivity`, `report`, `methods`, `formats`, `doctor`."""
+"""The verbs that show: `inspect`, `sensitivity`, `blame`, `report`, `methods`, `formats`, `doctor`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csqtool.api.given import PathLike, named_or_module, named_or_source, shown
+from csqtool.api.given import PathLike, data_to_test_on, named_or_module, named_or_source, shown
 from csqtool.errors import ConfigError
+from csqtool.quantized_model import QuantizedModel
+from csqtool.trust import trusting
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from csqtool.blaming import BlameReport
     from csqtool.installation import Finding
     from csqtool.layer_sensitivity import SensitivityReport
     from csqtool.progress import Progress
@@ -81,6 +84,77 @@ def sensitivity(
         found = measure_sensitivity(
             config, sample_count=samples, planes=planes, probes=probes, data=source, model=module, progress=told
         )
+    if output is not None:
+        write_json(Path(output), documents.plain(found))
+    if picture is not None:
+        draw(found, Path(picture))
+    return found
+
+
+def blame(
+    source: QuantizedModel | PathLike,
+    *,
+    model: nn.Module | str | None = None,
+    weights: PathLike | None = None,
+    data: Any = None,
+    task: str | Task | None = None,
+    samples: int = 1000,
+    output: PathLike | None = None,
+    picture: PathLike | None = None,
+    trust_factory: str | Sequence[str] = (),
+    progress: bool | Progress = False,
+) -> BlameReport:
+    """Measure each part's share of what a finalized model lost against the float network.
+
+    Args:
+        source: a finalized model, its file, or the run directory of a finished search.
+        model: the float network, which is copied, or a factory; None builds the recorded one.
+        weights: the float network's weights; None takes those of `model`, or those that the run began with.
+        data: test data: a data set, a `DataLoader`, or a source name; None takes those that are recorded.
+        task: the task for these data; None takes the recorded one.
+        samples: test samples that are read.
+        output: the ``.json`` file to write, which `report` shows; None writes none.
+        picture: the ``.svg`` file to draw; None draws none.
+        trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
+        progress: as in `csqtool.search`.
+
+    Raises:
+        InputError: a file is missing or of another kind, or there are no float weights.
+    """
+    from csqtool import documents
+    from csqtool.blaming import blame_model
+    from csqtool.files import write_json
+    from csqtool.finalized_file import read_finalized
+    from csqtool.nn.reparametrized import load_and_fold
+    from csqtool.nn.state_dict import read_state
+    from csqtool.rebuild import rebuilt_data, rebuilt_module
+    from csqtool.reporting.blames import draw
+    from csqtool.searching.run_directory import RunDirectory
+
+    if samples < 1:
+        raise ConfigError(f"samples must be at least 1, got {samples}")
+    near = None if isinstance(source, QuantizedModel) else Path(source)
+    given = data_to_test_on(data, task)
+    with shown(progress) as told, trusting(trust_factory):
+        if near is not None and near.is_dir():
+            from csqtool.api.make import finalize
+
+            directory = RunDirectory(near)
+            finalized = finalize(near, model=model, data=data, task=task)
+            if weights is None and directory.float_weights.is_file():
+                weights = directory.float_weights
+            near = directory.config
+        else:
+            finalized = source if isinstance(source, QuantizedModel) else read_finalized(Path(source))
+        if weights is None and (model is None or isinstance(model, str)):
+            raise ConfigError(f"{near or 'the finalized model'} holds no float weights; give --weights FILE")
+        module = rebuilt_module(finalized, factory=model, near=near)
+        if weights is not None:
+            load_and_fold(module, read_state(Path(weights)), str(weights))
+        found = blame_model(
+            finalized, module, rebuilt_data(finalized, data=given, near=near).for_model(module),
+            sample_count=samples, progress=told,
+        )  # fmt: skip
     if output is not None:
         write_json(Path(output), documents.plain(found))
     if picture is not None:

@@ -33,6 +33,7 @@ _VERBS = {
     "run": "csqtool.cli.run_verb:run",
     "bench": "csqtool.cli.bench_verb:bench",
     "sensitivity": "csqtool.cli.sensitivity_verb:sensitivity",
+    "blame": "csqtool.cli.blame_verb:blame",
     "report": "csqtool.cli.report_verb:report",
     "diff": "csqtool.cli.diff_verb:diff",
     "init": "csqtool.cli.init_verb:init",

@@ -18,6 +18,7 @@ from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.reporting.arena import picture as picture_of_arena
+from csqtool.reporting.blames import view as view_of_blame
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
 from csqtool.reporting.sensitivities import view as view_of_sensitivity
 from csqtool.reporting.sources import PARTS, Gathered, Subject, gather
@@ -75,6 +76,7 @@ def render(found: Gathered) -> str:
         benches=found.benches,
         sweeps=[view_of_sweep(one) for one in found.sweeps],
         sensitivities=[view_of_sensitivity(one, label) for label, one in found.sensitivities],
+        blames=[view_of_blame(one, label) for label, one in found.blames],
         parts=PARTS,
     )
 

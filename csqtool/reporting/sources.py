@@ -13,6 +13,7 @@ import msgspec
 
 from csqtool import documents
 from csqtool.benchmarking import BenchDocument
+from csqtool.blaming import BlameReport
 from csqtool.errors import FormatError, InputError
 from csqtool.files import read_bytes
 from csqtool.finalized_file import parse_finalized
@@ -78,12 +79,13 @@ class Subject:
 
 @dataclass
 class Gathered:
-    """All subjects, latencies that ``bench --json`` measured, sweeps, and sensitivities with their file's name."""
+    """All subjects, latencies that ``bench --json`` measured, sweeps; what other verbs measured, by file."""
 
     subjects: list[Subject] = field(default_factory=list)
     benches: list[BenchDocument] = field(default_factory=list)
     sweeps: list[SweepResult] = field(default_factory=list)
     sensitivities: list[tuple[str, SensitivityReport]] = field(default_factory=list)
+    blames: list[tuple[str, BlameReport]] = field(default_factory=list)
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
@@ -91,7 +93,8 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
     Args:
         paths: run directories, folders of sweeps, outputs of pipelines, pipeline files, finalized models, ``.csq`` and
-            ``.onnx`` files, folders of C, reports of ``verify --json`` and of ``bench --json``.
+            ``.onnx`` files, folders of C, reports of ``verify --json`` and of ``bench --json``, what ``sensitivity`` and
+            ``blame`` wrote.
 
     Raises:
         InputError: a path is missing, or none of these.
@@ -149,16 +152,18 @@ def _add_json(path: Path, found: Gathered) -> VerifyReport | None:
             return report
         case SensitivityReport() as record:
             found.sensitivities.append((str(path), record))
+        case BlameReport() as shares:
+            found.blames.append((str(path), shares))
         case BenchDocument() as latencies:
             found.benches.append(latencies)
         case None:
-            known = "verify --json, of csqtool bench --json, nor of csqtool sensitivity -o"
+            known = "verify --json, of csqtool bench --json, nor of csqtool sensitivity -o or blame -o"
             raise InputError(f"{path} is neither a report of csqtool {known}")
     return None
 
 
-def _read_json(path: Path) -> VerifyReport | BenchDocument | SensitivityReport | None:
-    """Return the report, the latencies or the sensitivities in a JSON file; None if it is something else.
+def _read_json(path: Path) -> VerifyReport | BenchDocument | SensitivityReport | BlameReport | None:
+    """Return the report, the latencies, the sensitivities or the shares in a JSON file; None if it is something else.
 
     Raises:
         FormatError: it is not JSON, or it begins as one of them and then is not.
@@ -171,6 +176,8 @@ def _read_json(path: Path) -> VerifyReport | BenchDocument | SensitivityReport |
     if isinstance(document, dict) and document.get("kind") == "sensitivity":
         what = "what csqtool sensitivity -o writes"
         return documents.convert(SensitivityReport, document, where=str(path), what=what)
+    if isinstance(document, dict) and document.get("kind") == "blame":
+        return documents.convert(BlameReport, document, where=str(path), what="what csqtool blame -o writes")
     return None
 
 
@@ -203,6 +210,8 @@ def _pipeline_output(path: Path, found: Gathered) -> Subject:
             subject.verifications.append(record)
         elif isinstance(record, BenchDocument):
             found.benches.append(record)
+        elif isinstance(record, BlameReport):
+            found.blames.append((str(file), record))
     return subject
 
 
