@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from csqtool.api.make import check, finalize, finetune, init, quantize, run, search
     from csqtool.api.prove import bench, diff, verify
     from csqtool.api.ship import export, load, pack, save, to_torch, unpack
-    from csqtool.api.sweeps import best, sweep
+    from csqtool.api.sweeps import best, compare, sweep
+    from csqtool.comparing import Comparison
     from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
     from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
     from csqtool.searching.config import SearchConfig
@@ -38,6 +39,7 @@ _HOMES = {
     "ActivationQuantizer": "csqtool.quantized_model",
     "CheckFailed": "csqtool.errors",
     "CsqtoolError": "csqtool.errors",
+    "Comparison": "csqtool.comparing",
     "Gates": "csqtool.verifying",
     "InputError": "csqtool.errors",
     "QuantizedLayer": "csqtool.quantized_model",
@@ -53,6 +55,7 @@ _HOMES = {
     "best": "csqtool.api.sweeps",
     "blame": "csqtool.api.look",
     "check": "csqtool.api.make",
+    "compare": "csqtool.api.sweeps",
     "diff": "csqtool.api.prove",
     "doctor": "csqtool.api.look",
     "export": "csqtool.api.ship",
@@ -79,6 +82,7 @@ _HOMES = {
 __all__ = [
     "ActivationQuantizer",
     "CheckFailed",
+    "Comparison",
     "CsqtoolError",
     "Gates",
     "InputError",
@@ -96,6 +100,7 @@ __all__ = [
     "best",
     "blame",
     "check",
+    "compare",
     "diff",
     "doctor",
     "export",

@@ -1,4 +1,4 @@
-"""The verbs about many searches: `sweep`, `best`."""
+"""The verbs about many searches: `sweep`, `best`, `compare`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from csqtool.trust import trusting
 if TYPE_CHECKING:
     from torch import nn
 
+    from csqtool.comparing import Comparison
     from csqtool.progress import Progress
     from csqtool.sweeping.result import SweepResult, SweepRow
     from csqtool.task import Task
@@ -93,6 +94,69 @@ def sweep(
             directory = SweepDirectory(folder)
             if directory.is_sweep:
                 draw(read_sweep(folder), directory.picture)
+
+
+def compare(
+    model: nn.Module | str,
+    run: PathLike,
+    *,
+    methods: str | Iterable[str] = ("csq", "measured", "hawq-v3"),
+    target_bits: float | None = None,
+    target_size: str | None = None,
+    seeds: int | Iterable[int] = (0,),
+    jobs: int | None = None,
+    cluster: str | None = None,
+    data: Any = None,
+    train: Any = None,
+    test: Any = None,
+    task: str | Task | None = None,
+    trust_factory: str | Iterable[str] = (),
+    progress: bool | Progress = False,
+    **settings: Any,
+) -> Comparison:
+    """Compare several methods at one budget, each down to verified ONNX and ``.csq`` files.
+
+    It is a `sweep` with one budget, which goes on in the same way; its results are exported and verified.
+
+    Args:
+        model: as in `search`.
+        run: the folder, see `csqtool.comparing`.
+        methods: names, see `methods`; ``hawq-v3+csq`` is hawq-v3 whose scheme is trained with csq.
+        target_bits: the budget in planes a weight on average; give this or the next.
+        target_size: the budget in bytes of the packed file, such as ``60KB``.
+        seeds: as in `sweep`.
+        jobs: as in `sweep`.
+        cluster: as in `sweep`.
+        data: as in `search`.
+        train: as in `search`.
+        test: as in `search`.
+        task: as in `search`.
+        trust_factory: as in `search`.
+        progress: as in `sweep`.
+        settings: of all runs, as in `sweep`.
+
+    Returns:
+        The runs and their files; `passed` tells whether all files compute the same as PyTorch.
+
+    Raises:
+        InputError: an argument cannot be used, none of the runs could be done, or a network cannot be exported.
+        CheckFailed: a run ended in an unexpected way; the same call tries it again.
+        SearchInterrupted: Ctrl-C; the state is saved.
+    """
+    from csqtool.comparing import ship
+
+    if (target_bits is None) == (target_size is None):
+        raise ConfigError("compare needs one budget: give either target bits or a target size")
+    budget: dict[str, Any] = {"target_bits": target_bits} if target_size is None else {"target_sizes": target_size}
+    source, _ = named_or_source(data, train, test, task, settings.get("batch_size"))
+    trusted = [trust_factory] if isinstance(trust_factory, str) else list(trust_factory)
+    trusted += [name for name in (model, data) if isinstance(name, str) and ":" in name]  # the runs' files name them
+    with shown(progress) as told, trusting(trusted):
+        found = sweep(
+            model, run, methods=methods, seeds=seeds, jobs=jobs, cluster=cluster, data=data, train=train, test=test,
+            task=task, progress=told, **budget, **settings,
+        )  # fmt: skip
+        return ship(found, model=None if isinstance(model, str) else model, data=source, progress=told)
 
 
 def best(run: PathLike, *, max_drop: float = 0.5) -> SweepRow:

@@ -24,6 +24,7 @@ _VERBS = {
     "search": "csqtool.cli.search_verb:search",
     "finetune": "csqtool.cli.search_verb:finetune",
     "sweep": "csqtool.cli.sweep_verb:sweep",
+    "compare": "csqtool.cli.compare_verb:compare",
     "best": "csqtool.cli.sweep_verb:best",
     "finalize": "csqtool.cli.model_verbs:finalize",
     "pack": "csqtool.cli.model_verbs:pack",

@@ -93,8 +93,8 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
     Args:
         paths: run directories, folders of sweeps, outputs of pipelines, pipeline files, finalized models, ``.csq`` and
-            ``.onnx`` files, folders of C, reports of ``verify --json`` and of ``bench --json``, what ``sensitivity`` and
-            ``blame`` wrote.
+            ``.onnx`` files, folders of C, reports of ``verify --json`` and of ``bench --json``, what
+            ``sensitivity`` and ``blame`` wrote.
 
     Raises:
         InputError: a path is missing, or none of these.

@@ -215,8 +215,8 @@ def _of_method(method: str, settings: Settings) -> tuple[Settings, set[str]]:
     chosen: Settings = {"method": name}
     kind = method_kind(name)
     if plus:
-        if not kind.searches or finetune_with not in FINETUNE_METHODS:
-            searching = [one for one, other in method_kinds().items() if other.searches]
+        if kind.role == "trainer" or finetune_with not in FINETUNE_METHODS:
+            searching = [one for one, other in method_kinds().items() if other.role != "trainer"]
             raise ConfigError(
                 f"{method!r} is no method of a sweep; write METHOD, or METHOD+FINETUNING with one of "
                 f"{', '.join(searching)} and one of {', '.join(FINETUNE_METHODS)}"

@@ -28,7 +28,6 @@ from csqtool.searching.options import ALLOCATORS, BUILT_IN, MethodKind
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.session import Session
 from csqtool.searching.start import Start
-from tests.support.commands import Built
 
 QUICK: dict[str, Any] = {"epochs": 0, "batch_size": 32, "device": "cpu"}
 
@@ -247,12 +246,3 @@ def test_finetuning_an_allocators_rounded_result_trains_for_the_usual_epochs() -
     tuned = config.for_finetuning({})
     assert (tuned.method, tuned.epochs) == ("csq-uniform", 20)
     assert math.isclose(config.for_finetuning({"epochs": 2}).epochs, 2)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ALLOCATORS.names())
-def test_every_allocators_networks_end_in_files_that_verify(name: str, tmp_path: Path) -> None:
-    built = Built(tmp_path, "8", "--pretrain-epochs", 2, "--epochs", 1, method=name)
-    assert json.loads((built.run / "summary.json").read_text())["average_precision"] <= 3
-    assert built.verify(built.onnx)[0] == 0
-    assert built.verify(built.csq)[0] == 0
