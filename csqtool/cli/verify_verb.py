@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csqtool.cli.output import layers_text, print_json, report_text, tell
+from csqtool.cli.output import OUTPUT, layers_text, print_json, report_text, tell
 from csqtool.cli.trust_option import trust_option
 from csqtool.progress import Told
 
@@ -68,13 +68,13 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME",
     help="Let this part of an ONNX graph pass, though PyTorch's graph does not explain it. Repeatable.",
 )
-@click.option("--save-inputs", type=FILE, metavar="DIR",
+@click.option("--save-inputs", type=OUTPUT, metavar="DIR",
               help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
 @_gates
-@click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
+@click.option("--json", "json_path", type=OUTPUT, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
-@click.option("--junit", type=FILE, help="Write the report as JUnit XML.")
-@click.option("--markdown", type=FILE, help="Write the report as Markdown.")
+@click.option("--junit", type=OUTPUT, help="Write the report as JUnit XML.")
+@click.option("--markdown", type=OUTPUT, help="Write the report as Markdown.")
 def verify(
     file: Path,
     against: Path,
