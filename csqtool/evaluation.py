@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.data_source import Part
+from csqtool.data.datasets import Batch
 from csqtool.nn.modes import evaluating, keeping_modes
 from csqtool.processes import Processes
 from csqtool.task import Task, main_output, new_metric, value_of
@@ -24,6 +25,14 @@ BN_SAMPLES = 8192
 REFRESH_SAMPLES = 2048  # training samples that tell whether fresh statistics of BatchNorm are better
 # The share by which they must lower the loss on these: a smaller one is the choice of samples.
 REFRESH_GAIN = 0.05
+
+
+def heeding(batches: Iterable[Batch], heed: Callable[[], None] | None) -> Iterator[Batch]:
+    """Yield batches, after a call of `heed` for each, which may raise to stop the work."""
+    for batch in batches:
+        if heed is not None:
+            heed()
+        yield batch
 
 
 def as_float(outputs: Any) -> Any:
@@ -51,17 +60,20 @@ def evaluate(
     *,
     channels_last: bool = False,
     processes: Processes | None = None,
+    heed: Callable[[], None] | None = None,
 ) -> float:
     """Return the task's metric of `net` over `dataset`, in evaluation mode and float32.
 
     The metric is updated batch by batch. Several processes evaluate different batches, and exchange them in turns;
-    each returns the metric over all of them.
+    each returns the metric over all of them. Each calls `heed` equally often, before each batch: it may raise.
     """
     mine = slice(processes.index, None, processes.count) if processes else slice(None)
     metric = new_metric(task)
     with evaluating(net):
         batches = batches_of(dataset, share=mine)
         while True:
+            if heed is not None:
+                heed()
             found = None
             if (batch := next(batches, None)) is not None:
                 inputs = laid_out(batch[0], device, channels_last=channels_last)
@@ -83,6 +95,7 @@ def training_loss(
     samples: int,
     channels_last: bool,
     running_statistics: bool = False,
+    heed: Callable[[], None] | None = None,
 ) -> float:
     """Return the loss on the first training samples.
 
@@ -94,6 +107,7 @@ def training_loss(
         channels_last: the memory layout of images.
         running_statistics: BatchNorm normalises by its running statistics, as it does once it is deployed. Otherwise
             it takes those of each batch, where the running ones are those of other weights; they are not changed.
+        heed: called before each batch; it may raise.
     """
     norms = [] if running_statistics else _batch_norms(net)
     tracking = [norm.track_running_stats for norm in norms]
@@ -103,7 +117,7 @@ def training_loss(
             for norm in norms:
                 norm.train()
                 norm.track_running_stats = False
-            for x, y in batches_of(data.train, max_samples=samples, size=LOSS_BATCH):
+            for x, y in heeding(batches_of(data.train, max_samples=samples, size=LOSS_BATCH), heed):
                 size = samples_in(x)
                 if size > 1 or not norms:  # one sample has no variance
                     outputs = main_output(
@@ -118,12 +132,18 @@ def training_loss(
 
 
 def reestimate_batch_norm(
-    net: nn.Module, data: DataSource, device: torch.device, *, batch_size: int, seed: int
+    net: nn.Module,
+    data: DataSource,
+    device: torch.device,
+    *,
+    batch_size: int,
+    seed: int,
+    heed: Callable[[], None] | None = None,
 ) -> None:
     """Recompute the running statistics of each BatchNorm with the network's present weights.
 
     The samples are augmented as in training: the weights were trained on that distribution. Every module keeps its
-    mode; if an exception is raised, it keeps its statistics, too.
+    mode; if an exception is raised, it keeps its statistics, too. `heed` is called before each batch; it may raise.
     """
     training = training_batches(data, batch_size=batch_size, seed=seed)
     samples = training.in_order(BN_SAMPLES, size=max(batch_size, 128))
@@ -138,7 +158,7 @@ def reestimate_batch_norm(
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
-            for x, _ in samples:
+            for x, _ in heeding(samples, heed):
                 if samples_in(x) > 1:
                     call(net, laid_out(x, device, channels_last=False))
         except BaseException:
@@ -158,6 +178,7 @@ def refresh_batch_norm(
     seed: int,
     channels_last: bool,
     agreed: Callable[[bool], bool] = lambda helps: helps,
+    heed: Callable[[], None] | None = None,
 ) -> bool:
     """Re-estimate BatchNorm's statistics where that lowers the loss on training samples; tell whether it did.
 
@@ -171,6 +192,7 @@ def refresh_batch_norm(
         seed: of their augmentation.
         channels_last: the memory layout of images.
         agreed: returns what the first of several processes decides.
+        heed: called before each batch; it may raise.
     """
     kept = batch_norm_statistics(net)
     if not kept.kept:
@@ -178,11 +200,11 @@ def refresh_batch_norm(
 
     def loss() -> float:
         return training_loss(
-            net, data, device, samples=REFRESH_SAMPLES, channels_last=channels_last, running_statistics=True
+            net, data, device, samples=REFRESH_SAMPLES, channels_last=channels_last, running_statistics=True, heed=heed
         )
 
     before = loss()
-    reestimate_batch_norm(net, data, device, batch_size=batch_size, seed=seed)
+    reestimate_batch_norm(net, data, device, batch_size=batch_size, seed=seed, heed=heed)
     after = loss()
     helps = agreed(not math.isfinite(before) or after < before * (1 - REFRESH_GAIN))
     if not helps:

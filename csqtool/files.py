@@ -50,6 +50,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Check that `path` can be written, before long work whose result it is to hold; nothing is created.
+
+    Raises:
+        InputError: its folder, or the nearest one that exists, takes no files.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"cannot write {path}: {folder} is not a folder")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: the folder {folder} takes no files from you")
+
+
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """Lock a folder until the block ends, or the process does; it is created if it is missing.
@@ -63,14 +81,18 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InputError(busy) from error
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool.files import no_temporary_files
 from csqtool.onnx_session import CPU, session
 
 Arrays = dict[str, NDArray[Any]]
@@ -150,13 +151,20 @@ def providers_used(content: bytes, optimization: str, provider: str, feeds: Arra
 
 
 def optimized(content: bytes) -> bytes:
-    """Return the graph that onnxruntime really runs, as an ONNX file."""
+    """Return the graph that onnxruntime really runs, as an ONNX file.
+
+    Raises:
+        RuntimeError: onnxruntime does not load it, or the temporary folder takes no file of its size.
+    """
     path = Path("optimized.onnx")
-    session(content, "on", optimized_path=str(path), provider=CPU)
     try:
+        path.write_bytes(content)  # of a full disk onnxruntime says that serialization failed
+        session(content, "on", optimized_path=str(path), provider=CPU)
         return path.read_bytes()
+    except OSError as error:
+        raise RuntimeError(no_temporary_files(error)) from error
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def problem(content: bytes) -> str | None:

@@ -17,7 +17,7 @@ import msgspec
 from csqtool import documents
 from csqtool.documents import Count
 from csqtool.errors import ConfigError, InputError
-from csqtool.files import sha256, write_json
+from csqtool.files import locked, sha256, write_json
 from csqtool.fingerprints import Code, ImportedCode, digest, fingerprint, is_current
 from csqtool.pipeline_file import Pipeline, read_pipeline
 from csqtool.searching.records import BegunFrom
@@ -154,7 +154,10 @@ class _Runner:
     def run(self) -> PipelineResult:
         """Run every stage that has to run."""
         config = self._pipeline.config
-        with trusting(name for name in (config.model, config.data) if name is not None):  # the user wrote the pipeline
+        output = self._pipeline.output
+        alone = locked(output, f"another process is at work in {output}; wait for it, or give another output")
+        # The user wrote the pipeline, and means what it names.
+        with alone, trusting(name for name in (config.model, config.data) if name is not None):
             before = self._search()
             finalized = self._finalize(before)
             for name, options in self._pipeline.formats.items():

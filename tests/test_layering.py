@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Entry points (methods, exporters, backends) are found by name at run time and are no imports.
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.model_info csqtool.quantized_model csqtool.integers "
-    "csqtool.folding csqtool.progress csqtool.documents csqtool.onnx_file csqtool.onnx_session "
+    "csqtool.folding csqtool.interruption csqtool.progress csqtool.documents csqtool.onnx_file csqtool.onnx_session "
     "csqtool.sandbox csqtool.onnx_isolated csqtool.onnx_limits csqtool.onnx_schemas csqtool.onnx_worker csqtool.trust "
     "csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version csqtool.trees csqtool.hubs "
     "csqtool.installation csqtool.notebook",
@@ -30,7 +30,8 @@ ORDER = [
     "csqtool.packing csqtool.fingerprints",
     "exporters csqtool.summaries csqtool.sweeping",
     "csqtool.verifying",
-    "csqtool.pipeline_file csqtool.checking csqtool.quantizing csqtool.layer_sensitivity csqtool.blaming csqtool.comparing",
+    "csqtool.pipeline_file csqtool.checking csqtool.quantizing csqtool.layer_sensitivity csqtool.blaming "
+    "csqtool.comparing",
     "csqtool.pipeline_runner",
     "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",

@@ -10,6 +10,7 @@ import click
 
 from csqtool.cli.output import process_index
 from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted, nearest
+from csqtool.interruption import ignore_signals, signals_interrupt, was_interrupted
 from csqtool.text import printable
 from csqtool.version import __version__
 
@@ -17,6 +18,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
+STOPPED = "stopped; what was finished is kept, nothing is half-written"
 
 _VERBS = {
     "check": "csqtool.cli.check_verb:check",
@@ -92,7 +94,7 @@ class Verbs(click.Group):
         except CsqtoolError as error:
             code = self._fail(str(error), EXIT_USAGE)
         except (click.Abort, KeyboardInterrupt):
-            code = self._fail("stopped before anything was written", EXIT_INTERRUPTED, word="interrupted")
+            code = self._fail(STOPPED, EXIT_INTERRUPTED, word="interrupted")
         except BrokenPipeError:
             sys.stderr.close()  # nobody reads our output any more, so nothing can be reported
             code = EXIT_FAILED
@@ -104,6 +106,8 @@ class Verbs(click.Group):
     def _fail(self, message: str, code: int, *, word: str = "error") -> int:
         if self.debug:
             traceback.print_exc()
+        if was_interrupted() and code != EXIT_INTERRUPTED:  # Python's class statement, say, makes a RuntimeError of it
+            message, code, word = STOPPED, EXIT_INTERRUPTED, "interrupted"
         where = f"[process {process_index()}] " if process_index() else ""
         click.echo(f"{where}{word}: {printable(' '.join(message.split()))}", err=True)
         return code
@@ -144,4 +148,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run the command line."""
-    cli(prog_name="csqtool")
+    signals_interrupt()
+    try:
+        cli(prog_name="csqtool")
+    finally:
+        ignore_signals()

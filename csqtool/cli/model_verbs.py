@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool.cli.format_options import FormatCommand, given
-from csqtool.cli.output import print_json, show, tell
+from csqtool.cli.output import OUTPUT, print_json, show, tell
 from csqtool.cli.trust_option import trust_option
 from csqtool.text import size, table
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from csqtool.exporting import Exported
 
 FILE = click.Path(path_type=Path)
-output_option = click.option("-o", "--output", type=FILE, required=True, help="The file to write.")
+output_option = click.option("-o", "--output", type=OUTPUT, required=True, help="The file to write.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 factory_option = click.option(
     "--model", "factory", metavar="FACTORY", help="Build the module with this factory instead of the recorded one."

@@ -5,16 +5,34 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from csqtool.files import check_writable
 from csqtool.text import printable, table
 
 if TYPE_CHECKING:
     from csqtool.verifying import VerifyReport
     from csqtool.verifying.findings import Bisection
 
+
+class OutputPath(click.Path):
+    """A file or folder to write; whether that is possible is known before the work begins, not after it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, after a look at its folder."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if str(path) != "-":
+            check_writable(path)
+        return path
+
+
+OUTPUT = OutputPath()
 SHOWN_FAILURES = 5  # of a level
 SHOWN_VALUES = 4  # that a node is computed from
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from csqtool.cli.output import show
+from csqtool.cli.output import OUTPUT, show
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import QUANTIZE_SETTINGS, Row, reference
@@ -19,7 +19,7 @@ def _rows() -> list[Row]:
 
 @click.command(cls=settings_command(_rows))
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The .safetensors file to write.")
 @click.option("--samples", type=int, default=None, help="Training samples that are read. [default: 1024]")
 @click.option("--steps", type=int, default=None, help="Steps of the reconstruction; 0 rounds only. [default: 400]")
 @click.option("--batch-norm/--no-batch-norm", default=None, help="Re-estimate BatchNorm's statistics. [default: yes]")

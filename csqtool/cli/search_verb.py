@@ -9,7 +9,7 @@ import click
 
 from csqtool import documents
 from csqtool.cli.check_option import check_option
-from csqtool.cli.output import print_json, process_index, show, tell
+from csqtool.cli.output import OUTPUT, print_json, process_index, show, tell
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.cli.trust_option import trust_option
 from csqtool.errors import ConfigError
@@ -23,7 +23,7 @@ FOLDER = click.Path(path_type=Path)
 
 @click.command(cls=settings_command(reference))
 @click.argument("model", required=False)
-@click.option("-o", "--output", type=FOLDER, help="The run directory to write.")
+@click.option("-o", "--output", type=OUTPUT, help="The run directory to write.")
 @click.option("--resume", type=FOLDER, metavar="RUN", help="Go on with an interrupted search.")
 @trust_option
 @check_option
@@ -59,7 +59,7 @@ def search(
 
 @click.command(cls=settings_command(finetune_reference))
 @click.argument("run", type=FOLDER)
-@click.option("-o", "--output", type=FOLDER, required=True, help="The run directory to write.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The run directory to write.")
 @trust_option
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the run directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from csqtool import documents
-from csqtool.cli.output import print_json, show
+from csqtool.cli.output import OUTPUT, print_json, show
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import Row, reference
@@ -31,8 +31,8 @@ def _rows() -> list[Row]:
               help="Round each layer to so many planes. Repeatable. [default: 1 2 3 4]")  # fmt: skip
 @click.option("--probes", type=int, default=None,
               help="Random vectors for the trace of the second derivative; 0 leaves it out. [default: 8]")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON to this file, for report.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Also draw the loss of each layer, as SVG.")
+@click.option("-o", "--output", type=OUTPUT, help="Also write the JSON to this file, for report.")
+@click.option("--picture", type=OUTPUT, help="Also draw the loss of each layer, as SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def sensitivity(model: str, output: Path | None, picture: Path | None, as_json: bool, **values: Any) -> None:
     """Show how much the rounding of each layer of MODEL costs, at each number of planes.

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from csqtool import documents
-from csqtool.cli.output import print_json, show, tell
+from csqtool.cli.output import OUTPUT, print_json, show, tell
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.cli.trust_option import trust_option
 from csqtool.errors import ConfigError
@@ -46,7 +46,7 @@ class Listed(click.ParamType[Any]):
 
 @click.command(cls=settings_command(_rows))
 @click.argument("model")
-@click.option("-o", "--output", type=FOLDER, required=True, help="The folder of the sweep; it goes on with one there.")
+@click.option("-o", "--output", type=OUTPUT, required=True, help="The folder of the sweep; it goes on with one there.")
 @click.option("--methods", type=Listed(str, "names"), default="csq", show_default=True, metavar="NAME,…",
               help="Methods; csq+entropy is csq, finetuned with entropy.")  # fmt: skip
 @click.option("--target-size", "target_sizes", type=Listed(str, "sizes"), default="", metavar="SIZE,…",
@@ -85,7 +85,7 @@ def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
 @click.argument("sweep", type=FOLDER)
 @click.option("--max-drop", type=float, default=0.5, show_default=True,
               help="How far the metric may be below the float model's, in percentage points.")  # fmt: skip
-@click.option("-o", "--output", type=FOLDER, help="Also copy its finalized model to this .safetensors file.")
+@click.option("-o", "--output", type=OUTPUT, help="Also copy its finalized model to this .safetensors file.")
 def best(sweep: Path, max_drop: float, output: Path | None) -> None:
     """Pick the smallest file of SWEEP whose accuracy is near enough to the float model's."""
     import csqtool

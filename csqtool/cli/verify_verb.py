@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from csqtool.cli.output import layers_text, print_json, report_text, tell
+from csqtool.cli.output import OUTPUT, layers_text, print_json, report_text, tell
 from csqtool.cli.trust_option import trust_option
 from csqtool.progress import Told
 
@@ -71,7 +71,7 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="NAME",
     help="Let this part of an ONNX graph pass, though PyTorch's graph does not explain it. Repeatable.",
 )
-@click.option("--save-inputs", type=FILE, metavar="DIR",
+@click.option("--save-inputs", type=OUTPUT, metavar="DIR",
               help="Write inputs to DIR on which the two sides disagree.")  # fmt: skip
 @click.option("--cc", metavar="COMPILER", help="Compile a folder of C with this. [default: cc, gcc or clang]")
 @click.option("--target", metavar="DEVICE",
@@ -79,10 +79,10 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--bisect", is_flag=True,
               help="Of an ONNX file that differs, name the smallest set of nodes that make it differ.")  # fmt: skip
 @_gates
-@click.option("--json", "json_path", type=FILE, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
+@click.option("--json", "json_path", type=OUTPUT, is_flag=False, flag_value=Path("-"), metavar="[FILE]",
               help="Write the report as JSON; without a file, print it.")  # fmt: skip
-@click.option("--junit", type=FILE, help="Write the report as JUnit XML.")
-@click.option("--markdown", type=FILE, help="Write the report as Markdown.")
+@click.option("--junit", type=OUTPUT, help="Write the report as JUnit XML.")
+@click.option("--markdown", type=OUTPUT, help="Write the report as Markdown.")
 def verify(
     file: Path,
     against: Path,

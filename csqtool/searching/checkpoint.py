@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from csqtool.errors import FormatError, InputError
+from csqtool.errors import CsqtoolError, FormatError, InputError
 from csqtool.files import write_bytes
 from csqtool.nn.state_dict import load_torch_file
 
@@ -64,3 +65,23 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
     if problem is not None:
         raise problem
     return None
+
+
+@contextmanager
+def fitting(what: str, wanted: str) -> Iterator[None]:
+    """Restore a state in a block: an error in it means that the state belongs to something else, or was changed.
+
+    Args:
+        what: the state, for the message.
+        wanted: what it does not fit.
+
+    Raises:
+        FormatError: the block raised an error that is not csqtool's own.
+    """
+    try:
+        yield
+    except CsqtoolError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"{what} does not fit {wanted}: {first}") from error

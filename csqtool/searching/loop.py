@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.datasets import Batch
-from csqtool.errors import TrainingError
+from csqtool.errors import SearchInterrupted, TrainingError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
@@ -131,6 +131,7 @@ class StageTraining:
 
         Raises:
             TrainingError: the loss is not finite.
+            SearchInterrupted: `after_epoch` was stopped; `position` is the end of that epoch.
         """
         saved = time.monotonic()
         while self.position.epoch < self.epochs:
@@ -162,9 +163,13 @@ class StageTraining:
                     if time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
                         save()
                         saved = time.monotonic()
-            loss = self.position.loss_sum / batches
+            done = self.position
             self.position = Position(epoch + 1)
-            after_epoch(epoch, loss)
+            try:
+                after_epoch(epoch, done.loss_sum / batches)
+            except SearchInterrupted:
+                self.position = done  # all steps of the epoch are kept; it is measured when the run goes on
+                raise
             saved = time.monotonic()
             if self.position.epoch < self.epochs and self.processes.any(stop()):
                 return False

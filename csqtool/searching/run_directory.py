@@ -99,12 +99,22 @@ class RunDirectory:
                 pass
 
     def clear(self) -> None:
-        """Remove the files of an earlier search, summary and settings first, and create the folders."""
+        """Remove the files of an earlier search, summary and settings first, and create the folders.
+
+        Raises:
+            InputError: a file cannot be removed, or a folder not created.
+        """
         leftover = self.path / "plots"  # written by versions before 0.1
         for old in (self.summary, self.config, self.begun_from, self.log, self.scheme, self.float_weights, self.start,
                     self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, leftover):  # fmt: skip
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        self.checkpoints.mkdir()
+            try:
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot replace {old}: {error.strerror or error}") from error
+        try:
+            self.checkpoints.mkdir()
+        except OSError as error:
+            raise InputError(f"cannot write {self.checkpoints}: {error.strerror or error}") from error
 
     # --- reading -----------------------------------------------------------------------------------------
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from csqtool import trust
 from csqtool.data import DataSource, load_data
-from csqtool.errors import ConfigError, FormatError, InputError
+from csqtool.errors import ConfigError, FormatError, InputError, SearchInterrupted
 from csqtool.files import write_bytes
+from csqtool.interruption import interruptible
 from csqtool.model_source import ModelSource
 from csqtool.processes import Processes, start_processes
 from csqtool.progress import Progress, Silent
 from csqtool.searching.checkpoint import load_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.files_ahead import check_files_ahead
-from csqtool.searching.interruption import interruptible
 from csqtool.searching.records import BegunFrom, StartRecord, scheme_of
 from csqtool.searching.result import SearchResult
 from csqtool.searching.run_directory import RunDirectory
@@ -215,9 +215,14 @@ def _session(
 
 
 def _to_end(session: Session, *, kept: bool) -> SearchResult:
-    with interruptible() as stop:
-        summary = session.to_end(stop)
     directory = session.directory
+    with interruptible() as stop:
+        try:
+            summary = session.to_end(stop)
+        except KeyboardInterrupt as error:
+            raise SearchInterrupted(
+                f"stopped within a step; continue from the last checkpoint with: csqtool search --resume {directory}"
+            ) from error
     scheme = tuple(scheme_of(session.method.integers()))
     log = tuple(directory.read_log()) if session.processes.first or kept else ()
     if not kept:

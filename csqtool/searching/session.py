@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data import DataSource, as_source, batches_of, check_fit, load_data
-from csqtool.errors import DataError, FormatError, ModelError, SearchInterrupted
+from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import ModelInfo
@@ -23,7 +23,7 @@ from csqtool.progress import Progress, Silent
 from csqtool.searching.allocation import Allocation, load_allocator
 from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Scheme, uniform, uniform_scheme
-from csqtool.searching.checkpoint import save_checkpoint
+from csqtool.searching.checkpoint import fitting, save_checkpoint
 from csqtool.searching.config import SearchConfig, epochs_at_scheme
 from csqtool.searching.costs import Costs
 from csqtool.searching.journal import Journal
@@ -145,9 +145,12 @@ class Session:
                 self._save()  # an allocator has found it
         while True:
             training = self._training
-            if not training.run(self.progress, self._after_epoch, stop, self._save):
+            try:
+                if not training.run(self.progress, self._after_epoch, stop, self._save):
+                    raise self._interrupted()
+            except SearchInterrupted:
                 self._save()
-                raise self._interrupted()
+                raise
             stage = Stage(training.name)
             if stage == Stage.FLOAT:
                 self._know_float_metric()
@@ -166,23 +169,24 @@ class Session:
         assert self.training is not None
         return self.training
 
+    def _heed(self) -> None:
+        """Stop measuring where the search is to stop; several processes call this equally often."""
+        if self.processes.any(self._stop()):
+            raise self._interrupted()
+
     def _interrupted(self) -> SearchInterrupted:
         return SearchInterrupted(f"stopped; state saved, continue with: csqtool search --resume {self.directory}")
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        stage = Stage(state["stage"])
-        self.float_metric = state["float_metric"]
-        self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
-        if stage not in self.stages:
-            self.stages.append(stage)  # shrinking, which is appended when it turns out to be needed
-        self._enter(stage, restoring=True)
-        try:
+        with fitting(f"{self.directory}: the last checkpoint", f"{self.directory.config.name} and the model"):
+            stage = Stage(state["stage"])
+            self.float_metric = state["float_metric"]
+            self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
+            if stage not in self.stages:
+                self.stages.append(stage)  # shrinking, which is appended when it turns out to be needed
+            self._enter(stage, restoring=True)
             self._training.load_state(state)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            wanted = f"{self.directory.config.name} and the model"
-            raise FormatError(f"{self.directory}: the last checkpoint does not fit {wanted}: {first}") from error
 
     def _enter(self, stage: Stage, *, restoring: bool = False) -> None:
         """Begin a stage; with `restoring`, a checkpoint provides the calibration and the state."""
@@ -305,24 +309,17 @@ class Session:
 
     def _probe(self, samples: int) -> LossProbe:
         """Return a function that measures the loss on training samples with one plain weight rounded."""
+        # The measurements are lost when stopped. Several processes may differ in their number, and cannot agree on it.
+        heed = self._heed if self.processes.count == 1 else None
         loss = partial(training_loss, self.network.net, self.data, self.device, samples=samples,
-                       channels_last=bool(self.config.channels_last))  # fmt: skip
-
-        def measured() -> float:
-            # The measurements are lost: a resumed search continues from the last checkpoint. Several processes may
-            # measure a different number of times, so they cannot agree to stop here.
-            if self.processes.count == 1 and self._stop():
-                raise self._interrupted()
-            return loss()
-
-        return LossProbe(self.network.parameters, measured)
+                       channels_last=bool(self.config.channels_last), heed=heed)  # fmt: skip
+        return LossProbe(self.network.parameters, loss)
 
     def _evaluate(self, net: nn.Module) -> float:
         device = next(net.parameters()).device
         channels_last = bool(self.config.channels_last)
-        return evaluate(
-            net, self.data.test, self.data.task, device, channels_last=channels_last, processes=self.processes
-        )
+        return evaluate(net, self.data.test, self.data.task, device, channels_last=channels_last,
+                        processes=self.processes, heed=self._heed)  # fmt: skip
 
     # --- records -----------------------------------------------------------------------------------------
 
@@ -373,13 +370,14 @@ class Session:
         soft = self._evaluate(training.net)
         method.set_hard(True)
         hard = final = soft
+        fresh: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "heed": self._heed}
         # Otherwise BatchNorm's statistics are those of hard weights already, if perhaps of earlier ones.
         if method.softens or training.name == Stage.SHRINK:
             hard = self._evaluate(training.net)
-            reestimate_batch_norm(training.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed)
+            reestimate_batch_norm(training.net, self.data, self.device, **fresh)
             final = self._evaluate(training.net)
-        elif refresh_batch_norm(training.net, self.data, self.device, batch_size=config.batch_size, seed=config.seed,
-                                channels_last=bool(config.channels_last), agreed=self.processes.agreed):  # fmt: skip
+        elif refresh_batch_norm(training.net, self.data, self.device, channels_last=bool(config.channels_last),
+                                agreed=self.processes.agreed, **fresh):  # fmt: skip
             final = self._evaluate(training.net)
             self.progress.line(f"BatchNorm's statistics re-estimated: {hard:.4f} → {final:.4f}")
         integers = method.integers()

@@ -18,6 +18,7 @@ from csqtool import documents
 from csqtool.errors import CsqtoolError, SearchInterrupted
 from csqtool.files import write_json
 from csqtool.finalized_file import write_finalized
+from csqtool.interruption import signals_interrupt
 from csqtool.packing import pack
 from csqtool.progress import Progress, stderr_progress
 from csqtool.searching.config import SearchConfig
@@ -94,6 +95,7 @@ def main() -> int:
     """Carry out the task on stdin, and return the exit code."""
     # Not buffered: a thread that waits in a buffered read would abort the interpreter's end.
     stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - it is read as long as the process lives
+    signals_interrupt()
     task = msgspec.json.decode(stdin.readline(), type=Task)
 
     def stop_with_the_sweep() -> None:
@@ -104,7 +106,7 @@ def main() -> int:
     try:
         with stderr_progress() as progress:
             carry_out(SweepDirectory(Path(task.folder)), task.name, task.settings, progress)
-    except SearchInterrupted as error:
+    except (SearchInterrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except CsqtoolError as error:

@@ -7,8 +7,8 @@ from typing import Any
 
 from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrupted
 from csqtool.files import write_bytes
+from csqtool.interruption import interruptible
 from csqtool.progress import Progress
-from csqtool.searching.interruption import interruptible
 from csqtool.sweeping.launchers import LocalLauncher, RayLauncher
 from csqtool.sweeping.one_run import carry_out
 from csqtool.sweeping.plan import Plan, SweepDirectory

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from csqtool.files import locked
 from csqtool.searching.run_directory import RunDirectory
 from tests.support.commands import invoke, ok
 from tests.support.pipelines import project
@@ -116,3 +117,12 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_new_model(tmp_path
         summary = RunDirectory(tmp_path / "build" / "run").read_summary()
         assert summary.target_bits == bits
         assert summary.average_precision <= bits
+
+
+def test_a_second_process_in_a_pipelines_output_is_refused(tmp_path: Path) -> None:
+    pipeline = project(tmp_path, 3.0)
+    with locked(tmp_path / "build", "busy"):
+        result = invoke("run", pipeline)
+    assert result.exit_code == 2
+    assert "error: another process is at work in" in result.stderr
+    assert not (tmp_path / "build" / "run").exists()

@@ -156,3 +156,17 @@ def test_a_new_search_begins_in_a_folder_without_anything_of_the_old_one(tmp_pat
     run.clear()
     assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "mine.txt"]
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_module_that_changed_since_the_search_is_refused(tmp_path: Path) -> None:
+    source = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    (tmp_path / "net.py").write_text(source)
+    config = SearchConfig.make(
+        model=f"{tmp_path}/net.py:net", data="digits", target_bits=3, epochs=0.1, finetune_epochs=0
+    )
+    begin(config, tmp_path / "run")
+    (tmp_path / "net.py").write_text(source.replace("nn.Linear(64, 10)", "nn.Linear(64, 8), nn.Linear(8, 10)"))
+    result = invoke("finalize", tmp_path / "run", "-o", tmp_path / "m.safetensors")
+    assert result.exit_code == 2
+    assert "the last checkpoint does not fit config.json and the model" in result.stderr
+    assert not (tmp_path / "m.safetensors").exists()

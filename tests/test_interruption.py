@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from csqtool.searching import interruption
-from csqtool.searching.interruption import interruptible
+from csqtool import interruption
+from csqtool.interruption import interruptible
 
 
 def send(number: int) -> None:
@@ -60,3 +63,41 @@ def test_a_thread_beside_the_main_one_installs_no_handlers() -> None:
     thread.start()
     thread.join()
     assert found == [(False, True)]
+
+
+def test_a_block_that_comes_to_no_step_is_interrupted_after_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(interruption, "SAME_SIGNAL_SECONDS", 0.05)
+
+    def comes_to_no_step() -> None:
+        with interruptible():
+            send(signal.SIGTERM)
+            time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        comes_to_no_step()
+
+
+DROPPED = """
+import os, signal, time
+from csqtool import interruption
+
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+interruption.AGAIN_SECONDS = 0.1
+interruption.signals_interrupt()
+dropping = Dropping()
+del dropping
+time.sleep(20)
+"""
+
+
+def test_an_interruption_that_python_drops_is_raised_again() -> None:
+    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False, timeout=15)
+    assert "Exception ignored in" in done.stderr
+    assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert done.returncode == -signal.SIGINT
