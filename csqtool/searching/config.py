@@ -364,13 +364,7 @@ def epochs_at_scheme(values: Mapping[str, Any]) -> float:
 
 
 def is_used(users: Users, kind: MethodKind, *, sized: bool) -> bool:
-    """Return whether a method is among the users of a setting.
-
-    Args:
-        users: the setting's.
-        kind: the method.
-        sized: whether the budget is a size.
-    """
+    """Return whether a method is among the users of a setting; `sized` if the budget is a size."""
     return {
         Users.ALL: True,
         Users.SEARCHING: kind.searches,
