@@ -23,7 +23,7 @@ import csqtool
 from benchmarks.zoo import AnyOutputs, learn
 from benchmarks.zoo_networks import SAMPLES, declare_missing_operators, networks
 
-NETWORKS = ("torchvision:resnet18", "torchvision:mobilenet_v2", "timm:efficientnet_lite0", "transformers:bert")
+NETWORKS = ("torchvision:resnet18", "torchvision:mobilenet_v2", "transformers:bert", "timm:efficientnet_lite0")
 BATCHES = 8
 STEPS = 20
 
