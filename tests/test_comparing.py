@@ -82,6 +82,8 @@ def test_a_file_that_fails_is_named_and_fails_the_comparison(compared: Compariso
         ({"method": "csq", "epochs": 1, "finetune_epochs": 1}, ("both", "labelled")),
         ({"method": "lsq", "epochs": 1}, ("trainer", "labelled")),
         ({"method": "hawq", "epochs": 0, "finetune_with": "lsq"}, ("allocator", "labelled")),
+        ({"method": "zeroq", "epochs": 0}, ("allocator", "none")),
+        ({"method": "zeroq", "epochs": 2}, ("allocator, lsq", "none; training: labelled")),
         ({"method": "hawq", "epochs": 2, "finetune_with": "csq"}, ("allocator, csq", "labelled")),
     ],
 )

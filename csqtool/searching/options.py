@@ -128,6 +128,21 @@ class HawqOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
+class ZeroqOptions(Options):
+    """Options of ``zeroq``."""
+
+    synthetic_samples: Annotated[int, Setting("Inputs that are made to meet BatchNorm's statistics.", minimum=2)] = 64
+    synthetic_steps: Annotated[int, Setting("Steps of making them.", minimum=1)] = 500
+
+
+@dataclass(frozen=True)
+class QuanosOptions(AllocatorOptions):
+    """Options of ``quanos``."""
+
+    attack_size: Annotated[float, Setting("ε of the attack, in standard deviations of the inputs.", above=0)] = 0.1
+
+
+@dataclass(frozen=True)
 class MethodKind:
     """The facts about a method that are needed before torch is imported.
 
@@ -163,6 +178,8 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
     "hawq-v3": MethodKind(HessianOptions, allocates=True),
     "measured": MethodKind(AllocatorOptions, allocates=True),
+    "quanos": MethodKind(QuanosOptions, allocates=True),
+    "zeroq": MethodKind(ZeroqOptions, allocates=True, data="none"),
 }
 
 

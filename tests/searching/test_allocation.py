@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -22,21 +23,26 @@ from csqtool.searching.allocation import Allocation, cheapest, load_allocator
 from csqtool.searching.allocators.hawq import Hawq
 from csqtool.searching.allocators.hawq_v2 import HawqV2
 from csqtool.searching.allocators.hawq_v3 import HawqV3
+from csqtool.searching.allocators.quanos import Quanos
+from csqtool.searching.allocators.zeroq import ZeroQ
 from csqtool.searching.budget import Budget
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.options import ALLOCATORS, BUILT_IN, MethodKind
 from csqtool.searching.run_directory import RunDirectory
+from csqtool.searching.scheme import round_to
 from csqtool.searching.session import Session
 from csqtool.searching.start import Start
 
 QUICK: dict[str, Any] = {"epochs": 0, "batch_size": 32, "device": "cpu"}
 
 
-def trained() -> tuple[nn.Sequential, Tensor, Tensor]:
+def trained(*, standardized: bool = False) -> tuple[nn.Sequential, Tensor, Tensor]:
     """Return a network that has learned which of three blobs a point is in, with 60 points and labels."""
     torch.manual_seed(0)
     y = torch.arange(60) % 3
     x = torch.randn(60, 6) + 3 * torch.eye(3, 6)[y]
+    if standardized:
+        x = (x - x.mean(0)) / x.std(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     for _ in range(60):
@@ -46,9 +52,11 @@ def trained() -> tuple[nn.Sequential, Tensor, Tensor]:
     return net.eval(), x, y
 
 
-def given(name: str, **settings: Any) -> tuple[Allocation, nn.Sequential, Tensor, Tensor]:
+def given(
+    name: str, *, standardized: bool = False, **settings: Any
+) -> tuple[Allocation, nn.Sequential, Tensor, Tensor]:
     """Return what an allocator is constructed with, for `trained`."""
-    net, x, y = trained()
+    net, x, y = trained(standardized=standardized)
     config = SearchConfig.make(method=name, **{"target_bits": 2.5, **QUICK, **settings})
     session = Session(config, RunDirectory("nowhere"), Start(), Silent(), model=ModelSource.of(net),
                       data=as_source(train=(x, y), test=(x, y)))  # fmt: skip
@@ -175,6 +183,66 @@ def test_the_room_of_a_budget_is_used_and_never_exceeded(unit: str) -> None:
         for name, planes in found.items():
             more = {**found, name: tuple(range(len(planes) + 1))}
             assert len(planes) == 7 or budget.cost(more) > limit, f"{name} could have another plane at {limit}"
+
+
+def test_the_synthetic_inputs_of_zeroq_meet_the_statistics_of_batch_norm() -> None:
+    # Inputs are also drawn to mean 0 and deviation 1, as ZeroQ takes standardized data for granted.
+    allocation, net, x, _ = given("zeroq", standardized=True, synthetic_samples=64, synthetic_steps=300)
+    inputs = ZeroQ(allocation).synthetic()
+    assert inputs.shape == (64, 6)
+    norm = net[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        reached, before = net[0](inputs), net[0](torch.randn(64, 6, generator=torch.Generator().manual_seed(0)))
+    deviation = norm.running_var.sqrt()
+
+    def distances(values: Tensor) -> tuple[float, float]:
+        means = (values.mean(0) - norm.running_mean).abs() / deviation
+        return float(means.mean()), float((values.std(0, correction=0) / deviation - 1).abs().mean())
+
+    assert max(distances(reached)) < 0.01  # of a channel's standard deviation, on average
+    assert max(distances(before)) > 0.1
+    assert not any(torch.equal(one, other) for one in inputs for other in x)
+
+
+def test_zeroq_s_harm_is_the_divergence_of_the_outputs_by_hand() -> None:
+    allocation, net, _, _ = given("zeroq", synthetic_samples=8, synthetic_steps=2)
+    allocator = ZeroQ(allocation)
+    harms = allocator.harms()
+    inputs = ZeroQ(allocation).synthetic()  # a generator of its own: the same inputs
+    with torch.no_grad():
+        wanted = net(inputs).softmax(-1)
+        rounded = copy.deepcopy(net)
+        rounded[5].weight.copy_(round_to(net[5].weight, (0, 1)))
+        found = rounded(inputs).softmax(-1)
+    assert harms["5.weight"][2] == pytest.approx(float((wanted * (wanted / found).log()).sum() / 8), rel=1e-3)
+    assert harms["5.weight"][1] > harms["5.weight"][3] > harms["5.weight"][7]
+
+
+def test_zeroq_without_batch_norm_or_class_scores_says_so() -> None:
+    x = torch.randn(16, 6)
+    with pytest.raises(ConfigError, match="zeroq needs BatchNorm layers"):
+        csqtool.search(nn.Linear(6, 3), train=(x, torch.arange(16) % 3), test=(x, torch.arange(16) % 3), method="zeroq",
+                       target_bits=2, **QUICK)  # fmt: skip
+    net = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ConfigError, match="zeroq compares class probabilities, and the task regression has none"):
+        csqtool.search(net, train=(x, x[:, :3]), test=(x, x[:, :3]), task="regression", method="zeroq", target_bits=2,
+                       **QUICK)  # fmt: skip
+
+
+def test_quanos_measures_how_far_an_attack_by_hand_moves_each_layers_output() -> None:
+    allocation, net, x, y = given("quanos", attack_size=0.2)
+    found = Quanos(allocation).noise()
+    leaf = x.clone().requires_grad_(True)
+    cross_entropy(net(leaf), y).backward()
+    assert leaf.grad is not None
+    attacked = x + 0.2 * x.std() * leaf.grad.sign()
+    with torch.no_grad():
+        for index in (0, 3, 5):
+            before, after = net[: index + 1](x), net[: index + 1](attacked)
+            assert found[f"{index}.weight"] == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
 
 
 # --- searches ----------------------------------------------------------------------------------------------
