@@ -16,8 +16,9 @@ from csqtool.nn.signature import named_inputs
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
-from csqtool.verifying.c_graph import Computed, CReference, LayerNumbers, NotCoveredError
+from csqtool.verifying.c_graph import CReference, NotCoveredError
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
+from csqtool.verifying.c_sums import Computed, LayerNumbers
 from csqtool.verifying.findings import LayerFinding
 from csqtool.verifying.layer_verdicts import Comparison
 from csqtool.verifying.layers import Cut, reference_cuts

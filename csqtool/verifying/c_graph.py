@@ -8,7 +8,7 @@ computed in double precision, which holds them exactly. Nothing of the exporter 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from torch import Tensor
 from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying import c_operators as operators
+from csqtool.verifying.c_floats import Floats, evaluate
 from csqtool.verifying.c_functions import FUNCTIONS
 from csqtool.verifying.c_numbers import CGrid, Ints, factors
+from csqtool.verifying.c_sums import Computed, LayerSums, Weight
 from csqtool.verifying.weights import expected_in_onnx
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Pad", "Identity", "Dropout")
@@ -44,26 +46,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class Curve:
-    """A function of quantized values: `table[q]` is its value for the integer q of `source`."""
+    """A function of quantized values: `table[q]` is its value for the integer q of `source`; or computed in float."""
 
     source: Steps
     table: NDArray[np.float64]
+    in_float: Callable[[], NDArray[np.float32]]
 
     def on(self, grid: CGrid) -> Ints:
         """Return centered integers on a grid (section 5.1)."""
         with np.errstate(all="ignore"):
             steps = np.rint(np.nan_to_num(self.table / np.float64(grid.scale), posinf=1e9, neginf=-1e9))
         return np.asarray(grid.clipped(steps)[self.source.d + self.source.grid.zero_point])
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A quantized weight, as the graph has it."""
-
-    name: str
-    q: NDArray[Any]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -75,12 +68,14 @@ class Pending:
         bounds: of ReLU and Clip after it, in order.
         post: rearrangements of the integers after it.
         layer: the layer whose sums it is.
+        in_float: computes it in float, before bounds and rearrangements; None for a layer, or where there is no form.
     """
 
     finish: Callable[[CGrid], Ints]
     bounds: tuple[tuple[float | None, float | None], ...] = ()
     post: tuple[Callable[[Ints], Ints], ...] = ()
     layer: LayerSums | None = None
+    in_float: Callable[[], NDArray[np.float32]] | None = None
 
     def on(self, grid: CGrid) -> Ints:
         """Return centered integers on a grid."""
@@ -91,31 +86,16 @@ class Pending:
             found = change(found)
         return found
 
-
-@dataclass
-class LayerNumbers:
-    """What one layer must hold: integers [channels, kernel…, inputs], biases, multipliers, shifts (0 for float)."""
-
-    name: str
-    filters: NDArray[np.int64]
-    bias: NDArray[np.int64]
-    multiplier: NDArray[np.int64]
-    shift: NDArray[np.int64]
-
-
-@dataclass
-class Computed:
-    """What a run computed.
-
-    Attributes:
-        places: integers of each activation quantizer, uint8 [N, …], in order.
-        layers: every run of a layer, in order.
-        output: float32 [N, …].
-    """
-
-    places: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    layers: list[LayerNumbers] = field(default_factory=list)
-    output: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    def as_float(self) -> NDArray[np.float32]:
+        """Return the values in float (section 5.2)."""
+        if self.layer is None and self.in_float is None:
+            raise NotCoveredError("a sum, mean or joined value in float")
+        found: NDArray[Any] = self.layer.as_float() if self.layer else self.in_float()  # type: ignore[misc]
+        for low, high in self.bounds:
+            found = evaluate("Clip", [found, *(None if b is None else np.float32(b) for b in (low, high))], {})
+        for change in self.post:
+            found = change(found)
+        return np.asarray(found, np.float32)
 
 
 class CReference:
@@ -169,9 +149,9 @@ class CReference:
         quantizer = self._quantizers[name]
         grid = CGrid(np.float32(quantizer.scale), quantizer.zero_point, 0, quantizer.largest)
         value = arguments[0]
-        if isinstance(value, np.ndarray):  # the network's input
+        if isinstance(value, np.ndarray | Floats):  # the network's input, or computed in float
             with np.errstate(all="ignore"):
-                steps = np.rint(value.astype(np.float32) / grid.scale)
+                steps = np.rint((value.x if isinstance(value, Floats) else value).astype(np.float32) / grid.scale)
             found = grid.clipped(np.nan_to_num(np.clip(steps, -1024, 1024), nan=-1024))
         elif isinstance(value, Steps):
             found = _identity(value).on(grid)
@@ -184,7 +164,7 @@ class CReference:
 
     def _evaluate(self, node: onnx.NodeProto, arguments: list[Any], computed: Computed) -> list[Any]:
         attributes = _attributes(node)
-        known = [a for a in arguments if isinstance(a, Steps | Curve | Pending | Weight)]
+        known = [a for a in arguments if isinstance(a, Steps | Curve | Pending | Weight | Floats)]
         if not known:
             return list(ReferenceEvaluator(node, opsets=self._opsets).run(None, _named(node, arguments)))
         if node.op_type in (*VIEWS, "MaxPool", "Resize") and not isinstance(arguments[0], Weight):
@@ -197,33 +177,51 @@ class CReference:
         first = arguments[0]
         if node.op_type == "Transpose" and isinstance(first, Weight):
             return Weight(first.name, first.q.transpose(attributes["perm"]), first.scale, first.bias)
-        if node.op_type == "BatchNormalization" and isinstance(first, Pending) and first.layer is not None:
+        if node.op_type == "BatchNormalization" and _is_sum(first):
             return first  # folded into the layer's integers
         if node.op_type in PRODUCTS and isinstance(arguments[1], Weight):
             return self._product(node, attributes, arguments, computed)
         if node.op_type == "Concat":
             return _joined([_curve(a) for a in arguments], int(attributes["axis"]))
         if node.op_type in ("GlobalAveragePool", "AveragePool", "ReduceMean"):
-            return _average(node, attributes, arguments)
+            found = _average(node, attributes, arguments)
+            return self._floats(node, attributes, arguments) if found is None else found
         return self._function(node, attributes, arguments)
 
     def _function(self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Any:
         first = arguments[0]
         if isinstance(first, Pending) and node.op_type in ("Relu", "Clip"):
             bounds = [0.0, None] if node.op_type == "Relu" else [_number(a) for a in (*arguments[1:], None, None)][:2]
-            return Pending(first.finish, (*first.bounds, (bounds[0], bounds[1])), first.post)
+            return Pending(
+                first.finish, (*first.bounds, (bounds[0], bounds[1])), first.post, first.layer, first.in_float
+            )
         if node.op_type == "Add" and any(isinstance(a, Pending) for a in arguments):
-            return _biased(node, arguments)
+            biased = _biased(arguments)
+            return self._floats(node, attributes, arguments) if biased is None else biased
         known = [_curve(a) for a in arguments if isinstance(a, Steps | Curve)]
         tables = [a if isinstance(a, Steps | Curve) else _number(a) for a in arguments]
         same = known and all(c.source is known[0].source for c in known)
         if same and node.op_type in FUNCTIONS and None not in tables:
             found = FUNCTIONS[node.op_type]([_as_table(a) for a in tables], attributes)
-            return Curve(known[0].source, found.numpy())
+            return Curve(known[0].source, found.numpy(), lambda: self._floats(node, attributes, arguments).x)
         if node.op_type in ("Add", "Sub", "Mul") and all(isinstance(a, Steps) for a in arguments):
             one, other = arguments
-            return Pending(lambda grid: operators.combined(node.op_type, one.d, one.grid, other.d, other.grid, grid))
-        raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
+            if _fit(one.d, other.d):
+                return Pending(
+                    lambda grid: operators.combined(node.op_type, one.d, one.grid, other.d, other.grid, grid),
+                    in_float=lambda: self._floats(node, attributes, arguments).x,
+                )
+        return self._floats(node, attributes, arguments)
+
+    def _floats(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any], which: int = 0
+    ) -> Floats:
+        """Return what an operator computes in float."""
+        inputs = [_in_float(a) for a in arguments]
+        try:
+            return Floats(evaluate(node.op_type, inputs, attributes, which))
+        except KeyError as error:
+            raise NotCoveredError(f"{node.op_type} {node.output[0]!r}") from error
 
     def _rearranged(self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> list[Any]:
         first, rest = arguments[0], arguments[1:]
@@ -242,9 +240,14 @@ class CReference:
         if isinstance(first, Steps):
             return [Steps(change(first.d, i), first.grid) for i in outputs]
         if isinstance(first, Curve):
-            first = Pending(first.on)
+            first = Pending(first.on, in_float=first.in_float)
+        if isinstance(first, Floats) or (isinstance(first, Pending) and len(node.output) > 1):
+            if node.op_type in ("MaxPool", "Resize", "Pad"):
+                raise NotCoveredError(f"{node.op_type} {node.output[0]!r} in float")
+            x = _in_float(first)
+            return [Floats(np.asarray(change(x, i))) for i in outputs]
         if isinstance(first, Pending) and len(node.output) == 1:
-            return [Pending(first.finish, first.bounds, (*first.post, change), first.layer)]
+            return [Pending(first.finish, first.bounds, (*first.post, change), first.layer, first.in_float)]
         raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
 
     def _product(
@@ -264,77 +267,49 @@ class CReference:
         shape[1 if is_spatial else -1] = channels
         filters = operators.filters_in_flash(node.op_type, q, int(attributes.get("group", 1)))
         layer = LayerSums(weight.name, filters, np.zeros(channels, np.int64), sums, source.grid, scale, shape, computed)
-        return (layer if node.op_type == "MatMul" or weight.bias is None else layer.plus(weight.bias)).pending()
+        if node.op_type != "MatMul" and weight.bias is not None:
+            layer = layer.plus(weight.bias)
+        return Pending(layer.on, layer=layer)
 
 
-@dataclass(frozen=True)
-class LayerSums:
-    """A layer's sums before their quantizer.
-
-    Attributes:
-        name: the parameter.
-        filters: integers as they lie in flash.
-        bias: in units of the sums.
-        sums: with the bias, [N, …].
-        source: the input's grid.
-        scale: of each channel.
-        shape: the shape that numbers of channels have beside `sums`.
-        computed: told each run of the layer: there is one for each quantizer of its result.
-    """
-
-    name: str
-    filters: NDArray[np.int64]
-    bias: NDArray[np.int64]
-    sums: Ints
-    source: CGrid
-    scale: NDArray[np.float32]
-    shape: list[int]
-    computed: Computed
-
-    @property
-    def unit(self) -> NDArray[np.float32]:
-        """Value of one unit of the sums, by channel."""
-        unit: NDArray[np.float32] = np.float32(self.source.scale) * self.scale
-        return unit
-
-    def plus(self, bias: NDArray[Any]) -> LayerSums:
-        """Return the sums with a bias in float."""
-        steps = np.rint(bias.astype(np.float64) / self.unit.astype(np.float64)).astype(np.int64)
-        return replace(self, bias=self.bias + steps, sums=self.sums + steps.reshape(self.shape))
-
-    def pending(self) -> Pending:
-        """Return the layer's result."""
-        return Pending(self._on, layer=self)
-
-    def _on(self, grid: CGrid) -> Ints:
-        ratios = np.float64(self.source.scale) * self.scale.astype(np.float64) / np.float64(grid.scale)
-        multiplier, shift = factors(ratios)
-        self._ran(multiplier, shift)
-        return grid.rounded(self.sums * multiplier.reshape(self.shape), shift.reshape(self.shape))
-
-    def as_float(self) -> NDArray[np.float32]:
-        """Return the result in float (section 2)."""
-        self._ran(np.zeros_like(self.bias), np.zeros_like(self.bias))
-        found: NDArray[np.float32] = self.sums.astype(np.float32) * self.unit.reshape(self.shape)
-        return found
-
-    def _ran(self, multiplier: NDArray[np.int64], shift: NDArray[np.int64]) -> None:
-        total = self.filters.reshape(len(self.filters), -1).sum(axis=1)
-        stored = self.bias - self.source.zero_point * total
-        self.computed.layers.append(LayerNumbers(self.name, self.filters, stored, multiplier, shift))
+def _is_sum(value: Any) -> bool:
+    """Return whether a value is a layer's sums, not bounded."""
+    return isinstance(value, Pending) and value.layer is not None and not value.bounds
 
 
-def _biased(node: onnx.NodeProto, arguments: list[Any]) -> Pending:
-    """Return a matrix product with the bias that is added to it."""
+def _fit(a: Ints, b: Ints) -> bool:
+    """Return whether two values have the same sizes, or one of them has one value a channel."""
+    small, large = sorted((a, b), key=lambda d: d[0].size)
+    return a.shape == b.shape or (a.ndim == b.ndim and small.shape[1] == large.shape[1] == small[0].size)
+
+
+def _in_float(value: Any) -> Any:
+    """Return an operand in float32."""
+    if isinstance(value, Floats):
+        return value.x
+    if isinstance(value, Steps):
+        return value.d.astype(np.float32) * value.grid.scale
+    if isinstance(value, Curve):
+        return value.in_float()
+    if isinstance(value, Pending):
+        return value.as_float()
+    if isinstance(value, Weight):
+        raise NotCoveredError(f"{value.name} in float")
+    return None if value is None else np.asarray(value, np.float32)
+
+
+def _biased(arguments: list[Any]) -> Pending | None:
+    """Return a matrix product with the bias that is added to it, None if it is no such sum."""
     for value, bias in (arguments, reversed(arguments)):
-        if isinstance(value, Pending) and value.layer is not None and isinstance(bias, np.ndarray) and bias.ndim == 1:
-            return value.layer.plus(bias).pending()
-    raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
+        if _is_sum(value) and isinstance(bias, np.ndarray) and bias.ndim == 1:
+            layer = value.layer.plus(bias)
+            return Pending(layer.on, layer=layer)
+    return None
 
 
 def _identity(value: Steps) -> Curve:
     table = (np.arange(256) - value.grid.zero_point) * np.float64(value.grid.scale)
-    return Curve(value, table)
+    return Curve(value, table, lambda: value.d.astype(np.float32) * value.grid.scale)
 
 
 def _as_table(value: Any) -> Tensor:
@@ -355,8 +330,14 @@ def _joined(curves: list[Curve], axis: int) -> Pending:
     return Pending(lambda grid: np.concatenate([curve.on(grid) for curve in curves], axis))
 
 
-def _average(node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending:
+def _average(node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending | None:
+    """Return means of windows; None for means along other axes, or of floats."""
     value = arguments[0]
+    if node.op_type == "ReduceMean":
+        axes = sorted(int(axis) for axis in np.asarray(arguments[1]).reshape(-1))
+        rank = value.d.ndim if isinstance(value, Steps) else 0
+        if rank not in (3, 4) or [axis % rank for axis in axes] != list(range(2, rank)):
+            return None
     if not isinstance(value, Steps):
         raise NotCoveredError(f"{node.op_type} {node.output[0]!r}: its input is not quantized")
     sums, counts = operators.window_sums(node.op_type, value.d, attributes, arguments[1:])
@@ -370,14 +351,9 @@ def _average(node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: lis
 
 
 def _as_float(value: Any) -> NDArray[np.float32]:
-    if isinstance(value, Steps):
-        return value.d.astype(np.float32) * value.grid.scale
-    if isinstance(value, Pending) and value.layer is not None and not value.bounds:
-        found: NDArray[Any] = value.layer.as_float()
-        for change in value.post:
-            found = change(found)
-        return found.astype(np.float32)
-    raise NotCoveredError("the output is neither quantized nor a layer's sum")
+    if isinstance(value, Steps | Pending | Floats):
+        return np.asarray(_in_float(value), np.float32)
+    raise NotCoveredError("the output is neither quantized nor computed from what is")
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,16 @@ def factor(value: float, *, bits: int = 31) -> Factor:
     if multiplier == 1 << bits:
         multiplier, shift = multiplier >> 1, shift - 1
     return Factor(multiplier, shift)
+
+
+def channel_factors(values: Sequence[float]) -> list[Factor]:
+    """Return the factors of a layer's channels, which share the shift of the largest.
+
+    Raises:
+        OverflowError: one of them is too large.
+    """
+    shift = factor(max(values)).shift
+    return [Factor(round(math.ldexp(value, shift)), shift) for value in values]
 
 
 def common_factors(first: float, second: float) -> tuple[int, int, int]:

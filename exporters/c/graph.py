@@ -83,6 +83,10 @@ class Graph:
 HINT = "--content weights writes the packed weights and their reader alone"
 
 
+class NoIntegerForm(ExportError):
+    """A value is computed neither from integers to integers nor by a table; it may have a form in float."""
+
+
 def refusal(node: onnx.NodeProto, reason: str) -> ExportError:
     """Return the error that stops an export at a node."""
     return ExportError(f"C inference does not cover {node.op_type} {node.output[0]!r}: {reason}; {HINT}")

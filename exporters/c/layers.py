@@ -9,7 +9,8 @@ import onnx
 from numpy.typing import NDArray
 
 from csqtool.folding import bias_step, integer_bias
-from exporters.c.fixed_point import factor
+from exporters.c.fixed_point import channel_factors
+from exporters.c.float_steps import FloatValue
 from exporters.c.graph import Graph, refusal
 from exporters.c.program import Conv, Grid, Value, Window
 from exporters.c.values import Values, channels_last, plain
@@ -48,7 +49,7 @@ def quantized_layer(values: Values, node: onnx.NodeProto, bias: str, source: Val
     """
     step, scales = _layer(values, node, bias, source)
     try:
-        factors = [factor(float(source.grid.scale) * float(scale) / float(grid.scale)) for scale in scales]
+        factors = channel_factors([float(source.grid.scale) * float(s) / float(grid.scale) for s in scales])
     except OverflowError as error:
         raise refusal(node, "its scales are too far apart") from error
     step.factors = factors[:1] if len(set(factors)) == 1 else factors
@@ -58,9 +59,15 @@ def quantized_layer(values: Values, node: onnx.NodeProto, bias: str, source: Val
     return values.add(step)
 
 
-def float_layer(values: Values, node: onnx.NodeProto, bias: str, source: Value) -> None:
-    """Add the last layer, whose result is the program's float output; arguments as for `quantized_layer`."""
+def float_layer(
+    values: Values, node: onnx.NodeProto, bias: str, source: Value, output: FloatValue | None = None
+) -> None:
+    """Add a layer whose result is a value in float or, without one, the program's output.
+
+    The other arguments are those of `quantized_layer`.
+    """
     step, scales = _layer(values, node, bias, source)
+    step.output = output
     step.steps = (np.float32(source.grid.scale) * scales).astype(np.float32)
     values.steps.append(step)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from exporters.c.program import INPUT, Conv, Program
+from exporters.c.program import Conv, Program
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Plan:
         offsets: of each buffer in the arena.
         scratch: of each step's own memory.
         size: bytes of the arena.
-        least: the largest sum of bytes that are in use at one step, which no plan can go below.
+        least: the largest sum of bytes that are in use at one step, which no plan can go below, with one filter
+            decoded at a time.
         blocks: what was placed, with its offset.
     """
 
@@ -40,17 +41,26 @@ class Plan:
     blocks: list[tuple[Block, int]]
 
 
+MORE = 20  # an arena may be a 20th larger than the smallest one, for layers that decode several filters at a time
+
+
 def plan(program: Program) -> Plan:
-    """Place all buffers and the kernels' own memory, and let layers decode as many filters at a time as fit beside."""
+    """Place all buffers and the kernels' own memory, and let layers decode as many filters at a time as fit beside.
+
+    `least` is that of layers that decode one filter at a time.
+    """
     smallest = _plan(program)
+    budget = smallest.size + smallest.size // MORE
     layers = {number: step for number, step in enumerate(program.steps) if isinstance(step, Conv)}
-    free = {n: smallest.size - _live(smallest, n) for n in layers}
+    free = {n: budget - _live(smallest, n) for n in layers}
     for share in (1, 2, 4, 8):
         for number, step in layers.items():
-            step.block = max(1, min(step.most_filters, 1 + free[number] // step.filter_bytes) // share)
+            most = min(step.most_filters, 1 + free[number] // step.filter_bytes)
+            block = max(1, most // share)
+            step.block = block if block < 4 else block - block % 4  # kernels take four at a time
         found = _plan(program)
-        if found.size <= smallest.size:
-            return found
+        if found.size <= budget:
+            return replace(found, least=smallest.least)
     for step in layers.values():
         step.block = 1
     return smallest
@@ -73,8 +83,8 @@ def _plan(program: Program) -> Plan:
         if not step.in_place or step.output is None:
             continue
         for value in step.inputs:
-            dies = value.buffer != INPUT and last[value.buffer] == number
-            if dies and value.elements == step.output.elements == program.sizes[value.buffer]:
+            dies = value.buffer >= 0 and last[value.buffer] == number
+            if dies and value.size_bytes == step.output.size_bytes == program.sizes[value.buffer]:
                 root[step.output.buffer] = root[value.buffer]  # the root comes first: its own root is final
                 break
     spans: dict[int, Block] = {}

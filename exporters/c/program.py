@@ -48,6 +48,11 @@ class Value:
         return prod(self.shape)
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes in the arena."""
+        return self.elements
+
+    @property
     def stored(self) -> tuple[int, ...]:
         """Sizes of the axes in memory."""
         return tuple(self.shape[axis] for axis in self.order)
@@ -63,14 +68,14 @@ class Step:
     """One call of a kernel.
 
     Attributes:
-        inputs: what it reads.
-        output: what it writes; None if it writes the program's float output.
+        inputs: what it reads: `Value`, or `exporters.c.float_steps.FloatValue`.
+        output: what it writes, one of these; None if it writes the program's float output.
         place: the activation quantizer whose integers it writes; empty for values that no quantizer makes.
         placed: the quantizer's value: the output, or a view of it.
     """
 
-    inputs: tuple[Value, ...]
-    output: Value | None
+    inputs: tuple[Any, ...]
+    output: Any
     place: str = ""
     placed: Value | None = None
 

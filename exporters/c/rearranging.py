@@ -97,8 +97,20 @@ def _taken(
     ))  # fmt: skip
 
 
-def _sliced(values: Values, node: onnx.NodeProto, source: Value) -> Value:
-    rank = len(source.shape)
+def starts_of_slice(
+    values: Values, node: onnx.NodeProto, shape: tuple[int, ...]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Return where a Slice begins and how far it steps, by axis of a sample.
+
+    Args:
+        values: of the graph.
+        node: the Slice.
+        shape: of its input, without the batch.
+
+    Raises:
+        ExportError: it depends on values, takes part of the batch, or goes backwards.
+    """
+    rank = len(shape)
     parts = [values.graph.constant(name) if name else None for name in node.input[1:]]
     if len(parts) < 2 or parts[0] is None or parts[1] is None:
         raise refusal(node, "where it begins depends on values")
@@ -110,8 +122,13 @@ def _sliced(values: Values, node: onnx.NodeProto, source: Value) -> Value:
         of_sample = axis % (rank + 1) - 1
         if of_sample < 0 or step < 1:
             raise refusal(node, "it takes part of the batch, or goes backwards")
-        size = source.shape[of_sample]
+        size = shape[of_sample]
         starts[of_sample], strides[of_sample] = min(max(start + size if start < 0 else start, 0), size), step
+    return starts, strides
+
+
+def _sliced(values: Values, node: onnx.NodeProto, source: Value) -> Value:
+    starts, strides = starts_of_slice(values, node, source.shape)
     return _taken(values, node, node.output[0], source, starts, strides)
 
 

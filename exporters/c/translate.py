@@ -10,11 +10,12 @@ import onnx
 
 from csqtool.errors import ExportError
 from exporters.c.fixed_point import common_factors, factor, quantized
-from exporters.c.graph import Graph, refusal
+from exporters.c.floats import Floats
+from exporters.c.graph import Graph, NoIntegerForm, refusal
 from exporters.c.layers import float_layer, layer_ending_at, quantized_layer
 from exporters.c.program import INPUT, AveragePool, Binary, Concat, Dequantize, Grid, Program, Table, Value
 from exporters.c.rearranging import REARRANGING, VIEWS, rearranged
-from exporters.c.tables import FUNCTIONS, Curve
+from exporters.c.tables import Curve
 from exporters.c.values import Values, channels_last, plain
 from exporters.c.windows import window_of
 
@@ -37,6 +38,7 @@ class _Translation:
         self._known_values: dict[str, Value] = {}
         self._input: tuple[Value, str] | None = None
         self._curve = Curve(graph, self._known)
+        self._floats = Floats(self._values, self._known)
 
     def program(self) -> Program:
         for node in self._graph.nodes:
@@ -73,13 +75,23 @@ class _Translation:
             self._known_values[name] = self._quantized_input(node, grid)
             return
         steps_before = len(self._values.steps)
-        self._known_values[name] = self._compute(quantizer.input[0], grid, quantizer)
+        self._known_values[name] = self._rounded(quantizer.input[0], grid, quantizer)
         makers = [
             s
             for s in self._values.steps[steps_before:]
             if s.output and s.output.buffer == self._known_values[name].buffer
         ]
         makers[-1].place, makers[-1].placed = name, self._known_values[name]
+
+    def _rounded(self, name: str, grid: Grid, quantizer: onnx.NodeProto) -> Value:
+        """Return a value on a grid, computed from integers or, where that has no form, in float."""
+        steps, sizes, known = len(self._values.steps), len(self._values.sizes), dict(self._known_values)
+        try:
+            return self._compute(name, grid, quantizer)
+        except NoIntegerForm:
+            del self._values.steps[steps:], self._values.sizes[sizes:]
+            self._known_values = known
+            return self._floats.on_grid(name, grid, quantizer)
 
     def _quantized_input(self, node: onnx.NodeProto, grid: Grid) -> Value:
         shape = self._graph.shape(node, self._graph.input)
@@ -107,9 +119,12 @@ class _Translation:
         value = self._known(name)
         if value is None:
             maker = self._graph.makers.get(name)
-            if maker is not None:
-                raise refusal(maker, "it computes in float between quantized layers")
-            raise refusal(node, f"its input {name!r} is not quantized")
+            reason = (
+                f"its input {name!r} is not quantized"
+                if maker is None
+                else "it is computed in float where a quantized value is needed"
+            )
+            raise NoIntegerForm(str(refusal(node if maker is None else maker, reason)))
         return value
 
     # -- what ends in a quantizer --------------------------------------------------------------------------------
@@ -138,7 +153,7 @@ class _Translation:
         if source is not None:
             return self._table(name, source, grid)
         if node.op_type not in KERNELS:
-            raise self._not_covered(node)
+            raise NoIntegerForm(str(refusal(node, "it has no integer kernel")))
         return KERNELS[node.op_type](self, node, grid)
 
     def _rearranged_after(self, node: onnx.NodeProto, name: str, grid: Grid) -> Value:
@@ -146,11 +161,6 @@ class _Translation:
         if node.op_type == "Pad" and not grid.low <= grid.zero_point <= grid.high:
             raise refusal(node, "the bounds after it exclude the zeros that it adds")
         return rearranged(self._values, node, name, self._compute(node.input[0], grid, node))
-
-    def _not_covered(self, node: onnx.NodeProto) -> ExportError:
-        if node.op_type in FUNCTIONS:
-            return refusal(node, "its input is a sum in float, not a quantized value")
-        return refusal(node, "the operator has no integer kernel here")
 
     def _bounded(self, node: onnx.NodeProto, grid: Grid) -> Grid:
         """Return a grid with the bounds of a ReLU or Clip in front of it: rounding keeps the order."""
@@ -198,9 +208,9 @@ class _Translation:
             order = channels_last(rank)
             left, right = self._values.ordered(left, order), self._values.ordered(right, order)
         else:
-            raise refusal(node, "its operands have neither the same sizes nor one value a channel on one side")
+            raise NoIntegerForm(str(refusal(node, "its operands have neither the same sizes nor one value a channel")))
         if left.shape != shape:
-            raise refusal(node, "both operands are repeated")
+            raise NoIntegerForm(str(refusal(node, "both operands are repeated")))
         target = float(grid.scale)
         scales = float(left.grid.scale), float(right.grid.scale)
         try:
@@ -226,6 +236,8 @@ class _Translation:
         attributes = self._graph.attributes(node)
         shape = self._graph.shape(node, node.output[0])
         rank = len(source.shape)
+        if rank not in (2, 3) and node.op_type == "ReduceMean":
+            raise NoIntegerForm(str(refusal(node, "it does not take the mean over one or two axes of positions")))
         if rank not in (2, 3):
             raise refusal(node, f"it has {rank - 1} dimensions, not 1 or 2")
         sizes = source.shape[1:]
@@ -237,7 +249,7 @@ class _Translation:
             if node.op_type == "ReduceMean":
                 axes = self._graph.constant(node.input[1]) if len(node.input) > 1 else None
                 if axes is None or sorted(int(a) % (rank + 1) for a in axes.reshape(-1)) != list(range(2, rank + 1)):
-                    raise refusal(node, "it does not take the mean over all positions")
+                    raise NoIntegerForm(str(refusal(node, "it does not take the mean over all positions")))
             window = window_of(node, {}, sizes, sizes, [1] * len(sizes))
         source = self._values.ordered(source, channels_last(rank))
         ratio = float(source.grid.scale) / float(grid.scale)
@@ -269,7 +281,8 @@ class _Translation:
             raise ExportError("C inference needs an output that is computed from the input")
         layer = layer_ending_at(self._graph, node)
         if layer is None:
-            raise self._not_covered(node)
+            self._floats.output(self._graph.output, node)
+            return
         float_layer(self._values, *layer, self._needed(layer[0], layer[0].input[0]))
 
 

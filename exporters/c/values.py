@@ -32,13 +32,17 @@ class Values:
 
     def new(self, shape: tuple[int, ...], order: tuple[int, ...], grid: Grid) -> Value:
         """Return a value on a buffer of its own."""
-        self.sizes.append(prod(shape))
-        return Value(len(self.sizes) - 1, shape, order, grid)
+        return Value(self.reserve(prod(shape)), shape, order, grid)
+
+    def reserve(self, size_bytes: int) -> int:
+        """Return a new buffer."""
+        self.sizes.append(size_bytes)
+        return len(self.sizes) - 1
 
     def add(self, step: Step) -> Value:
         """Append a step and return its output."""
         self.steps.append(step)
-        assert step.output is not None
+        assert isinstance(step.output, Value)
         return step.output
 
     def ordered(self, value: Value, order: tuple[int, ...]) -> Value:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters.c.float_steps import FloatStep, FloatValue
 from exporters.c.memory import Plan
 from exporters.c.program import (
     INPUT,
@@ -26,9 +27,19 @@ from exporters.c.program import (
     Value,
     Window,
 )
+from exporters.c.project import CMAKE, MAIN, MAKEFILE
 from exporters.c.text import array, commented, escaped, kernel, literal, structure
 
-INCLUDES = '#include "model.h"\n\n#include <stddef.h>\n#include <string.h>\n\n#include "weights.h"\n'
+INCLUDES = """#include "model.h"
+
+#include <stddef.h>
+#include <string.h>
+#ifdef __ARM_FEATURE_SIMD32
+#include <arm_acle.h> /* products of pairs */
+#endif
+
+#include "weights.h"
+"""
 TRACE = r"""
 #ifdef MODEL_TRACE /* the program that verifies this code defines these two functions */
 void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
@@ -40,7 +51,7 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 #define TRACE_FILTER(l, c, w) \
     model_trace_filter((l)->name, c, w, (l)->kernel_h * (l)->kernel_w * (l)->group_c, (l)->wide ? (l)->padded : 0, \
                        (l)->bias[c], (l)->multiplier ? (l)->multiplier[(c) * (l)->each] : 0, \
-                       (l)->shift ? (l)->shift[(c) * (l)->each] : 0)
+                       (l)->shift)
 #else
 #define NAMED(text)
 #define TRACE_VALUES(place, values, rank, ...)
@@ -48,8 +59,9 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 #endif
 """
 KERNELS = (  # in the order in which they are written
-    "filters", "conv", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool", "max_pool",
-    "average_pool", "look_up", "take", "copy", "upsample", "dequantize",
+    "filters", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool", "max_pool",
+    "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary", "binary",
+    "matrices", "softmax", "normalize", "mean", "take_floats", "to_floats", "to_integers",
 )  # fmt: skip
 
 
@@ -81,8 +93,10 @@ class Writer:
         most_taps = f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else ""
         most_filters = f"\nenum {{ MOST_FILTERS = {MOST_FILTERS} }};\n" if "conv" in self._used else ""
         head = f"/* Written by csqtool {self._version}: integer inference, defined in docs/c-inference.md. */\n\n"
+        includes = INCLUDES.replace("#include <stddef.h>", "#include <float.h>\n#include <stddef.h>")
         parts = [
-            head, INCLUDES, TRACE, "\n", kernel("common"), "\n", kernel("quantize"), most_taps, most_filters,
+            head, includes if "floats" in self._used else INCLUDES, TRACE, "\n", kernel("common"), "\n",
+            kernel("quantize"), most_taps, most_filters,
             *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
             "\n", *self._constants, "\n", self._quantize_input(),
             "\nvoid model_run(const uint8_t *input, float *output, uint8_t *arena) {\n",
@@ -94,8 +108,8 @@ class Writer:
             + "".join(self._declared) + "\n#endif\n"
         )  # fmt: skip
         files = {
-            "weights.h": declared, "weights.c": weights, "model.c": "".join(parts), "main.c": head + _MAIN,
-            "Makefile": _MAKEFILE, "CMakeLists.txt": _CMAKE, "model.h": self._header(head),
+            "weights.h": declared, "weights.c": weights, "model.c": "".join(parts), "main.c": head + MAIN,
+            "Makefile": MAKEFILE, "CMakeLists.txt": CMAKE, "model.h": self._header(head),
         }  # fmt: skip
         return {name: text.encode() for name, text in files.items()}
 
@@ -165,6 +179,8 @@ class Writer:
                     f"dequantize({self._at(value)}, output, {value.elements}, {value.grid.zero_point}, "
                     f"{literal(value.grid.scale)})"
                 )
+            case FloatStep():
+                line = self._float(number, step)
             case _:
                 raise AssertionError(step)
         comment = f"    /* {commented(step.place)} */\n" if step.place else ""
@@ -174,20 +190,22 @@ class Writer:
         value = step.placed
         if value is None:
             return ""
-        numbers = ", ".join(map(str, (*value.stored, *value.order)))
+        numbers = ", ".join(map(str, (*value.stored, *value.order))) or "0"  # of a single number, nothing is read
         return f"    TRACE_VALUES({escaped(step.place)}, {self._to(step)}, {len(value.order)}, {numbers});\n"
 
-    def _at(self, value: Value) -> str:
+    def _at(self, value: Value | FloatValue) -> str:
+        if isinstance(value, FloatValue) and value.data is not None:
+            return f"(const uint8_t *){self._floats(value.data)}"
         return "input" if value.buffer == INPUT else f"arena + {self._plan.offsets[value.buffer]}"
 
     def _to(self, step: Step) -> str:
-        return "output" if step.output is None else self._at(step.output)
+        return "(uint8_t *)output" if step.output is None else self._at(step.output)
 
     def _conv(self, number: int, step: Conv) -> str:
         name, stored, w = f"layer_{number}", step.stored, step.window
         source = step.inputs[0]
         self._declare("uint8_t", f"model_weights_{number}", stored.rows.reshape(-1))
-        grid = Grid(np.float32(1), 0) if step.output is None else step.output.grid
+        grid = step.output.grid if step.steps is None else Grid(np.float32(1), 0)
         fields: dict[str, Any] = {"weights": f"model_weights_{number}"}
         # The zero point of the input is part of the bias.
         moved = step.bias - source.grid.zero_point * step.q.astype(np.int64).sum(axis=(1, 2, 3))
@@ -195,8 +213,7 @@ class Writer:
         fields["bias"] = f"model_bias_{number}"
         if step.steps is None:
             self._declare("int32_t", f"model_multiplier_{number}", [f.multiplier for f in step.factors])
-            self._declare("uint8_t", f"model_shift_{number}", [f.shift for f in step.factors])
-            fields |= {"multiplier": f"model_multiplier_{number}", "shift": f"model_shift_{number}"}
+            fields |= {"multiplier": f"model_multiplier_{number}", "shift": step.factors[0].shift}
         else:
             self._declare("float", f"model_steps_{number}", step.steps)
             fields["steps"] = f"model_steps_{number}"
@@ -216,11 +233,11 @@ class Writer:
             self._used |= {"conv", "conv_float"}
             positions = w.out_size[0] * w.out_size[1]
             distances = (positions, 1) if step.channels_first else (1, len(step.q))
-            return f"conv_float(&{name}, {self._at(source)}, output, {room}, {distances[0]}, {distances[1]})"
+            return f"conv_float(&{name}, {self._at(source)}, {self._to(step)}, {room}, {distances[0]}, {distances[1]})"
         if step.channel_wise:
-            self._used |= {"depthwise"}
+            self._used |= {"round_sums", "depthwise"}
             return f"depthwise(&{name}, {self._at(source)}, {self._to(step)}, {room})"
-        self._used |= {"conv", "conv_quantized"}
+        self._used |= {"conv", "round_sums", "conv_quantized"}
         return f"conv(&{name}, {self._at(source)}, {self._to(step)}, {room})"
 
     def _binary(self, number: int, step: Binary) -> str:
@@ -295,6 +312,27 @@ class Writer:
             at += run
         return ";".join(calls)
 
+    def _float(self, number: int, step: FloatStep) -> str:
+        if step.kernel in KERNELS:
+            self._used |= {"floats", step.kernel}
+        if step.kernel in ("unary", "softmax"):
+            self._used.add("exponential")
+        arguments = []
+        for argument in step.arguments:
+            match argument:
+                case Value() | FloatValue():
+                    arguments.append(self._at(argument))
+                case np.ndarray() if argument.dtype == np.float32:
+                    arguments.append(self._floats(argument))
+                case np.ndarray():
+                    self._constants.append(array("static const int32_t", f"axes_{number}", argument))
+                    arguments.append(f"axes_{number}")
+                case str():
+                    arguments.append(argument)
+                case _:
+                    arguments.append(literal(argument))
+        return f"{step.kernel}({', '.join(arguments)})"
+
     # -- constants -----------------------------------------------------------------------------------------------
 
     def _table(self, values: Any) -> str:
@@ -302,6 +340,14 @@ class Writer:
         if key not in self._tables:
             self._tables[key] = f"model_table_{len(self._tables)}"
             self._declare("uint8_t", self._tables[key], values)
+        return self._tables[key]
+
+    def _floats(self, values: Any) -> str:
+        """Return the name of an array of floats; equal ones are written once."""
+        key = b"floats" + values.tobytes()
+        if key not in self._tables:
+            self._tables[key] = f"model_floats_{len(self._tables)}"
+            self._declare("float", self._tables[key], values.reshape(-1))
         return self._tables[key]
 
     def _declare(self, kind: str, name: str, values: Any) -> None:
@@ -335,40 +381,3 @@ def _strides(sizes: Any, strides: Any) -> tuple[list[int], list[int]]:
 
 def _order(value: Value) -> str:
     return "[" + ", ".join(f"axis {axis}" for axis in value.order) + "]"
-
-
-_MAIN = """#include <stdio.h>
-
-#include "model.h"
-
-static float values[MODEL_INPUT_SIZE]; /* zeros: put an input here */
-static uint8_t input[MODEL_INPUT_SIZE];
-static float output[MODEL_OUTPUT_SIZE];
-static uint8_t arena[MODEL_ARENA_SIZE];
-
-int main(void) {
-    int i;
-    model_quantize_input(values, input);
-    model_run(input, output, arena);
-    for (i = 0; i < MODEL_OUTPUT_SIZE; i++) printf("%g\\n", (double)output[i]);
-    return 0;
-}
-"""
-_MAKEFILE = """CFLAGS ?= -std=c99 -O3
-
-example: main.c model.c weights.c model.h weights.h
-\t$(CC) $(CFLAGS) main.c model.c weights.c -o example
-
-clean:
-\trm -f example
-
-.PHONY: clean
-"""
-_CMAKE = """cmake_minimum_required(VERSION 3.10)
-project(model C)
-set(CMAKE_C_STANDARD 99)
-add_library(model STATIC model.c weights.c)
-target_include_directories(model PUBLIC ${CMAKE_CURRENT_SOURCE_DIR})
-add_executable(example main.c)
-target_link_libraries(example model)
-"""

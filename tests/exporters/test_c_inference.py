@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from csqtool.errors import ConfigError, ExportError
+from csqtool.factories import build_model
+from csqtool.verifying.c_floats import evaluate
 from csqtool.verifying.c_numbers import CGrid, factors
 from csqtool.verifying.c_program import WARNINGS
-from exporters.c.fixed_point import common_factors, factor
+from exporters.c.fixed_point import channel_factors, common_factors, factor
 from exporters.c.memory import Block, plan
 from exporters.c.options import COptions
 from exporters.c.program import INPUT, Grid, Program, Table, Value
 from exporters.c.storage import TRITS, store
-from tests.support.c_nets import Branches, CExport, Functions, OneDimension, Products, export_c
+from tests.support.c_nets import Branches, CExport, Functions, InFloat, OneDimension, Products, export_c
+from tests.support.commands import ROOT
 from tests.support.onnx_nets import ConvNet
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
@@ -35,6 +39,12 @@ NETS = {
     "functions": (Functions, (2, 5, 6), {}),
     "products": (Products, (2, 5, 4), {}),
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
+    "in float": (InFloat, (5, 8), {}),
+    "vision transformer": (
+        lambda: build_model(f"{ROOT}/sample_models/digits_vit/model.py:digits_vit", {"depth": 1}),
+        (1, 8, 8),
+        {},
+    ),
 }
 
 
@@ -118,13 +128,22 @@ def test_layers_are_stored_at_their_own_bits_unless_bytes_are_asked_for() -> Non
     assert set(found["int8"].values()) == {"int8", "9 bits"}
 
 
-class Attention(nn.Module):
+class Running(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.norm, self.head = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+        self.embed, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.embed(x)))
+        return self.head(torch.cumsum(self.embed(x), -1))
+
+
+class Folded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x)[0])
 
 
 class TwoOutputs(nn.Module):
@@ -148,7 +167,12 @@ class Volume(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (Attention, (4,), "does not cover LayerNormalization 'norm': the operator has no integer kernel here"),
+        (
+            Running,
+            (4,),
+            "does not cover CumSum 'cumsum': the operator has a kernel neither for integers nor for floats",
+        ),
+        (Folded, (3, 4), "does not cover Transpose 'transpose_7': it is computed in float where a quantized"),
         (TwoOutputs, (4,), "one input and one output; the outputs are"),
         (Volume, (1, 3, 3, 3), "does not cover Conv 'output': it has 3 dimensions"),
     ],
@@ -157,6 +181,25 @@ def test_what_is_not_covered_is_named(module: type[nn.Module], shape: tuple[int,
     with pytest.raises(ExportError, match=message) as error:
         export_c(module(), shape)
     assert "--content weights" in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "exact"), [
+    ("Exp", torch.exp), ("Erf", torch.erf), ("Tanh", torch.tanh), ("Sigmoid", torch.sigmoid),
+])  # fmt: skip
+def test_functions_in_float_are_those_of_torch_but_for_rounding(kind: str, exact: Callable[[Tensor], Tensor]) -> None:
+    x = torch.linspace(-9, 9, 10_001)
+    found = torch.from_numpy(evaluate(kind, [x.numpy()], {}))
+    torch.testing.assert_close(found.double(), exact(x.double()), rtol=4e-7, atol=5e-7)
+
+
+def test_softmax_and_layer_norm_in_float_are_those_of_torch_but_for_rounding() -> None:
+    x = torch.randn(3, 4, 33, generator=torch.Generator().manual_seed(0))
+    weight, bias = torch.linspace(-1, 1, 33), torch.linspace(2, 3, 33)
+    norm = torch.nn.functional.layer_norm(x.double(), (33,), weight.double(), bias.double(), 1e-5)
+    found = evaluate("LayerNormalization", [x.numpy(), weight.numpy(), bias.numpy()], {"epsilon": 1e-5})
+    torch.testing.assert_close(torch.from_numpy(found).double(), norm, rtol=2e-6, atol=2e-6)
+    found = evaluate("Softmax", [100 * x.numpy()], {"axis": -1})
+    torch.testing.assert_close(torch.from_numpy(found).double(), (100 * x.double()).softmax(-1), rtol=2e-5, atol=1e-6)
 
 
 numbers = st.floats(2**-70, 2**29, allow_subnormal=False)
@@ -173,6 +216,15 @@ def test_a_factor_and_its_rounding_are_those_of_the_reference(value: float, tota
     whole, rest = divmod(exact, 2**found.shift)
     whole += rest * 2 > 2**found.shift or (rest * 2 == 2**found.shift and whole % 2)
     assert int(grid.rounded(np.int64(exact), np.int64(found.shift))) == min(max(whole + 100, 0), 255) - 100
+
+
+@given(st.lists(numbers, min_size=1, max_size=4))
+def test_the_factors_of_channels_share_the_shift_of_the_largest(values: list[float]) -> None:
+    found = channel_factors(values)
+    assert {one.shift for one in found} == {factor(max(values)).shift}
+    for one, value in zip(found, values, strict=True):
+        assert abs(one.multiplier / 2**one.shift - value) <= 2.0**-one.shift
+        assert one.multiplier < 2**31
 
 
 @given(numbers, numbers)

@@ -176,3 +176,21 @@ class OneDimension(nn.Module):
         x = torch.relu(self.norm(self.conv(x)))
         x = x - self.depthwise(x)
         return self.head(torch.relu(self.mix(x.transpose(1, 2))))
+
+
+class InFloat(nn.Module):
+    """What computes between linear layers without a quantizer: functions, normalization, means, products, parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.wide, self.narrow = nn.Linear(8, 12), nn.Linear(12, 12), nn.Linear(12, 8)
+        self.norm, self.head = nn.LayerNorm((5, 12)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x)  # [N, 5, 12]
+        one, other, third = y.chunk(3, -1)
+        z = torch.tanh(one) * torch.sigmoid(other) - third.abs()
+        y = torch.relu(self.norm(self.wide(y.clamp(-1, 1))))
+        y = self.narrow(torch.exp(-y))
+        attention = torch.softmax(y @ y.transpose(1, 2) / 3, -1) @ y  # [N, 5, 8]
+        return torch.softmax(self.head(attention[:, 1:4].mean(1)), -1) + z.mean((1, 2)).unsqueeze(-1)

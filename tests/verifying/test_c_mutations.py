@@ -18,7 +18,7 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying import VerifyReport
 from exporters.c import to_c
 from exporters.c.options import COptions
-from tests.support.c_nets import CExport, Functions, export_c
+from tests.support.c_nets import CExport, Functions, InFloat, export_c
 from tests.support.commands import Built, invoke
 from tests.support.onnx_nets import ConvNet
 
@@ -60,7 +60,7 @@ MUTATIONS: dict[str, tuple[str, Edit, str]] = {
     "a weight": ("weights.c", first_number("model_weights_1", lambda v: v ^ 1), "weights"),
     "a bias": ("weights.c", first_number("model_bias_0", lambda v: v + 1), "weights"),
     "a multiplier": ("weights.c", first_number("model_multiplier_2", lambda v: v + 1), "weights"),
-    "a shift": ("weights.c", first_number("model_shift_1", lambda v: v + 1), "weights"),
+    "a shift": ("model.c", changed(r"\.shift = (\d+)", lambda m: f".shift = {int(m[1]) + 1}"), "weights"),
     "rounding down": (
         "model.c",
         changed(r"product \+ below_half \+ is_odd", "product + 0 * (below_half + is_odd)"),
@@ -73,7 +73,7 @@ MUTATIONS: dict[str, tuple[str, Edit, str]] = {
     ),
     "channels in another order": (
         "model.c",
-        changed(r"out\[i\] = to_grid", "out[count - 1 - i] = to_grid"),
+        changed(r"out\[i\] = to_grid", "out[count - 1 - i] = to_grid", 0),
         "layers",
     ),
     "a bound of a quantizer": ("model.c", changed(r"\.low = 0, \.high = 255", ".low = 3, .high = 255"), "layers"),
@@ -89,7 +89,10 @@ MUTATIONS: dict[str, tuple[str, Edit, str]] = {
     "a layer left out": ("model.c", changed(r"conv\(&layer_1,", "if (!arena) conv(&layer_1,"), "structure"),
     "scores in another order": (
         "model.c",
-        changed(r"(conv_float\(&\w+, [^,]*, )output, (.*), 1, (\d+)\)", r"\1output + \3 - 1, \2, -1, -\3)"),
+        changed(
+            r"(conv_float\(&\w+, [^,]*, )\(uint8_t \*\)output, (.*), 1, (\d+)\)",
+            r"\1(uint8_t *)(output + \3 - 1), \2, -1, -\3)",
+        ),
         "outputs",
     ),
     "the size of the input": ("model.h", changed(r"INPUT_SIZE 64", "INPUT_SIZE 65"), "structure"),
@@ -162,6 +165,16 @@ def test_an_entry_of_a_table_matters() -> None:
         rf"(model_table_{last}\[256\] = {{\n(?:[^\n]*\n){{3}}\s+)(\d+)", lambda m: f"{m[1]}{int(m[2]) ^ 8}"
     )
     assert differs(built, "weights.c", middle)
+
+
+@pytest.mark.long
+def test_a_coefficient_and_an_order_of_operations_in_float_matter() -> None:
+    torch.manual_seed(0)
+    built = export_c(InFloat(), (5, 8))
+    for edit in (changed("1.5f - half", "1.499f - half"), changed("1.39819995", "1.39819895"),
+                 changed(r"sum = sum \+ load\(a, k\)", "sum = 2.0f * sum + load(a, k)"),
+                 changed(r"if \(load\(x, i\) > largest\)", "if (load(x, i) < largest)")):  # fmt: skip
+        assert differs(built, "model.c", edit)
 
 
 def with_powers_of_two(model: QuantizedModel) -> QuantizedModel:

@@ -29,6 +29,58 @@ static void gather(const layer_t *l, const uint8_t *x, uint8_t *to, int32_t oy, 
     }
 }
 
+/* What is multiplied ends at a multiple of VECTOR; windows and decoded filters end in zeros up to a multiple of 32. */
+#if defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_NEON)
+enum { VECTOR = 4 };
+
+/* Four products of unsigned bytes and signed ones, as two pairs of 16 bits. */
+static int32_t four_products(int16x2_t even, int16x2_t odd, const int8_t *w, int32_t sum) {
+    uint32_t bytes;
+    memcpy(&bytes, w, sizeof bytes);
+    sum = __smlad(even, __sxtb16((int8x4_t)bytes), sum);
+    return __smlad(odd, __sxtb16((int8x4_t)(bytes >> 8)), sum);
+}
+
+static void four_dots(const uint8_t *x, const int8_t *w, int32_t count, int32_t next, int32_t *sums) {
+    const int8_t *const w1 = w + next, *const w2 = w1 + next, *const w3 = w2 + next;
+    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, i;
+    for (i = 0; i < count; i += VECTOR) {
+        uint32_t bytes;
+        int16x2_t even, odd;
+        memcpy(&bytes, x + i, sizeof bytes);
+        even = (int16x2_t)__uxtb16(bytes);
+        odd = (int16x2_t)__uxtb16(bytes >> 8);
+        s0 = four_products(even, odd, w + i, s0);
+        s1 = four_products(even, odd, w1 + i, s1);
+        s2 = four_products(even, odd, w2 + i, s2);
+        s3 = four_products(even, odd, w3 + i, s3);
+    }
+    sums[0] = s0;
+    sums[1] = s1;
+    sums[2] = s2;
+    sums[3] = s3;
+}
+#else
+enum { VECTOR = 32 };
+
+/* The products of a window with four filters, `next` apart: each value is read once, and no sum waits for another. */
+static void four_dots(const uint8_t *x, const int8_t *w, int32_t count, int32_t next, int32_t *sums) {
+    const int8_t *const w1 = w + next, *const w2 = w1 + next, *const w3 = w2 + next;
+    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, i;
+    for (i = 0; i < count; i++) {
+        const int32_t value = x[i];
+        s0 += value * w[i];
+        s1 += value * w1[i];
+        s2 += value * w2[i];
+        s3 += value * w3[i];
+    }
+    sums[0] = s0;
+    sums[1] = s1;
+    sums[2] = s2;
+    sums[3] = s3;
+}
+#endif
+
 static int32_t dot(const uint8_t *x, const int8_t *w, int32_t count) {
     int32_t sum = 0, i;
     for (i = 0; i < count; i++) sum += (int32_t)x[i] * (int32_t)w[i];
@@ -50,13 +102,19 @@ static int32_t decode_block(const layer_t *l, int32_t c, int8_t *w) {
 
 /* The sums of `count` filters from number c on at one position. */
 static void sums_at(const layer_t *l, const uint8_t *patch, const int8_t *w, int32_t c, int32_t count, int32_t *sums) {
-    const int32_t n = l->padded & ~31; /* it is a multiple of 32: vectors have no rest */
-    int32_t i;
-    for (i = 0; i < count; i++, w += n) {
-        sums[i] = l->bias[c + i] + dot(patch, w, n);
+    const int32_t n = (l->kernel_h * l->kernel_w * l->group_c + VECTOR - 1) & ~(VECTOR - 1);
+    const int32_t next = l->wide ? 2 * l->padded : l->padded;
+    int32_t more[4], i = 0, k;
+    for (; i + 4 <= count; i += 4, w += 4 * next) {
+        four_dots(patch, w, n, next, sums + i);
         if (l->wide) {
-            w += n;
-            sums[i] += 2 * dot(patch, w, n);
+            four_dots(patch, w + l->padded, n, next, more);
+            for (k = 0; k < 4; k++) sums[i + k] += 2 * more[k];
         }
     }
+    for (; i < count; i++, w += next) {
+        sums[i] = dot(patch, w, n);
+        if (l->wide) sums[i] += 2 * dot(patch, w + l->padded, n);
+    }
+    for (i = 0; i < count; i++) sums[i] += l->bias[c + i];
 }

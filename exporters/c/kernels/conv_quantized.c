@@ -1,7 +1,7 @@
 static void conv(const layer_t *l, const uint8_t *x, uint8_t *y, uint8_t *room) {
     int8_t *const w = (int8_t *)(room + l->padded);
     int32_t sums[MOST_FILTERS];
-    int32_t c, count, i, oy, ox;
+    int32_t c, count, oy, ox;
     memset(room, 0, (size_t)l->padded);
     for (c = 0; c < l->out_c; c += count) {
         const uint8_t *group = x + c / l->filters_a_group * l->group_c;
@@ -11,10 +11,7 @@ static void conv(const layer_t *l, const uint8_t *x, uint8_t *y, uint8_t *room) 
             for (ox = 0; ox < l->out_w; ox++, out += l->out_c) {
                 gather(l, group, room, oy, ox);
                 sums_at(l, room, w, c, count, sums);
-                for (i = 0; i < count; i++) {
-                    const int32_t f = (c + i) * l->each;
-                    out[i] = to_grid((int64_t)sums[i] * l->multiplier[f], l->shift[f], l->out_zero, l->low, l->high);
-                }
+                round_sums(l, sums, c, count, out);
             }
     }
 }

@@ -30,9 +30,6 @@ static void depthwise(const layer_t *l, const uint8_t *x, uint8_t *y, uint8_t *r
                             for (i = 0; i < count; i++) sums[i] += (int32_t)from[i] * (int32_t)w[i];
                         }
                     }
-                for (i = 0; i < count; i++) {
-                    const int32_t f = (c + i) * l->each;
-                    y[c + i] = to_grid((int64_t)sums[i] * l->multiplier[f], l->shift[f], l->out_zero, l->low, l->high);
-                }
+                round_sums(l, sums, c, count, y + c);
             }
 }

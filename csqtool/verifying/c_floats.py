@@ -1,0 +1,156 @@
+"""Operators of the C inference in float32 (docs/c-inference.md, section 5.2): numpy, one rounding an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+_ONE = np.float32(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Floats:
+    """Values in float32 [N, …]."""
+
+    x: Array
+
+
+def evaluate(kind: str, inputs: list[Any], attributes: Mapping[str, Any], which: int = 0) -> Array:
+    """Return what an operator computes.
+
+    Args:
+        kind: ONNX's operator.
+        inputs: float32 arrays; axes as they are; None where one is left out.
+        attributes: ONNX's.
+        which: of the outputs.
+
+    Raises:
+        KeyError: it has no form in float.
+        ValueError: this form of it has none.
+    """
+    if kind == "Split":
+        axis = int(attributes.get("axis", 0))
+        sizes = inputs[1].astype(int).tolist() if len(inputs) > 1 else [-1]
+        return np.asarray(np.split(inputs[0], np.cumsum(sizes)[:-1], axis)[which])
+    with np.errstate(all="ignore"):
+        return np.asarray(OPERATORS[kind](inputs, attributes), np.float32)
+
+
+def _exp(x: Array) -> Array:
+    f = np.float32
+    x = np.minimum(np.where(x > f(-87), x, f(-87)), f(88))
+    k = np.trunc(x * f(1.44269504) + np.where(x < 0, f(-0.5), f(0.5)))
+    r = x - k * f(0.693359375)
+    r = r - k * f(-2.12194440e-4)
+    y = np.full_like(r, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = y * r + f(c)
+    y = y * r * r + r + _ONE
+    return np.asarray(y * np.exp2(k.astype(np.float64)).astype(np.float32), np.float32)
+
+
+def _with_sign(x: Array, y: Array) -> Array:
+    return np.where(x < 0, -y, y)
+
+
+def _tanh(x: Array) -> Array:
+    t = _exp(np.float32(-2) * np.abs(x))
+    return _with_sign(x, (_ONE - t) / (_ONE + t))
+
+
+def _erf(x: Array) -> Array:
+    f = np.float32
+    size = np.abs(x)
+    t = _ONE / (_ONE + f(0.3275911) * size)
+    y = np.full_like(t, 1.061405429)
+    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        y = y * t + f(c)
+    return _with_sign(x, _ONE - y * t * _exp(-(x * x)))
+
+
+def _total(x: Array) -> Array:
+    """Sum over the last axis, in order."""
+    sums = np.zeros(x.shape[:-1], np.float32)
+    for i in range(x.shape[-1]):
+        sums = sums + x[..., i]
+    return sums
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    sums = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), np.float32)
+    for k in range(a.shape[-1]):
+        sums = sums + a[..., :, k, None] * b[..., None, k, :]
+    return sums
+
+
+def _softmax(x: Array) -> Array:
+    powers = _exp(x - x.max(-1, keepdims=True))
+    return powers / _total(powers)[..., None]
+
+
+def _inverse_root(x: Array) -> Array:
+    bits = np.uint32(0x5F3759DF) - (np.ascontiguousarray(x).view(np.uint32) >> np.uint32(1))
+    y, half = bits.view(np.float32), np.float32(0.5) * x
+    for _ in range(4):
+        y = y * (np.float32(1.5) - half * y * y)
+    return y
+
+
+def _layer_norm(inputs: list[Any], attributes: Mapping[str, Any]) -> Array:
+    x, weight = inputs[0], inputs[1]
+    bias = inputs[2] if len(inputs) > 2 and inputs[2] is not None else np.zeros_like(weight)
+    axis = int(attributes.get("axis", -1)) % x.ndim
+    rows = x.reshape(*x.shape[:axis], -1)
+    count = np.float32(rows.shape[-1])
+    distance = rows - (_total(rows) / count)[..., None]
+    factor = _inverse_root(_total(distance * distance) / count + np.float32(attributes.get("epsilon", 1e-5)))
+    found: Array = distance * factor[..., None] * weight.reshape(-1) + bias.reshape(-1)
+    return found.reshape(x.shape)
+
+
+def _mean(x: Array, axes: Any, keepdims: bool) -> Array:
+    reduced = sorted(int(axis) % x.ndim for axis in np.asarray(axes).reshape(-1))
+    kept = [axis for axis in range(x.ndim) if axis not in reduced]
+    rows = x.transpose(*kept, *reduced).reshape(*(x.shape[axis] for axis in kept), -1)
+    found = _total(rows) / np.float32(rows.shape[-1])
+    return np.expand_dims(found, tuple(reduced)) if keepdims else found
+
+
+def _clip(x: Array, low: Any, high: Any) -> Array:
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)
+
+
+def _gathered(x: Array, index: Any, axis: int) -> Array:
+    if np.asarray(index).ndim:
+        raise ValueError("it takes several places")
+    return np.asarray(x.take(int(index), axis))
+
+
+# From inputs and attributes. Axes that ONNX gives as an input come as float32, too.
+OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
+    "Abs": lambda x, a: np.abs(x[0]),
+    "Add": lambda x, a: x[0] + x[1],
+    "Clip": lambda x, a: _clip(*[*x, None, None][:3]),
+    "Div": lambda x, a: x[0] / x[1],
+    "Erf": lambda x, a: _erf(x[0]),
+    "Exp": lambda x, a: _exp(x[0]),
+    "Gather": lambda x, a: _gathered(x[0], x[1], int(a.get("axis", 0))),
+    "LayerNormalization": _layer_norm,
+    "MatMul": lambda x, a: _matmul(x[0], x[1]),
+    "Max": lambda x, a: np.maximum(x[0], x[1]),
+    "Min": lambda x, a: np.minimum(x[0], x[1]),
+    "Mul": lambda x, a: x[0] * x[1],
+    "Neg": lambda x, a: -x[0],
+    "ReduceMean": lambda x, a: _mean(x[0], x[1], bool(a.get("keepdims", 1))),
+    "Relu": lambda x, a: np.maximum(x[0], np.float32(0)),
+    "Sigmoid": lambda x, a: _ONE / (_ONE + _exp(-x[0])),
+    "Softmax": lambda x, a: _softmax(x[0]),
+    "Sub": lambda x, a: x[0] - x[1],
+    "Tanh": lambda x, a: _tanh(x[0]),
+}
