@@ -91,7 +91,13 @@ class SensitivityReport(msgspec.Struct, frozen=True, tag_field="kind", tag="sens
     data: str
     samples: Count
     loss: Measured
-    layers: list[LayerSensitivity]
+    layers: Annotated[list[LayerSensitivity], msgspec.Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        """Check that every layer was rounded to the same numbers of planes."""
+        planes = [[one.planes for one in layer.errors] for layer in self.layers]
+        if any(one != planes[0] for one in planes):
+            raise ValueError(f"layers are rounded to different numbers of planes: {planes[0]} and others")
 
 
 def measure_sensitivity(

@@ -244,6 +244,7 @@ def read_log(path: Path) -> list[LogEntry]:
     entries = []
     for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
         try:
+            msgspec.json.decode(line)  # keys that are not read are looked at, too
             entries.append(msgspec.json.decode(line, type=LogEntry))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             wrong = documents.explained(error, LogEntry)

@@ -50,7 +50,7 @@ class Forked:
     def __init__(self) -> None:
         self._server = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "tests.support.forked"], cwd=ROOT,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)  # fmt: skip
-        self._answer(120)
+        assert self._answer(600) == "ready"
 
     def close(self) -> None:
         self._server.kill()
@@ -79,7 +79,7 @@ class Forked:
         request = {"arguments": [str(one) for one in arguments], "folder": str(folder), **limits}
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         self._server.stdin.flush()
-        process = self._answer(10)
+        process = self._answer(60)
         answer, late = self._answer(after), 0.0
         if answer is None:
             assert number, f"{arguments} took longer than {after} seconds"

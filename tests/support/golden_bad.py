@@ -247,6 +247,25 @@ DEFECTS: dict[str, tuple[str, Callable[[], Proto | bytes]]] = {
 }  # fmt: skip
 
 
+# Files of other kinds, kept as they were found, by their whole name.
+OTHERS: dict[str, str] = {
+    "sensitivity-of-different-planes.json": "layers rounded to different numbers of planes: the page's picture",
+    "log-with-half-a-character.jsonl": "text that is not UTF-8 in a key that nothing reads",
+    "sensitivity-without-layers.json": "no layer at all: the page's picture",
+}
+# Where defects of other kinds are kept: made by the tests, a name for each.
+ELSEWHERE: dict[str, str] = {
+    "tests/support/csq_bad_streams.py": "rows and streams of `.csq` files, given to all three readers",
+    "tests/csq/test_damage.py": "preambles, parts, names and versions of `.csq` files",
+    "tests/csq/test_metadata.py": "metadata of `.csq` files",
+    "tests/csq/test_limits.py": "`.csq` files that would take too much time or memory",
+    "tests/cli/test_malformed_documents.py": "JSON, logs and TOML",
+    "tests/cli/test_hostile_texts.py": "texts that steer terminals and CI systems",
+    "tests/data/test_python_pickle.py": "pickled batches of CIFAR",
+    "tests/support/fooling_edits.py": "ONNX files that compute something else",
+}
+
+
 def content(name: str) -> bytes:
     """Return the bytes of a file."""
     made = DEFECTS[name][1]()
@@ -263,6 +282,10 @@ def main() -> None:
     for name, (defect, _) in DEFECTS.items():
         (FOLDER / f"{name}.onnx").write_bytes(content(name))
         lines.append(f"| `{name}.onnx` | {defect} |")
+    lines += ["", "Files of other kinds, kept as they were found:", "", "| file | defect |", "| --- | --- |"]
+    lines += [f"| `{name}` | {defect} |" for name, defect in OTHERS.items()]
+    lines += ["", "Defects that tests make, a name for each:", "", "| where | of what |", "| --- | --- |"]
+    lines += [f"| `{place}` | {what} |" for place, what in ELSEWHERE.items()]
     (FOLDER / "README.md").write_text("\n".join(lines) + "\n")
 
 

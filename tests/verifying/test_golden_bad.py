@@ -13,8 +13,8 @@ from torch import nn
 from csqtool.finalized_file import write_finalized
 from csqtool.model_info import DataInfo, Input, ModelFactory, ModelInfo
 from csqtool.nn.post_training import post_training_model
-from tests.support.commands import invoke
-from tests.support.golden_bad import DEFECTS, FOLDER, content, dead_nodes
+from tests.support.commands import ROOT, invoke
+from tests.support.golden_bad import DEFECTS, ELSEWHERE, FOLDER, OTHERS, content, dead_nodes
 
 CAUGHT_BY_A_LIMIT_OF_THE_PROCESS = {"loop-endless", "expand-2-to-the-40th"}
 
@@ -42,6 +42,21 @@ def test_the_files_are_what_the_script_writes() -> None:
     for name in DEFECTS:
         assert (FOLDER / f"{name}.onnx").read_bytes() == content(name), name
         assert f"`{name}.onnx`" in (FOLDER / "README.md").read_text()
+
+
+def test_the_index_names_every_file_and_places_that_exist() -> None:
+    index = (FOLDER / "README.md").read_text()
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.onnx" for name in DEFECTS} | {*OTHERS, "README.md"}
+    assert all(f"`{name}`" in index for name in (*OTHERS, *ELSEWHERE))
+    assert all((ROOT / place).is_file() for place in ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_other_kinds_are_refused_with_one_line(name: str, tmp_path: Path) -> None:
+    for command in (["inspect", FOLDER / name], ["report", FOLDER / name, "-o", tmp_path / "page.html"]):
+        result = invoke(*command)
+        assert result.exit_code == 2, (command, result.output)
+        assert [line.startswith("error:") for line in result.stderr.splitlines()].count(True) == 1
 
 
 @pytest.mark.parametrize("name", sorted(DEFECTS.keys() - CAUGHT_BY_A_LIMIT_OF_THE_PROCESS))
