@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import subprocess
 import zlib
 
 import numpy as np
@@ -21,10 +20,10 @@ from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, Quantiz
 from csqtool.verifying.csq_channels import stored_layers
 from csqtool.verifying.csq_decoder import decode
 from csqtool.verifying.inference_checks import inference_problems
-from tests.support.c_reader import SANITIZERS, build
 from tests.support.commands import invoke
-from tests.support.csq_files import GOLDEN, TESTS, inference_model, one_layer, with_right_checksums
+from tests.support.csq_files import GOLDEN, inference_model, one_layer, with_right_checksums
 from tests.support.csq_handmade import assemble, assert_rejected, disassemble, memory_within_four_times
+from tests.support.inference_files import STREAMS, bare
 
 WAYS = [{}, {"half": True}, {"encoding": "context"}]
 
@@ -233,40 +232,6 @@ def test_a_repeated_key_in_the_metadata_is_found_by_verifier_and_reader():
     assert "not written as csqtool writes them" in problem
 
 
-def bare():
-    """Return a model of one layer with two channels and a BatchNorm."""
-    norm = {f"bn.{part}": np.array([0.5, 1], np.float32) for part in ("weight", "bias", "running_mean", "running_var")}
-    layer = QuantizedLayer("l.weight", np.array([[1], [-1]], np.int8), np.float32(0.5), "1", None, "bn", 1e-5)
-    return QuantizedModel((layer,), (), {**norm, "bn.num_batches_tracked": np.array(0, np.int64)})
-
-
-def one_record(kinds, *words):
-    """Return the inference file of this model, with these words as its record."""
-    stored = np.array([kinds, *words], "<u2").tobytes()
-    rows, metadata, digest = disassemble(pack(bare(), inference=True))
-    changed = {CHANNELS: {"stored": stored, "length": len(stored), "shape": (len(stored) // 2,)}}
-    return assemble([r | changed.get(r["name"].decode(), {}) for r in rows], metadata, digest)
-
-
-ZEROS = [0] * 4
-STREAMS = {
-    "no scales": one_record(16 + 256),
-    "an unknown kind of scales": one_record(2 + 256, *ZEROS, *ZEROS),
-    "too many bits of exponent": one_record(22 + 256, 0, 0, 0, *ZEROS),
-    "an unknown kind of biases": one_record(16 + 5 * 256, 0, 0, 0, *ZEROS),
-    "scales missing": one_record(16 + 256, 0, 0),
-    "biases missing": one_record(16 + 256, 0, 0, 0, 0, 0, 0),
-    "a word too many": one_record(16 + 256, 0, 0, 0, *ZEROS, 0),
-    "a scale beyond float32": one_record(16 + 256, 112, 0, 0, *ZEROS),
-    "an exponent below float32": one_record(16 + 256, 65536 - 150, 0, 0, *ZEROS),
-    "a scale of zero": one_record(1 + 256, 0, 0, 0, 0x3F80, *ZEROS),
-    "a negative scale": one_record(1 + 256, 0, 0xBF80, 0, 0x3F80, *ZEROS),
-    "an infinite scale": one_record(1 + 256, 0, 0x7F80, 0, 0x3F80, *ZEROS),
-    "a bias that is not a number": one_record(16 + 256, 0, 0, 0, 0, 0x7FC0, 0, 0),
-    "an infinite half": one_record(16 + 512, 0, 0, 0, 0x7C00, 0),
-}
-
-
 @pytest.mark.parametrize("case", STREAMS)
 def test_a_wrong_stream_of_scales_and_biases_is_refused_by_both_readers(case):
     content = STREAMS[case]
@@ -382,49 +347,3 @@ def test_what_an_inference_file_cannot_hold_is_not_packed():
         pack(one_layer(np.array([1], np.int8), **{CHANNELS: np.zeros(1, np.float32)}), inference=True)
     with pytest.raises(ExportError, match="holds no ONNX graph"):
         pack(one_layer(np.array([1], np.int8)), inference=True, onnx=b"x")
-
-
-@pytest.fixture(scope="module")
-def channels(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("c") / "channels", *SANITIZERS, source=TESTS / "c" / "channels.c")
-
-
-def by_c(program, *paths):
-    """Return what the C reader prints of each file, a list of lines that ends with its verdict."""
-    done = subprocess.run([str(program), *map(str, paths)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")  # a sanitizer ends the program otherwise
-    found, lines = [], []
-    for line in done.stdout.splitlines():
-        lines.append(line.rpartition(": ")[2])
-        if line.startswith(tuple(f"{path}: " for path in paths)):
-            found.append(lines)
-            lines = []
-    return found
-
-
-def test_the_c_reader_gives_the_same_scales_and_biases(channels, tmp_path):
-    contents = [(GOLDEN / "v2-inference.csq").read_bytes(), pack(inference_model(), inference=True, half=True),
-                one_record(16 + 5 + 256, 65536 - 149, 0, 65535, *ZEROS)]  # fmt: skip
-    paths = [tmp_path / str(i) for i in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_bytes(content)
-    for content, lines in zip(contents, by_c(channels, *paths), strict=True):
-        file = CsqFile(content, where="x")
-        layers = {name: entry.shape for name, entry in file.entries.items() if entry.is_quantized}
-        records = decode_records(file.tensor(CHANNELS), [shape[0] for shape in layers.values()])
-        for (name, shape), record, line in zip(layers.items(), records, lines, strict=False):
-            first, *values = line.split()
-            scales = np.array([float.fromhex(value) for value in values[: shape[0]]], np.float32)
-            assert (first, scales.tolist()) == (name, np.broadcast_to(record.scale, shape[:1]).tolist())
-            biases = [] if record.bias is None else record.bias.astype(np.float64).tolist()
-            assert [float.fromhex(v) if "x" in v else float(v) for v in values[shape[0] :]] == biases
-        assert lines[len(layers) :] == ["ok"]
-
-
-def test_the_c_reader_refuses_the_same_streams_within_the_file(channels, tmp_path):
-    paths = [tmp_path / str(i) for i in range(len(STREAMS))]
-    for path, content in zip(paths, STREAMS.values(), strict=True):
-        path.write_bytes(content)
-    assert [lines[-1] for lines in by_c(channels, *paths)] == ["damaged"] * len(STREAMS)
-    (tmp_path / "archival").write_bytes(pack(bare()))
-    assert by_c(channels, tmp_path / "archival") == [["no such tensor"]]
