@@ -4,8 +4,8 @@
 
 The networks are rounded to three planes in each layer without training, with 8-bit activations: that changes no size
 and no speed. Flash is `.text` (code and constants) and `.data` of model.c and weights.c, for Cortex-M4 where
-arm-none-eabi-gcc is installed, otherwise for this machine. Speed is the least CPU time of interleaved runs, one sample,
-one thread.
+arm-none-eabi-gcc is installed, otherwise for this machine. Instructions are those of a Cortex-M4 in QEMU, at -Os, where
+its tools are installed. Speed is the least CPU time of interleaved runs, one sample, one thread.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ import torch
 from csqtool.exporting import ExportReport
 from csqtool.factories import build_model
 from csqtool.nn.post_training import post_training_model
+from csqtool.verifying.c_cortex import missing_tools, run_on_device
+from csqtool.verifying.c_program import CFolder
 from exporters.c import to_c
 from exporters.c.options import COptions
 from exporters.onnx import OnnxOptions, to_onnx
@@ -35,6 +37,7 @@ HERE = Path(__file__).parent
 SAMPLES = {
     "digits CNN": ("digits_cnn/model.py:digits_cnn", (1, 8, 8)),
     "digits autoencoder": ("digits_autoencoder/model.py:digits_autoencoder", (1, 8, 8)),
+    "digits transformer": ("digits_vit/model.py:digits_vit", (1, 8, 8)),
     "keyword DS-CNN": ("keyword_ds_cnn/model.py:ds_cnn", (1, 49, 10)),
     "ResNet-20": ("resnet_cifar/model.py:resnet20", (3, 32, 32)),
     "MobileNetV2, 96×96": ("mobilenet_v2/model.py:mobilenet_v2", (3, 96, 96)),
@@ -129,6 +132,14 @@ def best_seconds(session: onnxruntime.InferenceSession, sample: np.ndarray) -> f
     return best
 
 
+def instructions(folder: Path, inputs: np.ndarray) -> int | None:
+    """Return the instructions of an inference on a Cortex-M4, None where the tools are missing."""
+    if missing_tools():
+        return None
+    with tempfile.TemporaryDirectory() as here:
+        return run_on_device(CFolder(folder), Path(here), inputs).instructions
+
+
 def arena_of(report: ExportReport) -> tuple[int, int]:
     line = next(note for note in report.notes if note.startswith("arena"))
     size, least = (int(word) for word in line.split() if word.isdigit())
@@ -157,9 +168,11 @@ def row(name: str, folder: Path) -> str:
         for i, session in enumerate(sessions):
             times[2 + i] = min(times[2 + i], best_seconds(session, inputs[:1].numpy()))
     c, c_int8, ort, ort_float = times
+    counts = [instructions(one, inputs[:1].numpy()) for one in folders]
+    shown = "– | –" if None in counts else f"{counts[0] / 1e6:.2f} | {counts[0] / counts[1]:.2f}"
     return (
         f"| {name} | {flash:,} | {flash_int8:,} | {flash / flash_int8:.2f} | {arena:,} | {arena / least:.2f} | "
-        f"{c * 1e3:.3f} | {c_int8 / c:.2f} | {c / ort:.2f} | {c / ort_float:.2f} |"
+        f"{shown} | {c * 1e3:.3f} | {c_int8 / c:.2f} | {c / ort:.2f} | {c / ort_float:.2f} |"
     )
 
 
@@ -178,10 +191,11 @@ def main() -> None:
     flash = f"{compiler.stdout.splitlines()[0]}, `-Os`{', Cortex-M4' if arm else ''}"
     speed = f"{platform.machine()}, gcc `-O3 -march=native`, onnxruntime {onnxruntime.__version__}, one thread"
     print(f"Flash: {flash}. Speed: {speed}.\n")
-    titles = ("network", "flash, bytes", "with `--weights int8`", "ratio", "arena, bytes", "over least", "ms packed",
+    titles = ("network", "flash, bytes", "with `--weights int8`", "ratio", "arena, bytes", "over least",
+              "million instructions, M4", "over int8", "ms packed",
               "int8 weights / packed", "packed / onnxruntime int8", "packed / onnxruntime float32")  # fmt: skip
     print(f"| {' | '.join(titles)} |")
-    print("| --- " + "| ---: " * 9 + "|")
+    print("| --- " + "| ---: " * 11 + "|")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             print(row(name, Path(folder)), flush=True)
