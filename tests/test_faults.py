@@ -8,9 +8,10 @@ import random
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,11 @@ COMMANDS = {
 }  # fmt: skip
 
 
+def in_ci(*, but: Sequence[str]) -> list[Any]:
+    """Return all commands; those of `but` are run in the slow suite only."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in but else pytest.mark.long) for name in COMMANDS]
+
+
 @pytest.fixture(scope="module")
 def forked() -> Iterator[Forked]:
     server = Forked()
@@ -112,17 +118,20 @@ class Reference:
     def of(self, name: str) -> float:
         """Make what a command and those before it write; return the seconds that it takes."""
         if name not in self.seconds:
-            command = COMMANDS[name]
-            for other, one in COMMANDS.items():
-                if one.output in command.needs:
-                    self.of(other)
-            ended = self.forked.run(*command.arguments, folder=self.folder)
+            self._make_what_is_needed(name)
+            ended = self.forked.run(*COMMANDS[name].arguments, folder=self.folder)
             assert ended.code == 0, ended.text
             self.seconds[name] = ended.seconds
         return self.seconds[name]
 
+    def _make_what_is_needed(self, name: str) -> None:
+        for other, one in COMMANDS.items():
+            if one.output in COMMANDS[name].needs:
+                self.of(other)
+
     def place(self, name: str, folder: Path) -> Path:
         """Copy what a command needs into a new folder."""
+        self._make_what_is_needed(name)
         folder.mkdir()
         for one in ("net.py", "p.toml", "data.npz", *COMMANDS[name].needs):
             path = self.folder / one
@@ -196,8 +205,7 @@ def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> 
     return ended
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", in_ci(but=("sweep",)))  # whose own tests stop it in CI
 def test_a_command_stopped_at_random_moments_leaves_whole_files_and_can_be_given_again(
     name: str, reference: Reference, tmp_path: Path
 ) -> None:
@@ -222,8 +230,7 @@ def error_of(ended: Ended) -> str:
     return error
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", in_ci(but=LENGTHY))
 def test_a_full_disk_is_one_error_line_and_leaves_what_was_there(
     name: str, reference: Reference, tmp_path: Path
 ) -> None:
