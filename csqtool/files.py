@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def check_writable(path: Path) -> None:
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """Lock a folder until the block ends, or the process does; it is created if it is missing.
 
+    A folder that was created here and holds nothing at the end is removed.
+
     Args:
         folder: which one.
         busy: the message if another process has locked it.
@@ -81,7 +83,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock, was_there = FileLock(folder / ".lock", timeout=0), folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -92,6 +94,10 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # another process may have come
+            if not was_there and [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
         lock.release()
 
 

@@ -106,7 +106,7 @@ def test_an_allocators_scheme_may_be_trained_with_each_finetuning_and_as_long_as
         compose({"model": DIGITS, "data": "digits"}, methods=["lsq+csq"], target_bits=[2])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_compares_in_processes_and_prints_the_table(tmp_path: Path) -> None:
     done = ok("compare", DIGITS, "--data", "digits", "--target-bits", 3, "--methods", "csq,measured", "--epochs", 0.3,
               "--finetune-epochs", 0.2, "--pretrain-epochs", 1, "--jobs", 1, "-o", tmp_path / "c")  # fmt: skip

@@ -46,7 +46,7 @@ def chain(depth: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("depth", "act_bits"),
     [
-        pytest.param(40, 8, marks=pytest.mark.long),
+        pytest.param(20, 8, marks=pytest.mark.long),
         *(pytest.param(depth, bits, marks=pytest.mark.slow) for depth in (120, 400) for bits in (None, 8)),
     ],
 )

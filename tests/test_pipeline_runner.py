@@ -96,10 +96,10 @@ def model_of(result: PipelineResult) -> str:
     return texts
 
 
-@pytest.mark.long
+@pytest.mark.parametrize("stride", [pytest.param(3, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("stand_ins")
 def test_a_run_that_was_killed_between_any_two_steps_never_gives_an_old_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = tmp_path / "built"
     built.mkdir()
@@ -119,7 +119,7 @@ def test_a_run_that_was_killed_between_any_two_steps_never_gives_an_old_model(
             break
         for bits in (2.0, 4.0) if kill % 2 else (4.0, 2.0):
             assert model_of(run_pipeline(project(folder, bits))) == f"model {bits}"
-        kill += 1
+        kill += stride
     assert kill > 20
 
 

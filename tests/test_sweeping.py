@@ -223,13 +223,13 @@ def begun(folder: Path, *, epochs: float) -> subprocess.Popen[bytes]:
     [pytest.param(signal.SIGKILL, marks=pytest.mark.long), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_a_stopped_sweep_goes_on_to_the_same_files(number: signal.Signals, tmp_path: Path) -> None:
-    whole = begun(tmp_path / "whole", epochs=6)
+    whole = begun(tmp_path / "whole", epochs=4)
     assert whole.wait(300) == 0
-    process = begun(tmp_path / "s", epochs=6)
+    process = begun(tmp_path / "s", epochs=4)
     os.kill(process.pid, number)
     assert process.wait(60) == (130 if number == signal.SIGTERM else -number)
     assert not any(path.exists() for path in (tmp_path / "s" / "results").glob("*.json"))
-    assert begun(tmp_path / "s", epochs=6).wait(300) == 0
+    assert begun(tmp_path / "s", epochs=4).wait(300) == 0
     names = sorted(path.name for path in (tmp_path / "whole" / "files").iterdir())
     assert len(names) == 4
     for name in names:

@@ -116,7 +116,7 @@ def test_malformed_documents_are_refused_by_every_command_that_takes_a_file(tmp_
         "facts",
         "scheme",
         "summary",
-        pytest.param("config", marks=pytest.mark.long),
+        pytest.param("config", marks=pytest.mark.slow),
         "start",
         "begun",
         "stages",
@@ -197,6 +197,7 @@ def test_finalize_refuses_a_malformed_run(eight_bits: Built, tmp_path: Path, nam
     assert not (tmp_path / "m.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_search_refuses_a_malformed_scheme(tmp_path: Path) -> None:
     scheme = tmp_path / "scheme.json"
     one = [{"name": "x", "precision": 1, "mask": "1", "bit_width": 2, "elements": 1}]

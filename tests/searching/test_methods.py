@@ -20,7 +20,10 @@ from tests.support.commands import Built
 from tests.support.methods import made, small_net
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS.names() if not BUILT_IN[name].counts_bytes])
+@pytest.mark.parametrize("method", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("csq-uniform", "ste-uniform", "dorefa")))
+    for name in METHODS.names() if not BUILT_IN[name].counts_bytes
+])  # fmt: skip
 def test_every_method_of_planes_ends_within_the_budget_in_files_that_verify(method: str, tmp_path: Path) -> None:
     tuned = ["--finetune-epochs", 0.3] if BUILT_IN[method].searches else []
     built = Built(tmp_path, "8", "--pretrain-epochs", 1, "--epochs", 0.5, *tuned, method=method)

@@ -71,7 +71,7 @@ def test_two_processes_end_with_the_same_integers_and_one_of_them_writes(searche
     assert [json.loads(line)["stage"] for line in lines] == ["float", "search", "settle", "finetune"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_killed_processes_resume_to_the_model_of_two_that_were_not(searched: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     started(*TWO, SCRIPT, "killed", DIGITS, killed, succeeds=False)

@@ -149,8 +149,9 @@ def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path
     assert found[0] == found[1]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("quantizer", ["pact", "dorefa"])
+@pytest.mark.parametrize(
+    "quantizer", [pytest.param("pact", marks=pytest.mark.long), pytest.param("dorefa", marks=pytest.mark.slow)]
+)
 def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
     built = Built(tmp_path, "4", "--act-quantizer", quantizer, "--pretrain-epochs", 2, "--epochs", 0.5,
                   "--finetune-epochs", 0.5)  # fmt: skip

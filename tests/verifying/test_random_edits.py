@@ -88,7 +88,7 @@ def outcome(exports: Exports, seed: int, folder: Path) -> str:
     return ended
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(30, marks=pytest.mark.long), pytest.param(150, marks=pytest.mark.slow)])
 def test_after_random_edits_every_command_ends_as_it_promises(exports: Exports, tmp_path: Path, count: int) -> None:
     counts = Counter(outcome(exports, seed, tmp_path) for seed in range(count))
     assert counts["refused"] > count / 7.5
