@@ -23,7 +23,7 @@ def signals_interrupt() -> None:
 
     def handle(number: int, frame: Any) -> None:
         _asked.set()
-        again = threading.Timer(AGAIN_SECONDS, _signal_main_thread)
+        again = threading.Timer(AGAIN_SECONDS, _signal_main_thread, [number])
         again.daemon = True
         again.start()
         raise KeyboardInterrupt
@@ -58,15 +58,16 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     first = 0.0
-    waiting = threading.Timer(PATIENCE_SECONDS, _signal_main_thread)
-    waiting.daemon = True
+    waiting: threading.Timer | None = None
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal first
+        nonlocal first, waiting
         if pressed.is_set() and time.monotonic() - first > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
         if not pressed.is_set():
             first = time.monotonic()
+            waiting = threading.Timer(PATIENCE_SECONDS, _signal_main_thread, [number])
+            waiting.daemon = True
             waiting.start()
         pressed.set()
 
@@ -75,15 +76,17 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     try:
         yield pressed.is_set
     finally:
-        waiting.cancel()
+        if waiting is not None:
+            waiting.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _signal_main_thread() -> None:
+def _signal_main_thread(number: int) -> None:
+    """Send the main thread the signal that came before: a process in the background may ignore SIGINT."""
     main = threading.main_thread().ident
     if os.name == "posix" and main is not None:
         with suppress(ProcessLookupError):
-            signal.pthread_kill(main, signal.SIGINT)  # unlike a flag, it also ends a system call that waits
+            signal.pthread_kill(main, number)  # unlike a flag, it also ends a system call that waits
     else:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)

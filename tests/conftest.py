@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # The nets of the tests are tiny: threads would only wait for each other. Set before torch is imported, and
 # inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CSQTOOL_CHECK", "no")  # seconds for each search; tests of the look ahead ask for it
+
+
+# Ignored by what a script starts in the background, and by all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 from collections.abc import Sequence

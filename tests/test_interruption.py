@@ -96,8 +96,10 @@ time.sleep(20)
 """
 
 
-def test_an_interruption_that_python_drops_is_raised_again() -> None:
-    done = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True, check=False, timeout=15)
+@pytest.mark.parametrize("ignored", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"], ids=["", "in background"])
+def test_an_interruption_that_python_drops_is_raised_again(ignored: str) -> None:
+    code = f"import signal\n{ignored}{DROPPED}"  # a script's background processes ignore SIGINT
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15)
     assert "Exception ignored in" in done.stderr
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
     assert done.returncode == -signal.SIGINT
