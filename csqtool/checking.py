@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +14,7 @@ from torch import nn
 from csqtool.data import DataSource, batches_of, first_samples, training_batches
 from csqtool.evaluation import as_float, laid_out
 from csqtool.exporting import FloatNode, export
+from csqtool.files import temporary_folder
 from csqtool.model_source import ModelSource
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.weights import unused_weights
@@ -140,10 +139,10 @@ def check(
         InputError: model, data or settings cannot be used, or the network cannot be exported.
     """
     told = progress or Silent()
-    with tempfile.TemporaryDirectory(prefix="csqtool-") as folder:
+    with temporary_folder() as folder:
         told.line("tracing the network …")
         start = Start.of_settings(config)
-        session = Session(config, RunDirectory(Path(folder) / "run"), start, told, model=model, data=data)
+        session = Session(config, RunDirectory(folder / "run"), start, told, model=model, data=data)
         network = session.network
         check_files_ahead(network, session.info())
         found = first_samples(session.data.train, SAMPLES)
@@ -154,7 +153,7 @@ def check(
             network.model, [found[0]], planes=planes, act_bits=config.act_bits, exclude=config.exclude,
             info=session.info(),
         )  # fmt: skip
-        onnx, packed = Path(folder) / "model.onnx", Path(folder) / "model.csq"
+        onnx, packed = folder / "model.onnx", folder / "model.csq"
         done = export(rounded, onnx, format="onnx", model=network.model)
         export(rounded, packed, format="csq", model=network.model)
         verification = verify_file(

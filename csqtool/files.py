@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,16 +32,15 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.exists() and not path.is_file():  # renaming would replace it by a file
             raise InputError(f"{path} is no regular file; name a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        # mkstemp creates private files; a model file gets the permissions of the user's other files.
+        # It is private until here; a model file gets the permissions of the user's other files.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -47,7 +48,31 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            _surely(lambda: temporary.unlink(missing_ok=True))
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield an empty folder of this user's, which is removed at the end, also where a signal comes meanwhile.
+
+    `tempfile.TemporaryDirectory` leaves its folder if Ctrl-C comes just after it was made, or while it is removed.
+    """
+    path = Path(tempfile.gettempdir()) / f"csqtool-{secrets.token_hex(8)}"
+    try:
+        path.mkdir(mode=0o700)
+        yield path
+    finally:
+        _surely(lambda: shutil.rmtree(path, ignore_errors=True))
+
+
+def _surely(remove: Callable[[], None]) -> None:
+    """Remove something; once more if Ctrl-C or SIGTERM comes meanwhile."""
+    try:
+        remove()
+    except KeyboardInterrupt:
+        remove()
+        raise
 
 
 def check_writable(path: Path) -> None:

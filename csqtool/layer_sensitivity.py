@@ -6,10 +6,8 @@ of the loss's second derivative, as HAWQ-V2 uses it (Dong et al., 2020), by Hutc
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +19,7 @@ from csqtool.data import DataSource, batches_of
 from csqtool.documents import Count
 from csqtool.errors import ConfigError
 from csqtool.evaluation import as_float, laid_out
+from csqtool.files import temporary_folder
 from csqtool.model_source import ModelSource
 from csqtool.nn.hessian import hutchinson
 from csqtool.nn.levels import Levels
@@ -127,8 +126,8 @@ def measure_sensitivity(
     if not planes or not all(1 <= one <= 8 for one in planes):
         raise ConfigError(f"planes must be numbers from 1 to 8, got {list(planes)}")
     told = progress or Silent()
-    with tempfile.TemporaryDirectory(prefix="csqtool-") as folder:
-        directory = RunDirectory(Path(folder) / "run")
+    with temporary_folder() as folder:
+        directory = RunDirectory(folder / "run")
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=data)
         return _Measuring(session, sample_count).report(sorted(set(planes)), probes, told)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import Stream
 from csqtool.errors import DataError
 from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
+from csqtool.files import temporary_folder
 from csqtool.model_info import MethodInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.modes import evaluating
@@ -170,9 +169,9 @@ def quantize(
         InputError: model, data or settings cannot be used, or the budget cannot be met.
     """
     told = progress or Silent()
-    with tempfile.TemporaryDirectory(prefix="csqtool-") as folder:
+    with temporary_folder() as folder:
         limited = calibration_source(data, samples)
-        directory = RunDirectory(Path(folder) / "run")
+        directory = RunDirectory(folder / "run")
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
         return _Quantizing(session, told, reconstruct).result(steps, batch_norm=batch_norm, ranges=ranges)
 

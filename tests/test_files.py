@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from csqtool import files
 from csqtool.errors import InputError
 from csqtool.files import read_bytes, read_json, replacing, sha256, unique_keys, write_bytes, write_json
 
@@ -97,3 +98,20 @@ def test_a_key_that_is_there_twice_is_refused() -> None:
     assert json.loads('{"a": {"b": 1}, "b": 2}', object_pairs_hook=unique_keys) == {"a": {"b": 1}, "b": 2}
     with pytest.raises(ValueError, match="'b'"):
         json.loads('{"a": {"b": 1, "b": 2}}', object_pairs_hook=unique_keys)
+
+
+def test_a_temporary_folder_goes_although_a_signal_comes_while_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    removed, signals = files.shutil.rmtree, [KeyboardInterrupt]
+
+    def interrupted(path: Path, **more: bool) -> None:
+        if signals:
+            raise signals.pop()
+        removed(path, **more)
+
+    monkeypatch.setattr(files.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.temporary_folder() as folder:
+        (folder / "x").write_text("x")
+    assert list(tmp_path.iterdir()) == []

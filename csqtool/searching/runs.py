@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from csqtool import trust
 from csqtool.data import DataSource, load_data
 from csqtool.errors import ConfigError, FormatError, InputError, SearchInterrupted
-from csqtool.files import write_bytes
+from csqtool.files import temporary_folder, write_bytes
 from csqtool.interruption import interruptible
 from csqtool.model_source import ModelSource
 from csqtool.processes import Processes, start_processes
@@ -233,7 +232,7 @@ def _to_end(session: Session, *, kept: bool) -> SearchResult:
 @contextmanager
 def _directory(run: Path | None) -> Iterator[RunDirectory]:
     """Yield the run directory; without one, a temporary directory that is removed at the end."""
-    with nullcontext(run) if run is not None else tempfile.TemporaryDirectory(prefix="csqtool-") as path:
+    with nullcontext(run) if run is not None else temporary_folder() as path:
         yield RunDirectory(path)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from csqtool.files import temporary_folder
 from csqtool.model_info import Input
 from csqtool.nn.signature import named_inputs
 from csqtool.trees import chosen, samples
@@ -50,14 +49,14 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
         on_device = False
     subject.tell(f"{subject.report.file}: compiling …")
     subject.check_origin(folder.sha256)
-    with tempfile.TemporaryDirectory(prefix="csqtool-") as one, tempfile.TemporaryDirectory(prefix="csqtool-") as other:
+    with temporary_folder() as one, temporary_folder() as other:
         programs = []
         for name, here, flags in (
             ("compiles without warnings", one, [*WARNINGS, "-O2"]),
             ("compiles with sanitizers", other, [*WARNINGS, "-O1", "-g1", "-DMODEL_TRACE", *SANITIZERS]),
         ):
             try:
-                programs.append(CProgram(folder, Path(here), flags, cc))
+                programs.append(CProgram(folder, here, flags, cc))
             except RuntimeError as error:
                 subject.report.add("integrity", name, False, str(error))
             else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.resources
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool import sandbox
+from csqtool.files import temporary_folder
 from csqtool.text import size
 from csqtool.verifying.c_program import WARNINGS, CFolder, CProgram, finished
 from csqtool.verifying.findings import VerifyReport
@@ -81,8 +81,8 @@ def check_on_device(report: VerifyReport, folder: CFolder, host: CProgram, array
     few = arrays[:SAMPLES]
     try:
         wanted = host.run(few, traced=False)
-        with tempfile.TemporaryDirectory(prefix="csqtool-") as here:
-            found = run_on_device(folder, Path(here), few)
+        with temporary_folder() as here:
+            found = run_on_device(folder, here, few)
     except RuntimeError as error:
         report.add("outputs", "Cortex-M4 in QEMU", False, str(error))
         return
