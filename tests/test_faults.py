@@ -21,7 +21,7 @@ from tests.support.forked import Ended, Forked
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes of POSIX")
 RUNS_IN_CI = 5
 RUNS = 100
-IN_CI = ("search", "finalize", "pack", "unpack", "report")
+IN_CI = ("search", "pack")
 LENGTHY = ("export", "verify", "run", "sweep")  # stopped once where others are stopped five times
 HEEDED_SECONDS = 10
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ class Forked:
         if answer is None:
             assert number, f"{arguments} took longer than {after} seconds"
             sent = time.monotonic()
-            os.kill(process, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(process, number)
             answer = self._answer(30)
             late = time.monotonic() - sent
             assert answer is not None, f"{arguments} went on for 30 seconds after signal {number}"
