@@ -19,9 +19,8 @@ import pytest
 from tests.support.forked import Ended, Forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes of POSIX")
-RUNS_IN_CI = 5
+FEW_RUNS = 5
 RUNS = 100
-IN_CI = ("search", "pack")
 LENGTHY = ("export", "verify", "run", "sweep")  # stopped once where others are stopped five times
 HEEDED_SECONDS = 10
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
@@ -206,11 +205,12 @@ def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> 
     return ended
 
 
-@pytest.mark.parametrize("name", in_ci(but=[name for name in COMMANDS if name not in IN_CI]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_stopped_at_random_moments_leaves_whole_files_and_can_be_given_again(
     name: str, reference: Reference, tmp_path: Path
 ) -> None:
-    ended = stop_at_random(name, 1 if name in LENGTHY else RUNS_IN_CI, reference, tmp_path)
+    ended = stop_at_random(name, 1 if name in LENGTHY else FEW_RUNS, reference, tmp_path)
     assert any(one.code for one in ended), "no run was stopped"
 
 

@@ -25,11 +25,11 @@ class RoundingGates(WeightSource):
         Gates begin soft, where the weight is; hard, a weight is rounded to the nearest.
 
         >>> weight = torch.tensor([[0.52, -0.31], [0.11, 0.0]])
-        >>> gates = RoundingGates(weight, kept=(0, 1), n_planes=8)
+        >>> gates = RoundingGates(weight, kept=(0, 1, 2), n_planes=8)
         >>> bool(torch.allclose(gates(), weight, atol=0.01))
         True
         >>> gates.integers().q.tolist()
-        [[3, -2], [1, 0]]
+        [[7, -4], [1, 0]]
 
     Attributes:
         logits: of the gates, the weight's shape; h = clip(σ(logit)·(ζ − γ) + γ, 0, 1) is added to the lower integer.
