@@ -64,7 +64,7 @@ class SearchInterrupted(CsqtoolError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` with the known name closest to `name`, or the list of known names."""
-    known = sorted(known)
+    known = sorted({*known})
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"

@@ -20,6 +20,7 @@ from tests.support.forked import Ended, Forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes of POSIX")
 FEW_RUNS = 5
+IN_CI = ("search", "pack")
 RUNS = 100
 LENGTHY = ("export", "verify", "run", "sweep")  # stopped once where others are stopped five times
 HEEDED_SECONDS = 10
@@ -184,6 +185,8 @@ def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> 
         after = draw.uniform(0, seconds)
         one = reference.forked.run(*repeated(command, place), folder=place, number=sent, after=after)
         ended.append(one)
+        if one.code == 0:
+            seconds = min(seconds, one.seconds)  # other work may have slowed the first run: signals would come too late
         if sent == signal.SIGKILL:
             assert one.code in (0, -signal.SIGKILL), one.text
             remove_what_a_kill_leaves(place)
@@ -205,8 +208,7 @@ def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> 
     return ended
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", in_ci(but=[name for name in COMMANDS if name not in IN_CI]))
 def test_a_command_stopped_at_random_moments_leaves_whole_files_and_can_be_given_again(
     name: str, reference: Reference, tmp_path: Path
 ) -> None:

@@ -79,4 +79,4 @@ def _text(found: BlameReport) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.0%}"
+    return "–" if share is None else f"{round(share, 2) + 0.0:.0%}"  # + 0.0 makes 0 of −0

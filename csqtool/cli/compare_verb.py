@@ -10,8 +10,7 @@ import click
 from csqtool import documents
 from csqtool.cli.output import print_json, show, tell
 from csqtool.cli.settings import flags_named, given, settings_command
-from csqtool.cli.sweep_verb import FOLDER, Listed
-from csqtool.cli.trust_option import trust_option
+from csqtool.cli.sweep_verb import FOLDER, Listed, run_options
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import Row, reference
 
@@ -27,12 +26,7 @@ def _rows() -> list[Row]:
 @click.option("-o", "--output", type=FOLDER, required=True, help="The folder to write; it goes on with one there.")
 @click.option("--methods", type=Listed(str, "names"), default="csq,measured,hawq-v3", show_default=True,
               metavar="NAME,…", help="Methods; hawq-v3+csq is hawq-v3, its scheme trained with csq.")  # fmt: skip
-@click.option("--seeds", type=Listed(int, "whole numbers"), default="0", show_default=True, metavar="SEED,…",
-              help="A run for each.")  # fmt: skip
-@click.option("--jobs", type=int, default=None, help="Runs at a time. [default: the machine's cores]")
-@click.option("--cluster", metavar="ADDRESS", help="Carry the runs out on a Ray cluster, such as auto (extra ray).")
-@trust_option
-@click.option("--json", "as_json", is_flag=True, help="Print all runs as JSON.")
+@run_options
 def compare(model: str, output: Path, as_json: bool, **values: Any) -> None:
     """Compare methods on MODEL at one budget, each down to verified ONNX and .csq files.
 

@@ -44,6 +44,21 @@ class Listed(click.ParamType[Any]):
             self.fail(f"{value!r} is not a list of {self._words}, such as 1,2,3", param, ctx)
 
 
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that make several runs."""
+    for add in (
+        click.option("--json", "as_json", is_flag=True, help="Print all runs as JSON."),
+        trust_option,
+        click.option("--cluster", metavar="ADDRESS",
+                     help="Carry the runs out on a Ray cluster, such as auto (extra ray)."),
+        click.option("--jobs", type=int, default=None, help="Runs at a time. [default: the machine's cores]"),
+        click.option("--seeds", type=Listed(int, "whole numbers"), default="0", show_default=True, metavar="SEED,…",
+                     help="A run for each."),
+    ):  # fmt: skip
+        command = add(command)
+    return command
+
+
 @click.command(cls=settings_command(_rows))
 @click.argument("model")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The folder of the sweep; it goes on with one there.")
@@ -53,12 +68,7 @@ class Listed(click.ParamType[Any]):
               help="Budgets: sizes of the packed file, such as 40KB,60KB.")  # fmt: skip
 @click.option("--target-bits", type=Listed(float, "numbers"), default="", metavar="PLANES,…",
               help="Budgets: planes a weight on average, such as 2,3.")  # fmt: skip
-@click.option("--seeds", type=Listed(int, "whole numbers"), default="0", show_default=True, metavar="SEED,…",
-              help="A run for each.")  # fmt: skip
-@click.option("--jobs", type=int, default=None, help="Runs at a time. [default: the machine's cores]")
-@click.option("--cluster", metavar="ADDRESS", help="Carry the runs out on a Ray cluster, such as auto (extra ray).")
-@trust_option
-@click.option("--json", "as_json", is_flag=True, help="Print all runs as JSON.")
+@run_options
 def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
     """Search MODEL at several budgets, with several methods and seeds, and show accuracy against bytes.
 

@@ -12,11 +12,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.errors import FormatError, ModelError
+from csqtool.errors import FormatError
 from csqtool.finalized_file import from_tensors, serialize
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
-from csqtool.trees import chosen, samples
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.csq_c_reader import c_checksums
 from csqtool.verifying.csq_decoder import decode
@@ -25,7 +24,7 @@ from csqtool.verifying.csq_half import half_origin, half_problems
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.inference_checks import is_inference, verify_inference
 from csqtool.verifying.onnx_checks import verify_onnx
-from csqtool.verifying.outputs import Judge, agreement, compare_task, reference_outputs
+from csqtool.verifying.outputs import agreement, both_sides, compare_task
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import csq_problems
 
@@ -62,21 +61,11 @@ def verify_csq(subject: Subject) -> None:
     subject.add_problems(
         "weights", "all tensors", problems(tensors, metadata, subject.model), len(tensors), holds=words
     )
-    test = subject.test_set()
-    if test is None:
+    both = both_sides(subject, lambda: from_tensors(tensors, metadata, where=report.file), "unpacked model")
+    if both is None:
         return
-    inputs, targets = test
-    count = samples(inputs)
-    subject.tell(f"outputs on {count} samples …")
-    try:
-        decoded = from_tensors(tensors, metadata, where=report.file)
-        unpacked = subject.build_net(decoded)
-    except (FormatError, ModelError) as error:
-        report.add("outputs", "unpacked model", False, str(error))
-        return
-    wanted, found = reference_outputs(subject.net, inputs), reference_outputs(unpacked, inputs)
+    wanted, found, judge = both.wanted, both.found, both.judge
     difference, relative = (max(values) for values in zip(*(_apart(found[n], wanted[n]) for n in wanted), strict=True))
-    judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
     figures = {"max_abs_diff": difference, "max_rel_diff": relative}
     if judge.scores is not None:
         figures["agreement"] = agreement(found[judge.scores], wanted[judge.scores])
@@ -84,11 +73,11 @@ def verify_csq(subject: Subject) -> None:
     if rounded:  # the task's metric decides; only outputs that are not finite fail here
         holds, detail = bool(np.isfinite(difference)), f"max difference {difference:g}, float16"
     report.add("outputs", "unpacked model in PyTorch", holds, detail, None, **figures)
-    compare_task(found, wanted, targets, judge, report)
+    compare_task(found, wanted, both.targets, judge, report)
     if graph is None:
         report.add("structure", "graph", True, "the package holds none: its tensors run in the module's own code")
     elif graph[0]:
-        _verify_graph(graph[2], decoded, unpacked, recorded, subject)
+        _verify_graph(graph[2], both.model, both.net, recorded, subject)
 
 
 def _apart(found: NDArray[Any], wanted: NDArray[Any]) -> tuple[float, float]:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csqtool.errors import FormatError, ModelError
+from csqtool.errors import FormatError
 from csqtool.folding import BATCH_NORM_PARTS
 from csqtool.quantized_model import QuantizedLayer, QuantizedModel, smallest_dtype
-from csqtool.trees import chosen, samples
 from csqtool.verifying.csq_channels import (
     ACTIVATIONS,
     BEGINNING,
@@ -30,7 +29,7 @@ from csqtool.verifying.csq_channels import (
 )
 from csqtool.verifying.csq_contexts import BadStream
 from csqtool.verifying.csq_decoder import graph_part
-from csqtool.verifying.outputs import Judge, compare_outputs, compare_task, reference_outputs
+from csqtool.verifying.outputs import both_sides, compare_outputs, compare_task
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import Expected, Problem, array_differences, expected_in_onnx
 
@@ -134,22 +133,12 @@ def verify_inference(subject: Subject, tensors: Tensors, metadata: str, recorded
     off = max((_off(content.stored[x.name], x, model) for x in model.layers if x.name in content.stored), default=0.0)
     words = f"equal, BatchNorm folded; scales off by at most {off:.1e} of their value"
     subject.add_problems("weights", "all tensors", _problems(content, model), len(tensors), holds=words)
-    test = subject.test_set()
-    if test is None:
+    both = both_sides(subject, lambda: _rebuilt(content, model), "folded model")
+    if both is None:
         return
-    inputs, targets = test
-    count = samples(inputs)
-    subject.tell(f"outputs on {count} samples …")
-    try:
-        net = subject.build_net(_rebuilt(content, model))
-    except (FormatError, ModelError) as error:
-        report.add("outputs", "folded model", False, str(error))
-        return
-    wanted, found = reference_outputs(subject.net, inputs), reference_outputs(net, inputs)
-    judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
     # Rounded scales move outputs as other rounding of activations does, and are held to the same thresholds.
-    compare_outputs(found, wanted, judge, False, "folded model in PyTorch", "off", report)
-    compare_task(found, wanted, targets, judge, report)
+    compare_outputs(both.found, both.wanted, both.judge, False, "folded model in PyTorch", "off", report)
+    compare_task(both.found, both.wanted, both.targets, both.judge, report)
     report.add("structure", "graph", True, "the file holds none: its tensors run in the module's own code")
 
 

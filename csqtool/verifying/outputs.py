@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from csqtool.errors import ModelError
+from csqtool.errors import FormatError, ModelError
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.signature import as_returned, named_outputs
+from csqtool.quantized_model import QuantizedModel
 from csqtool.task import Task, main_output, new_metric, value_of
 from csqtool.trees import call, chosen, samples, tensors
 from csqtool.verifying import runtime
 from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.subject import Subject
 
 METRIC_BATCH = 500  # samples that a metric is updated with at a time
 
@@ -72,6 +74,45 @@ class Judge:
             part = slice(start, start + METRIC_BATCH)
             metric.update(chosen(main, part, count), chosen(targets, part, count))
         return value_of(metric)
+
+
+@dataclass(frozen=True)
+class BothSides:
+    """Outputs of the test samples: of the finalized network, and of one that is rebuilt from a file."""
+
+    wanted: Arrays
+    found: Arrays
+    targets: Any
+    judge: Judge
+    model: QuantizedModel
+    net: QuantizedNet
+
+
+def both_sides(subject: Subject, rebuilt: Callable[[], QuantizedModel], name: str) -> BothSides | None:
+    """Return the outputs of both sides; None without test samples.
+
+    If the file makes no network, it is None, too, and a check fails.
+
+    Args:
+        subject: what is verified.
+        rebuilt: returns the model that the file holds.
+        name: of the check that fails.
+    """
+    test = subject.test_set()
+    if test is None:
+        return None
+    inputs, targets = test
+    count = samples(inputs)
+    subject.tell(f"outputs on {count} samples …")
+    try:
+        model = rebuilt()
+        net = subject.build_net(model)
+    except (FormatError, ModelError) as error:
+        subject.report.add("outputs", name, False, str(error))
+        return None
+    judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
+    wanted, found = reference_outputs(subject.net, inputs), reference_outputs(net, inputs)
+    return BothSides(wanted, found, targets, judge, model, net)
 
 
 def titled(name: str, output: str, outputs: Collection[str]) -> str:

@@ -288,3 +288,11 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
             "print({'torch', 'numpy', 'onnx', 'onnxruntime'} & set(sys.modules))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_methods_that_there_are_are_listed_once_each() -> None:
+    with pytest.raises(ConfigError) as refused:
+        SearchConfig.make("", model="m", data="digits", target_bits=3.0, method="nope")
+    listed = str(refused.value).partition("known: ")[2].split(", ")
+    assert {"csq", "hawq-v3"} <= set(listed)
+    assert len(listed) == len(set(listed))
