@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,14 +31,13 @@ from csqtool.searching.method import Method, MethodContext
 from csqtool.searching.network import Network
 from csqtool.searching.options import Options as NoOptions
 from csqtool.searching.run_directory import RunDirectory
-from csqtool.searching.scheme import LossProbe, drop_planes, settle
+from csqtool.searching.scheme import LossProbe, allotted, drop_planes
 from csqtool.searching.session import Session
 from csqtool.searching.start import Start
 from csqtool.task import Task, as_task, new_metric
 from csqtool.trees import call, mapped
 
 PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
-SPARE_PLANES = 2  # by which the allotment begins above the budget's average: more is hardly ever kept
 
 
 class Unlabelled:
@@ -204,9 +202,8 @@ class _Quantizing:
         teacher = copy.deepcopy(network.model).eval().requires_grad_(False)
         costs = self.session.costs
         costs.measure_sizes(lambda: network.parameters)
-        first = costs.budget.uniform(math.ceil(costs.budget.target_bits) + SPARE_PLANES)
         self.told.line("measuring the output error of each layer …")
-        scheme = settle(first, costs.budget, loss_with=LossProbe(network.parameters, self._output_error(teacher)))
+        scheme = allotted(costs.budget, loss_with=LossProbe(network.parameters, self._output_error(teacher)))
         self.told.line(f"scheme: {costs.budget.describe(costs.budget.cost(scheme))}, "
                        f"budget {costs.budget.describe(costs.budget.limit)}")  # fmt: skip
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -15,6 +16,7 @@ LossWith = Callable[[str, tuple[int, ...]], float]
 # One more plane divides the squared rounding error, and so roughly the loss that it causes, by four.
 NEXT_PLANE_GAIN = 0.25
 MIN_GAIN = 1e-6  # of loss; a smaller gain of a trade is rounding noise
+SPARE_PLANES = 2  # by which an allotment begins above the budget's average: more is hardly ever kept
 
 
 def close_holes(exponents: tuple[int, ...]) -> tuple[int, ...]:
@@ -37,6 +39,11 @@ def one_more(exponents: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
         added = holes[-1] if holes else exponents[-1] + 1
     assert added < max_planes
     return tuple(sorted((*exponents, added)))
+
+
+def allotted(budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
+    """Return the planes that `settle` leaves of more in each layer than the budget has on average."""
+    return settle(budget.uniform(math.ceil(budget.target_bits) + SPARE_PLANES), budget, loss_with=loss_with)
 
 
 def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from csqtool.searching.allocation import Allocation, Planes
 from csqtool.searching.budget import uniform
 from csqtool.searching.options import AllocatorOptions, Options
-from csqtool.searching.scheme import settle
-
-SPARE_PLANES = 2  # by which it begins above the budget's average: more is hardly ever kept
+from csqtool.searching.scheme import allotted
 
 
 class Measured:
@@ -27,6 +24,5 @@ class Measured:
         """Return the settled scheme."""
         budget, options = self._given.budget, self._given.options
         assert isinstance(options, AllocatorOptions)
-        first = budget.uniform(math.ceil(budget.target_bits) + SPARE_PLANES)
-        found = settle(first, budget, loss_with=self._given.probe(options.allocation_samples))
+        found = allotted(budget, loss_with=self._given.probe(options.allocation_samples))
         return {name: uniform(len(planes)) for name, planes in found.items()}
