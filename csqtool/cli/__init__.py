@@ -10,6 +10,7 @@ import click
 
 from csqtool.cli.output import process_index
 from csqtool.errors import CheckFailed, CsqtoolError, SearchInterrupted, nearest
+from csqtool.forks import allow_forks
 from csqtool.interruption import ignore_signals, signals_interrupt, was_interrupted
 from csqtool.text import printable
 from csqtool.version import __version__
@@ -149,6 +150,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main() -> None:
     """Run the command line."""
     signals_interrupt()
+    allow_forks()
     try:
         cli(prog_name="csqtool")
     finally:

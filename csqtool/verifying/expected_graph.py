@@ -51,17 +51,25 @@ class ExpectedGraph:
 
 
 def expected_graph(net: QuantizedNet, model: QuantizedModel, dynamic: Sequence[int]) -> ExpectedGraph:
-    """Capture a finalized network and return the graph that a file of it must hold.
-
-    Args:
-        net: the finalized network.
-        model: the finalized model.
-        dynamic: axes of the input that are dynamic beside the batch.
+    """Capture a finalized network and return the graph that a file of it must hold, see `captured` and `expected_of`.
 
     Raises:
         NotCapturedError: there is no such graph; says why.
     """
-    expected = ExpectedGraph(captured(net, model, dynamic))
+    return expected_of(captured(net, model, dynamic), model)
+
+
+def expected_of(capture: onnx.ModelProto, model: QuantizedModel) -> ExpectedGraph:
+    """Return the graph that a file of a finalized model must hold.
+
+    Args:
+        capture: of the finalized network, from `captured`; it is changed.
+        model: the finalized model.
+
+    Raises:
+        NotCapturedError: there is no such graph; says why.
+    """
+    expected = ExpectedGraph(capture)
     graph = expected.proto.graph
     _replace_weights(expected, model)
     quantizers = {a.name: a for a in model.activations}

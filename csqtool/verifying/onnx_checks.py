@@ -18,11 +18,11 @@ from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
 from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
-from csqtool.verifying.findings import LayerFinding, VerifyReport
+from csqtool.verifying.findings import LEVELS, LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
 from csqtool.verifying.outputs import Arrays, Judge, compare_levels, compare_outputs, compare_task, reference_outputs
-from csqtool.verifying.structure import check_structure
+from csqtool.verifying.structure import check_structure, expected_beside
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import (
     named_tensors,
@@ -55,10 +55,19 @@ def verify_onnx(subject: Subject) -> None:
         )
     subject.tell(f"{report.file}: integrity and weights …")
     flat = flattened(proto, where=report.file)
-    _check_integrity(proto, subject)
-    runnable = _check_numbers(proto, flat, report) and is_bounded(proto)
-    subject.tell(f"{report.file}: structure …")
-    check_structure(proto, flat, subject)
+    with expected_beside(flat, subject) as expected:  # it takes longest, so it begins first and is asked for last
+        _check_integrity(proto, subject)
+        runnable = _check_numbers(proto, flat, report) and is_bounded(proto)
+        _check_weights(flat, subject)
+        if runnable:
+            _compare_runs(proto, flat, subject)
+        subject.tell(f"{report.file}: structure …")
+        check_structure(proto, flat, subject, expected)
+    report.checks.sort(key=lambda check: LEVELS.index(check.level))
+
+
+def _check_weights(flat: onnx.ModelProto, subject: Subject) -> None:
+    model = subject.model
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
     if model.activations:
         problems = onnx_activation_problems(flat, model)
@@ -67,8 +76,10 @@ def verify_onnx(subject: Subject) -> None:
     if float_tensors:
         problems = onnx_tensor_problems(float_tensors, model, batch_norm_epsilons(subject.net.model))
         subject.add_problems("weights", "tensors in float", problems, len(float_tensors))
-    if not runnable:
-        return
+
+
+def _compare_runs(proto: onnx.ModelProto, flat: onnx.ModelProto, subject: Subject) -> None:
+    """Run both sides: the layers level and those after it."""
     test = subject.test_set()
     if test is None:
         return

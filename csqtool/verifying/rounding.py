@@ -17,6 +17,8 @@ from torch import Tensor
 
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.signature import named_outputs
+from csqtool.trees import chosen, samples, tensors
+from csqtool.verifying.runtime import batch_size
 from csqtool.verifying.tolerances import Tolerances
 
 DRAWS = 8
@@ -44,11 +46,15 @@ def allowed_differences(
         return allowed
     generator = torch.Generator().manual_seed(0)
     moved = {name: np.zeros(len(values)) for name, values in flat.items()}
-    for _ in range(DRAWS):
-        output = net.observed(inputs, _flipping(net, tolerances, generator))
+    count = samples(inputs)
+    most = max(1, batch_size(sum(tensor.nbytes for tensor in tensors(inputs)) / count) // count)
+    for start in range(0, DRAWS, most):
+        draws = min(most, DRAWS - start)  # in one batch: of few samples, most of the time is not spent on numbers
+        several = chosen(inputs, torch.arange(draws * count) % count, count)
+        output = net.observed(several, _flipping(net, tolerances, generator))
         for name, found in named_outputs(output, net.kept_outputs).items():
-            difference = np.abs(found.numpy().reshape(flat[name].shape) - flat[name])
-            moved[name] = np.maximum(moved[name], difference.max(axis=1, initial=0.0))
+            difference = np.abs(found.numpy().reshape(draws, *flat[name].shape) - flat[name])
+            moved[name] = np.maximum(moved[name], difference.max(axis=(0, 2), initial=0.0))
     return {name: allowed[name] + MARGIN * moved[name] for name in allowed}
 
 

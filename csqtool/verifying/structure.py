@@ -7,14 +7,17 @@ equal for all inputs, not for those that were tried. What is not part of that ex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import onnx
 
 from csqtool.errors import FormatError
+from csqtool.forks import beside
 from csqtool.onnx_file import flattened
+from csqtool.verifying import expected_graph
 from csqtool.verifying.accounting import account
-from csqtool.verifying.expected_graph import ExpectedGraph, NotCapturedError, expected_graph
+from csqtool.verifying.expected_graph import ExpectedGraph, NotCapturedError
 from csqtool.verifying.graph_values import GraphValues
 from csqtool.verifying.rounded_constants import rounded_constants
 from csqtool.verifying.subject import Subject
@@ -25,19 +28,43 @@ from csqtool.verifying.weights import Problem
 NETWORK = "network"  # what --allow-unaccounted calls a network that torch cannot capture
 
 
-def check_structure(proto: onnx.ModelProto, flat: onnx.ModelProto, subject: Subject) -> bool:
+@contextmanager
+def expected_beside(flat: onnx.ModelProto, subject: Subject) -> Iterator[Callable[[], ExpectedGraph]]:
+    """Begin to capture the finalized network, on another core if there is one, and yield what waits for the graph.
+
+    Args:
+        flat: the file, of which the axes of dynamic size are taken.
+        subject: what it is compared with.
+    """
+    dims = [list(value.type.tensor_type.shape.dim) for value in flat.graph.input]
+    dynamic = [axis for axis, dim in enumerate(dims[0]) if axis and not dim.HasField("dim_value")] if dims else []
+
+    def capture() -> onnx.ModelProto:
+        # A new network: what one remembers of the inputs that it has seen must not get into the graph.
+        return expected_graph.captured(subject.build_net(subject.model), subject.model, dynamic)
+
+    with beside(capture, onnx.ModelProto.SerializeToString, onnx.ModelProto.FromString) as capture_made:
+        yield lambda: expected_graph.expected_of(capture_made(), subject.model)
+
+
+def check_structure(
+    proto: onnx.ModelProto, flat: onnx.ModelProto, subject: Subject, expected: Callable[[], ExpectedGraph]
+) -> bool:
     """Add the checks of the structure level and return whether all hold.
 
     Args:
         proto: the file.
         flat: the same without functions and Constant nodes.
         subject: what it is compared with.
+        expected: returns the graph that it must hold, or raises `NotCapturedError`.
     """
     counted = f"{len(flat.graph.node)} nodes and {len(flat.graph.initializer)} tensors"
     several = subject.model.info.inputs or ()
     inputs = {i.name for i in several} if len(several) > 1 else set()
     held = _add(subject, "nothing left over", account(proto, flat, inputs), f"{counted}, all needed")
-    return _add(subject, "dataflow", _dataflow_problems(flat, subject), "PyTorch's own, for all inputs") and held
+    return (
+        _add(subject, "dataflow", _dataflow_problems(flat, subject, expected), "PyTorch's own, for all inputs") and held
+    )
 
 
 def _add(subject: Subject, name: str, problems: Iterator[Problem], holds: str) -> bool:
@@ -55,12 +82,11 @@ def _add(subject: Subject, name: str, problems: Iterator[Problem], holds: str) -
     return held
 
 
-def _dataflow_problems(flat: onnx.ModelProto, subject: Subject) -> Iterator[Problem]:
-    dims = [list(value.type.tensor_type.shape.dim) for value in flat.graph.input]
-    dynamic = [axis for axis, dim in enumerate(dims[0]) if axis and not dim.HasField("dim_value")] if dims else []
+def _dataflow_problems(
+    flat: onnx.ModelProto, subject: Subject, capture: Callable[[], ExpectedGraph]
+) -> Iterator[Problem]:
     try:
-        # A new network: what one remembers of the inputs that it has seen must not get into the graph.
-        expected = expected_graph(subject.build_net(subject.model), subject.model, dynamic)
+        expected = capture()
         wanted = flattened(expected.proto, where="the capture")
     except (NotCapturedError, FormatError) as error:
         yield NETWORK, str(error)

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -74,8 +73,7 @@ class Sample:
             build_net=lambda model: finalized_net(copy.deepcopy(self.module), model), source=unused, samples=None,
             report=report, tell=unused, backends=(), threads=0, allow_unaccounted=frozenset(allowed),
         )  # fmt: skip
-        with mock.patch("csqtool.verifying.structure.expected_graph", side_effect=self._capture):
-            check_structure(proto, flattened(proto, where="file"), subject)
+        check_structure(proto, flattened(proto, where="file"), subject, lambda: self._expected(subject))
         return list(report.checks)
 
     def failures(self, edit: Edit) -> dict[str, set[str]]:
@@ -86,10 +84,10 @@ class Sample:
                 found.setdefault(check.name, set()).add(str(check.layer))
         return found
 
-    def _capture(self, net: Any, model: QuantizedModel, dynamic: Any) -> ExpectedGraph:
+    def _expected(self, subject: Subject) -> ExpectedGraph:
         """Capture the network once: edits do not change it."""
         if not self._captured:
-            self._captured.append(expected_graph(net, model, dynamic))
+            self._captured.append(expected_graph(subject.build_net(self.model), self.model, ()))
         return self._captured[0]
 
 

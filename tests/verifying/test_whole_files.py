@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from csqtool import VerifyReport, verify
+from csqtool import VerifyReport, forks, verify
 from csqtool.csq import pack
+from csqtool.verifying import expected_graph
 from tests.support.fooling_edits import batch_trigger, branch_trigger
 from tests.support.structural import Branches, Edit, Proto, Sample, at_the_end, first, make, sample
 
@@ -46,6 +51,27 @@ def test_an_untouched_file_reaches_the_structure_level(branches: Sample, data: s
     report = verified(branches, tmp_path / "model.onnx", data)
     assert report.passed, report.failures
     assert [check.name for check in report.checks if check.level == "structure"] == ["nothing left over", "dataflow"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux alone")
+def test_a_network_captured_in_a_fork_gives_the_same_verdicts(
+    branches: Sample, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = branches.proto()
+    batch_trigger(proto)
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    here = verified(branches, tmp_path / "model.onnx", data)
+    monkeypatch.setattr(forks, "_allowed", True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    captured, parent = expected_graph.captured, os.getpid()
+
+    def only_in_a_fork(*given: Any) -> onnx.ModelProto:
+        assert os.getpid() != parent
+        return captured(*given)
+
+    monkeypatch.setattr(expected_graph, "captured", only_in_a_fork)
+    assert verified(branches, tmp_path / "model.onnx", data).to_json() == here.to_json()
+    assert not here.passed
 
 
 def test_control_flow_fails_by_structure_and_is_not_run(branches: Sample, data: str, tmp_path: Path) -> None:
