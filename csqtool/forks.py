@@ -6,7 +6,6 @@ process, which may have threads and devices at work, is never forked.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -49,6 +48,8 @@ def beside(
     if not _useful():
         yield function
         return
+    import multiprocessing  # here: the command line starts without it
+
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     fork = context.Process(target=_answer, args=(lambda: to_bytes(function()), receiver, sender), daemon=True)
