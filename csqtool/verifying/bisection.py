@@ -124,7 +124,7 @@ class _Trial:
         wrong = []
         for cut in self.cuts:
             comparison = Comparison(cut, self.subject.report.tolerances)
-            comparison.add(found[cut.value], cut.reference)
+            comparison.add(found[cut.value], cut)
             if cut.value not in instead and not comparison.verdict()[0]:
                 wrong.append(cut.value)
         outputs = self.graph.run(self._outputs, instead, self.optimization)

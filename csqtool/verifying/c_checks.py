@@ -192,7 +192,7 @@ class _Checks:
         failed = 0
         for cut in cuts:
             comparison = Comparison(cut, report.tolerances)
-            comparison.add(found[cut.name], cut.reference)
+            comparison.add(found[cut.name], cut)
             holds, detail, figures = comparison.verdict()
             report.layers.append(LayerFinding(cut.name, "off", holds, detail, figures))
             for key, value in figures.items():

@@ -26,6 +26,7 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.trees import call, chosen, samples
 
 FORCED = "__from_torch"
+SMALL = 3000  # values of a quantizer up to which they are also kept unrounded
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Cut:
         reference: PyTorch's value, [N, …]; uint8 integers for a quantizer, float32 elsewhere.
         fan_in: the number of products in the sum of each value of a float layer.
         is_output: it is one of the model's outputs.
+        bias: of a layer in float, if it has one.
+        unrounded: of a quantizer with few values, these in steps before rounding and clipping, float64, [N, …].
     """
 
     name: str
@@ -45,6 +48,8 @@ class Cut:
     reference: NDArray[Any]
     fan_in: int = 1
     is_output: bool = False
+    bias: NDArray[Any] | None = None
+    unrounded: NDArray[np.float64] | None = None
 
     @property
     def is_quantizer(self) -> bool:
@@ -72,7 +77,10 @@ def reference_cuts(
             quantizer = quantizers[name]
             if keep is None or name in keep:
                 integers = to_integers(value, quantizer.scale, quantizer.zero_point, quantizer.largest)
-                cuts.append(Cut(name, name, integers.numpy().astype(np.uint8)))
+                unrounded = None
+                if value.numel() <= SMALL:
+                    unrounded = (value.double() / quantizer.scale + quantizer.zero_point).numpy()
+                cuts.append(Cut(name, name, integers.numpy().astype(np.uint8), unrounded=unrounded))
             replaced: Tensor = quantizer(value)
             return replaced
 
@@ -109,7 +117,7 @@ def _float_cuts(
     # A layer that computes one of the model's outputs is compared as the output.
     outputs = list(named_outputs(output, net.kept_outputs).values())
     cuts = [
-        Cut(n, n, v[0].numpy(), fan_ins[n]) for n, v in values.items()
+        Cut(n, n, v[0].numpy(), fan_ins[n], bias=model.tensors.get(f"{n}.bias")) for n, v in values.items()
         if keep is not None or (len(v) == 1 and not any(torch.equal(v[0], one) for one in outputs))
     ]  # fmt: skip
     return output, cuts
@@ -154,7 +162,7 @@ def in_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> list[Cut]:
             maker = index.makers[place.name]  # integers are looked at before they are dequantized
             value = maker.input[0] if maker.op_type == "DequantizeLinear" else ""
         if value not in index.makers:
-            value = _linear_output(index, place.name)
+            value = _linear_output(index, place)
         if value is not None:
             found.append(replace(place, value=value))
     return found
@@ -166,23 +174,35 @@ class _Index:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.makers: dict[str, onnx.NodeProto] = {}
         self.uses: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             self.makers.update(dict.fromkeys(node.output, node))
             for position, name in enumerate(node.input):
                 self.uses.setdefault(name, []).append((node, position))
 
 
-def _linear_output(index: _Index, layer: str) -> str | None:
+def _linear_output(index: _Index, cut: Cut) -> str | None:
     """Return the output of an embedding, or of a linear layer on more than two axes: its MatMul's or its Add's."""
-    weights = (f"{layer}.weight", f"{layer}.weight_dq")
+    weights = (f"{cut.name}.weight", f"{cut.name}.weight_dq")
     readers = [node for name in weights for node, _ in index.uses.get(name, ())]
     products = [node for node in readers if node.op_type in ("MatMul", "Gather")]
     if len(products) != 1:
         return None
     product: str = products[0].output[0]
-    sums = [node.output[0] for node, _ in index.uses.get(f"{layer}.bias", ())
-            if node.op_type == "Add" and {product, f"{layer}.bias"} == set(node.input)]  # fmt: skip
-    return sums[0] if sums else product
+    for node, position in index.uses.get(product, ()):
+        if node.op_type == "Add" and _is_bias(node.input[1 - position], index, cut):
+            return str(node.output[0])
+    return product
+
+
+def _is_bias(name: str, index: _Index, cut: Cut) -> bool:
+    """Tell whether a value is a layer's bias, which has the name of another layer's if the two are equal."""
+    if name == f"{cut.name}.bias":
+        return True
+    constant = index.constants.get(name)
+    return (
+        constant is not None and cut.bias is not None and np.array_equal(onnx.numpy_helper.to_array(constant), cut.bias)
+    )
 
 
 def in_groups(
@@ -262,12 +282,12 @@ class References:
         self._feeds = feeds
         self._values = {cut.name: cut.value for cut in cuts}
         self._size = size
-        self._only: dict[str, NDArray[Any]] | None = None
+        self._only: dict[str, Cut] | None = None
 
     def batches(
         self, part: onnx.ModelProto, cuts: list[Cut]
-    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
-        """Yield what a part of the cut graph reads, by input, and what it should give, by cut."""
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], dict[str, Cut]]]:
+        """Yield what a part of the cut graph reads, by input, and the cuts with what it should give, by name."""
         read = {value.name for value in part.graph.input}
         forced = {f"{value}{FORCED}": name for name, value in self._values.items() if f"{value}{FORCED}" in read}
         names = {cut.name for cut in cuts}
@@ -275,12 +295,12 @@ class References:
             inputs = chosen(self._inputs, slice(start, start + self._size), self._count)
             values = self._of(inputs, names | set(forced.values()))
             own = {name: array for name, array in self._feeds(inputs).items() if name in read}
-            yield own | {value: values[name] for value, name in forced.items()}, values
+            yield own | {value: values[name].reference for value, name in forced.items()}, values
 
-    def _of(self, inputs: Any, names: set[str]) -> dict[str, NDArray[Any]]:
+    def _of(self, inputs: Any, names: set[str]) -> dict[str, Cut]:
         if self._only is not None:
             return self._only
-        values = {c.name: c.reference for c in reference_cuts(self._net, self._model, inputs, keep=names)}
+        values = {c.name: c for c in reference_cuts(self._net, self._model, inputs, keep=names)}
         if samples(inputs) == self._count and names == self._values.keys():
             self._only = values
         return values

@@ -164,7 +164,7 @@ class NodeSearch:
         as_integers = values.dtype == np.uint8 and bool(values.ndim)
         like = Cut(cut.name, cut.value, known if as_integers else known.astype(np.float64), cut.fan_in)
         comparison = Comparison(like, self._tolerances)
-        comparison.add(values if as_integers else values.astype(np.float64), like.reference)
+        comparison.add(values if as_integers else values.astype(np.float64), like)
         return comparison.verdict()[0]
 
     def _agrees(self, cut: Cut, given: Mapping[str, NDArray[Any]]) -> bool:
@@ -174,7 +174,7 @@ class NodeSearch:
         except RuntimeError:
             return False
         comparison = Comparison(cut, self._tolerances)
-        comparison.add(found[cut.value], cut.reference)
+        comparison.add(found[cut.value], cut)
         return comparison.verdict()[0]
 
     def _can_go(self, value: str, cut: Cut, own: Values) -> bool:
@@ -186,7 +186,7 @@ class NodeSearch:
             if value != cut.value and self._agrees(cut, {value: operand}):
                 return True
             comparison = Comparison(cut, self._tolerances)
-            comparison.add(operand, cut.reference)
+            comparison.add(operand, cut)
             if value == cut.value and comparison.verdict()[0]:
                 return True
         return False

@@ -3,6 +3,9 @@
 Two correct programs differ where a value lies so near the boundary between two steps of an activation quantizer that
 sums of another order fall on its other side. Here the tolerance of the layers level is played through: in each
 quantizer the allowed share of a sample's values, and at least one, goes to the next step, at random and several times.
+
+Without quantizers the inputs move instead, each number by a unit in its last place: a network that such a change moves
+far (a normalization of an input that is constant, which divides noise by noise) has no output to compare more closely.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.signature import named_outputs
-from csqtool.trees import chosen, samples, tensors
+from csqtool.trees import call, chosen, mapped, samples, tensors
 from csqtool.verifying.runtime import batch_size
 from csqtool.verifying.tolerances import Tolerances
 
@@ -42,8 +45,6 @@ def allowed_differences(
         name: tolerances.outputs_float * np.maximum(1.0, np.abs(values).max(axis=1, initial=0.0))
         for name, values in flat.items()
     }
-    if not net.quantizers:
-        return allowed
     generator = torch.Generator().manual_seed(0)
     moved = {name: np.zeros(len(values)) for name, values in flat.items()}
     count = samples(inputs)
@@ -51,11 +52,21 @@ def allowed_differences(
     for start in range(0, DRAWS, most):
         draws = min(most, DRAWS - start)  # in one batch: of few samples, most of the time is not spent on numbers
         several = chosen(inputs, torch.arange(draws * count) % count, count)
-        output = net.observed(several, _flipping(net, tolerances, generator))
+        if net.quantizers:
+            output = net.observed(several, _flipping(net, tolerances, generator))
+        else:
+            output = call(net, mapped(several, lambda values: _nudged(values, generator)))
         for name, found in named_outputs(output, net.kept_outputs).items():
             difference = np.abs(found.numpy().reshape(draws, *flat[name].shape) - flat[name])
             moved[name] = np.maximum(moved[name], difference.max(axis=(0, 2), initial=0.0))
     return {name: allowed[name] + MARGIN * moved[name] for name in allowed}
+
+
+def _nudged(values: Tensor, generator: torch.Generator) -> Tensor:
+    if not values.is_floating_point():
+        return values
+    up = torch.rand(values.shape, generator=generator) < 0.5
+    return values * (1 + torch.finfo(values.dtype).eps * torch.where(up, 1.0, -1.0).to(values.dtype))
 
 
 def _flipping(net: QuantizedNet, tolerances: Tolerances, generator: torch.Generator) -> Any:

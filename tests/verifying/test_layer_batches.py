@@ -89,18 +89,19 @@ def test_batches_add_up_to_the_whole() -> None:
     for reference, other in ((wanted, found.astype(np.uint8)), (wanted / np.float32(3), found / np.float32(3))):
         cut = Cut("a", "a", reference)
         whole, parts = Comparison(cut, Tolerances()), Comparison(cut, Tolerances())
-        whole.add(other, reference)
+        whole.add(other, cut)
         for start in range(0, 40, 7):
-            parts.add(other[start : start + 7], reference[start : start + 7])
+            parts.add(other[start : start + 7], Cut("a", "a", reference[start : start + 7]))
         assert parts.verdict() == whole.verdict()
         assert not parts.verdict()[0]
 
 
 def test_a_value_that_is_not_a_number_fails_a_layer_in_any_batch() -> None:
     reference = np.ones((2, 3), np.float32)
-    comparison = Comparison(Cut("a", "a", reference), Tolerances())
-    comparison.add(np.full_like(reference, np.nan), reference)
-    comparison.add(reference, reference)
+    cut = Cut("a", "a", reference)
+    comparison = Comparison(cut, Tolerances())
+    comparison.add(np.full_like(reference, np.nan), cut)
+    comparison.add(reference, cut)
     assert not comparison.verdict()[0]
 
 

@@ -1,0 +1,123 @@
+"""What rounding does to a correct export is told from what is wrong with another one, also where it looks alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import csqtool
+from csqtool.nn.finalized_net import finalized_net
+from csqtool.nn.post_training import post_training_model
+from csqtool.onnx_file import flattened, parse_onnx
+from csqtool.verifying import runtime
+from csqtool.verifying.findings import VerifyReport
+from csqtool.verifying.layer_verdicts import Comparison
+from csqtool.verifying.layers import Cut, in_graph, reference_cuts
+from csqtool.verifying.outputs import reference_outputs
+from csqtool.verifying.rounding import allowed_differences
+from csqtool.verifying.tolerances import Tolerances
+
+UNROUNDED = np.array([[3.2, 7.5 + 1e-6, 7.5 - 1e-6, 100.5, 6.5, 254.6]])  # 0.00097 steps: 32·ε of the largest integer
+
+
+def holds(moves: list[int], share: float = 1e-3) -> bool:
+    """Compare values that are off by `moves`; the same ones follow in a second batch, where none is off."""
+    wanted = np.round(UNROUNDED).astype(np.uint8)
+    cut = Cut("q", "q", wanted, unrounded=UNROUNDED)
+    comparison = Comparison(cut, Tolerances(layer_share=share))
+    comparison.add((wanted + np.array([moves])).astype(np.uint8), cut)
+    comparison.add(wanted, cut)
+    return comparison.verdict()[0]
+
+
+def test_up_to_three_values_next_to_the_boundary_that_they_crossed_are_rounding() -> None:
+    assert holds([0, -1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        [1, 0, 0, 0, 0, 0],  # 0.3 steps from the boundary
+        [0, 0, 0, 0, 0, -1],  # 0.1 steps
+        [0, 1, 0, 0, 0, 0],  # to the other side than the boundary's
+        [0, -1, 1, 0, 0, 1],  # one of three
+        [0, -2, 0, 0, 0, 0],  # two steps
+        [0, -1, 1, 1, 1, 0],  # four
+    ],
+)
+def test_other_values_fail_a_layer_of_few(moves: list[int]) -> None:
+    assert not holds(moves)
+
+
+def test_a_share_of_none_allows_none_on_a_boundary_either() -> None:
+    assert not holds([0, -1, 0, 0, 0, 0], share=0)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_capture")
+@pytest.mark.parametrize("on_boundary", [True, False])
+def test_verify_tells_both_apart_in_a_network(on_boundary: bool, tmp_path: Any, monkeypatch: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    inputs = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    model = post_training_model(net, [inputs], act_bits=8)
+    first = model.activations[0]
+    inputs[0, 0] = (20.5 if on_boundary else 20.4) * float(first.scale)
+    original = runtime.run_once
+
+    def moved(*arguments: Any) -> Any:
+        outputs = dict(original(*arguments))
+        for name, values in outputs.items():
+            if values.dtype == np.uint8 and values[0, 0] == 20:
+                outputs[name] = values.copy()
+                outputs[name][0, 0] = 21
+        return outputs
+
+    monkeypatch.setattr(runtime, "run_once", moved)
+    csqtool.export(model, tmp_path / "m.onnx", model=net)
+    report: VerifyReport = csqtool.verify(tmp_path / "m.onnx", model, model=net, data=[(x, 0) for x in inputs])
+    assert {check.level for check in report.failures} == (set() if on_boundary else {"layers"})
+    assert any("on a rounding boundary" in finding.detail for finding in report.layers) == on_boundary
+
+
+class Parallel(nn.Module):
+    """Two layers side by side, as attention and MLP in GPT-NeoX; their biases get the same gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.right.bias.data.copy_(self.left.bias.data)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.left(x)) + self.right(x))
+
+
+@pytest.mark.long
+def test_layers_with_equal_biases_share_one_in_the_file_and_are_compared_after_it(tmp_path: Any) -> None:
+    net = Parallel().eval()
+    inputs = torch.rand(6, 3, 4, generator=torch.Generator().manual_seed(0))
+    model = post_training_model(net, [inputs], act_bits=None)
+    csqtool.export(model, tmp_path / "m.onnx", model=net)
+    proto = flattened(parse_onnx((tmp_path / "m.onnx").read_bytes(), where="m"), where="m")
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    found = in_graph(proto, reference_cuts(finalized_net(net, model), model, inputs))
+    places = {cut.name: makers[cut.value] for cut in found}
+    assert {name: node.op_type for name, node in places.items()} == {"left": "Add", "right": "Add", "output": "Add"}
+    assert len({name for node in (places["left"], places["right"]) for name in node.input}) == 3  # one bias
+
+
+def test_a_network_that_a_last_place_of_its_input_moves_far_is_not_held_to_closer_outputs() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(1, 4, 3), nn.GroupNorm(4, 4), nn.Flatten(), nn.Linear(4 * 30, 2)).eval()
+    noise = torch.randn(2, 1, 32)
+    model = post_training_model(net, [noise], act_bits=None)
+    finalized = finalized_net(net, model)
+    allowed = []
+    for inputs in (noise, torch.full((2, 1, 32), 50.0)):  # a variance of zero, to which GroupNorm adds 1e-5
+        outputs = reference_outputs(finalized, inputs)
+        allowed.append(allowed_differences(finalized, inputs, outputs, Tolerances())["output"])
+    assert allowed[0] == pytest.approx(1e-4, rel=0.1)
+    assert (allowed[1] > 1e-3).all()
