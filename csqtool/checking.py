@@ -35,7 +35,6 @@ from csqtool.verifying.verification import verify_file
 SAMPLES = 16  # that are calibrated on and compared
 LITTLE = 0.5  # a share of parameters below which a budget says little
 NEVER_COMPUTED = 0.05  # a share of parameters above which a user may not know that they are carried along
-RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 NOT_COMPUTED = "the forward pass does not compute its layer"
 
 
@@ -218,15 +217,12 @@ def _left(module: nn.Module, rounded: QuantizedModel, exclude: Sequence[str]) ->
     """Return the parameters that stay in float, and why."""
     quantized = {layer.name for layer in rounded.layers} | set(rounded.tied)
     unused = set(unused_weights(module, quantized))
-    recurrent = {id(p) for part in module.modules() if isinstance(part, RECURRENT) for p in part.parameters()}
     found = []
     for name, parameter in module.named_parameters():
         if name in quantized or parameter.ndim < 2:
             continue
         if any(fnmatchcase(name, pattern) for pattern in exclude):
             reason = "excluded"
-        elif id(parameter) in recurrent:
-            reason = "recurrent layers compute in float"
         elif name in unused:
             reason = NOT_COMPUTED
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,17 @@ THREADS = min(8, os.cpu_count() or 1)
 Box = tuple[int, int, int, int]
 
 
+class StoredImage(Protocol):
+    """An image that is part of another file; as text it says where."""
+
+    def content(self) -> bytes:
+        """Return its bytes: those of a PNG or JPEG file."""
+        ...
+
+
+Image = TypeVar("Image")
+
+
 def load_image_folder(folder: Path, *, size: int = 224, resize: int | None = None) -> DataSource:
     """Return the images under `folder` as training and test sets; `val` or `test` is the test set.
 
@@ -48,10 +60,7 @@ def load_image_folder(folder: Path, *, size: int = 224, resize: int | None = Non
         ConfigError: Pillow is not installed, or the sizes are impossible.
         DataError: a part or its images are missing, or the parts have different classes.
     """
-    _pillow()
-    resize = round(size * 8 / 7) if resize is None else resize
-    if not 1 <= size <= resize:
-        raise ConfigError(f"imagefolder: size {size} must be at least 1 and at most resize, which is {resize}")
+    resize = checked_sizes("imagefolder", size, resize)
     test_folder = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), folder / "val")
     classes = {part: _classes(part) for part in (folder / "train", test_folder)}
     train_classes, test_classes = classes.values()
@@ -62,12 +71,30 @@ def load_image_folder(folder: Path, *, size: int = 224, resize: int | None = Non
     return DataSource(f"imagefolder:{folder}", train, test, task_by_name("classification"))
 
 
-def _pillow() -> Any:
+def checked_sizes(kind: str, size: int, resize: int | None) -> int:
+    """Return what the shorter side of a test image is resized to; 8/7 of `size` unless it is given.
+
+    Args:
+        kind: what the data's name begins with.
+        size: height and width of the model's inputs.
+        resize: the side, or None.
+
+    Raises:
+        ConfigError: Pillow is not installed, or the sizes are impossible.
+    """
+    _pillow(kind)
+    resize = round(size * 8 / 7) if resize is None else resize
+    if not 1 <= size <= resize:
+        raise ConfigError(f"{kind}: size {size} must be at least 1 and at most resize, which is {resize}")
+    return resize
+
+
+def _pillow(kind: str = "imagefolder") -> Any:
     try:
-        from PIL import Image
+        import PIL.Image
     except ImportError as error:
-        raise ConfigError("imagefolder needs Pillow: pip install 'csqtool[images]'") from error
-    return Image
+        raise ConfigError(f"{kind} needs Pillow: pip install 'csqtool[images]'") from error
+    return PIL.Image
 
 
 def _classes(part: Path) -> list[str]:
@@ -80,16 +107,24 @@ def _classes(part: Path) -> list[str]:
 
 
 def _files(part: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    """Return the images of all classes and their labels, one of each class in turn.
-
-    So the first N samples, on which scales are calibrated and files are verified, come from all classes.
-    """
+    """Return the images of all classes and their labels, see `in_turns`."""
     columns = []
     for label, name in enumerate(classes):
         found = _images(part / name)
         if not found:
             raise DataError(f"{part / name} holds no images ({', '.join(SUFFIXES)})")
         columns.append([(file, label) for file in found])
+    return in_turns(columns)
+
+
+def in_turns(columns: Sequence[Sequence[tuple[Image, int]]]) -> tuple[list[Image], list[int]]:
+    """Return the images of all classes and their labels, one of each class in turn.
+
+    So the first N samples, on which scales are calibrated and files are verified, come from all classes.
+
+    Args:
+        columns: the images of each class, with its label.
+    """
     samples = [sample for sample in chain(*zip_longest(*columns)) if sample is not None]
     return [file for file, _ in samples], [label for _, label in samples]
 
@@ -113,7 +148,9 @@ def _images(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """One part of an image folder; several threads decode a batch, Pillow holds no lock while it does.
+    """One part of an image folder, or of other files of images.
+
+    Several threads decode a batch, Pillow holds no lock while it does.
 
     Attributes:
         files: the images.
@@ -122,7 +159,7 @@ class ImageFolder:
         resize: what the shorter side is resized to before the middle crop.
     """
 
-    files: list[Path]
+    files: Sequence[Path | StoredImage]
     labels: list[int]
     size: int
     resize: int
@@ -211,11 +248,12 @@ def _placed(width: int, height: int, left: int, top: int) -> Box:
     return left, top, left + width, top + height
 
 
-def _decode(file: Path, crop: Any) -> NDArray[np.uint8]:
+def _decode(file: Path | StoredImage, crop: Any) -> NDArray[np.uint8]:
     """Return an image, cropped by `crop`, uint8 [H, W, 3]."""
     pillow = _pillow()
     try:
-        with pillow.open(file, formats=FORMATS) as image:
+        opened = file if isinstance(file, Path) else io.BytesIO(file.content())
+        with pillow.open(opened, formats=FORMATS) as image:
             return np.asarray(crop(image.convert("RGB")))
     # Pillow raises its own errors, ValueError, SyntaxError and more on damaged files.
     except Exception as error:

@@ -77,4 +77,16 @@ for _f in (torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, t
     WEIGHT_ARGUMENTS[_f] = ((0, 1), ("input", "other", "mat2"))
 for _f in (torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm):
     WEIGHT_ARGUMENTS[_f] = ((1, 2), ("mat1", "mat2", "batch1", "batch2"))
+for _f in (torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell):
+    WEIGHT_ARGUMENTS[_f] = ((2, 3), ("w_ih", "w_hh"))
 WEIGHT_ARGUMENTS[torch.einsum] = (tuple(range(1, 9)), ())
+RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+def weights_given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return the arguments that a function takes as weights; biases are among those of recurrent layers."""
+    if func in RECURRENT:  # packed sequences come with their batch sizes, before the initial state and the weights
+        packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
+        return [args[3 if packed else 2]]
+    positions, names = WEIGHT_ARGUMENTS.get(func, ((), ()))
+    return [args[i] for i in positions if i < len(args)] + [kwargs[name] for name in names if name in kwargs]

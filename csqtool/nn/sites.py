@@ -33,8 +33,8 @@ from csqtool.nn.operations import (
     PRODUCTS,
     SET_REQUIRES_GRAD,
     UNKNOWN,
-    WEIGHT_ARGUMENTS,
     WEIGHT_OPS,
+    weights_given,
 )
 from csqtool.trees import Arguments, tensors
 
@@ -255,9 +255,7 @@ class _Recorder(SiteMode):
         return id(tensor) in self._weight_names
 
     def on_any(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        positions, names = WEIGHT_ARGUMENTS.get(func, ((), ()))
-        given = [args[i] for i in positions if i < len(args)] + [kwargs[name] for name in names if name in kwargs]
-        for tensor in _tensors(given):
+        for tensor in _tensors(weights_given(func, args, kwargs)):
             # A gain for each channel, or a factor of low rank, has fewer values than the weight that is made of it.
             self.weights |= {n for n in self._origins.get(id(tensor), ()) if self._sizes[n] >= tensor.numel()}
         if func is Tensor.__setitem__:

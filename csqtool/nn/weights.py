@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +69,10 @@ def weights_called(model: nn.Module, names: Iterable[str]) -> list[Weight]:
 
 
 def quantizable_weights(model: nn.Module, used: Iterable[str], exclude: tuple[str, ...] = ()) -> list[Weight]:
-    """Return the weights of convolutions, linear layers, embeddings, attention projections and matrix products.
+    """Return the weights of convolutions, linear and recurrent layers, embeddings, attention and matrix products.
 
     What an operation does with a parameter counts, not what it is called: a factor of a normalisation is none,
-    whatever its shape. Recurrent layers compute in float.
+    whatever its shape.
 
     Args:
         model: the model.
@@ -88,10 +89,11 @@ def quantizable_weights(model: nn.Module, used: Iterable[str], exclude: tuple[st
 def unused_weights(model: nn.Module, used: Iterable[str]) -> list[str]:
     """Return the weights of layers that the forward pass does not compute, by name: they stay in float."""
     known = {id(weight.parameter) for weight in weights_called(model, used)}
+    layers = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.RNNCellBase)
     return [
-        f"{path}.weight" for path, module in model.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Embedding)
-        and isinstance(module.weight, nn.Parameter) and id(module.weight) not in known
+        f"{path}.{name}" for path, module in model.named_modules() if isinstance(module, layers)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name.startswith("weight") and parameter.ndim >= 2 and id(parameter) not in known
     ]  # fmt: skip
 
 
@@ -114,6 +116,10 @@ def attach(weight: Weight, source: nn.Module) -> None:
         parametrize.register_parametrization(module, attribute, source, unsafe=True)
         # What torch keeps as the original is an empty tensor, which must not be trained or decayed.
         getattr(module.parametrizations, attribute).original.requires_grad_(False)
+        if isinstance(module, nn.RNNBase):
+            _forget_weights(module)
+            if _forget_weights not in module._forward_hooks.values():
+                module.register_forward_hook(_forget_weights)
 
 
 @torch.no_grad()
@@ -123,3 +129,22 @@ def detach(weight: Weight, value: Tensor) -> None:
     for module, attribute in weight.places:
         parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
         setattr(module, attribute, parameter)
+        if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+            for key in [key for key, hook in module._forward_hooks.items() if hook is _forget_weights]:
+                del module._forward_hooks[key]
+            module._init_flat_weights()
+
+
+def _forget_weights(module: nn.RNNBase, *_: Any) -> None:
+    """Drop the list in which a recurrent layer keeps its weights: it then makes a new one in the next forward pass.
+
+    The weights of the last pass have a history, with which torch copies no module, and would be kept in memory.
+    """
+    count = len(module._flat_weights_names)
+    module._flat_weights = [None] * count
+    # References that lead nowhere, also where `parametrize.cached` keeps the weights themselves.
+    module._flat_weight_refs = [_nothing] * count  # type: ignore[list-item]
+
+
+def _nothing() -> None:
+    """Return what a reference to a tensor that is gone returns."""

@@ -110,6 +110,8 @@ class GraphValues:
             if node.op_type == "Mul":
                 casts = [i for i in node.input if i in self.makers and self.makers[i].op_type == "Cast"]
                 name = casts[0] if casts else node.input[0]
+            elif node.op_type == "Concat":
+                return all(map(self._from_integers, node.input))  # the gates of a recurrent layer
             elif node.op_type in ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Gather", "Slice"):
                 name = node.input[0]
             else:

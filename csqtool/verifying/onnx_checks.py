@@ -22,6 +22,7 @@ from csqtool.verifying.findings import LEVELS, LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
 from csqtool.verifying.outputs import Arrays, Judge, compare_levels, compare_outputs, compare_task, reference_outputs
+from csqtool.verifying.recurrent import recurrent_layers, recurrent_problems
 from csqtool.verifying.structure import check_structure, expected_beside
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import (
@@ -69,6 +70,9 @@ def verify_onnx(subject: Subject) -> None:
 def _check_weights(flat: onnx.ModelProto, subject: Subject) -> None:
     model = subject.model
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
+    if recurrent := recurrent_layers(model, subject.net.model):
+        problems = recurrent_problems(flat, recurrent)
+        subject.add_problems("weights", "recurrent layers, in ONNX's order of gates", problems, len(recurrent))
     if model.activations:
         problems = onnx_activation_problems(flat, model)
         subject.add_problems("weights", "activation quantizers", problems, len(model.activations))

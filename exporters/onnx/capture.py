@@ -55,6 +55,12 @@ def capture_float(model: QuantizedModel, module: Any) -> ir.Model:
 def _capture(net: QuantizedNet, model: QuantizedModel, dynamic: tuple[int, ...]) -> ir.Model:
     """Return the graph of `net`, inputs and outputs named as the model's signature says, batch dynamic."""
     inputs = recorded_inputs(model.info)
+    for path, part in net.model.named_modules():
+        if isinstance(part, torch.nn.LSTM) and part.proj_size:
+            raise ExportError(
+                f"{path}: LSTM with projections (proj_size={part.proj_size}): ONNX's LSTM has none, and the graph that "
+                "torch.onnx.export writes of it does not run; use proj_size=0 and a Linear layer"
+            )
     for axis in dynamic:
         if axis > len(inputs[0].shape):
             raise ConfigError(f"axis {axis} cannot be dynamic: the input has axes 0 to {len(inputs[0].shape)}")

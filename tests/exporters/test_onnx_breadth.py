@@ -92,12 +92,12 @@ class Concatenated(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, rnn: nn.RNNBase) -> None:
         super().__init__()
-        self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+        self.rnn, self.head = rnn, nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x)[0][:, -1])
+        return self.head(self.rnn(x)[0][:, -1])
 
 
 class Repeated(nn.Module):
@@ -142,12 +142,14 @@ NETS = {
     "hardswish": (Activated(nn.Hardswish()), (3, 6, 6), {"QLinearConv": 2, "QLinearAveragePool": 1, "HardSigmoid": 1}),
     "concatenation": (Concatenated(), (3, 6, 6), {"QLinearConv": 2, "QLinearConcat": 1, "QGemm": 1}),
     "attention": (Attention(), (4, 6), {"Softmax": 1, "LayerNormalization": 1}),
-    "recurrent": (Recurrent(), (4, 6), {"LSTM": 1, "QGemm": 1}),
+    "lstm": (Recurrent(nn.LSTM(6, 8, batch_first=True)), (4, 6), {"LSTM": 1, "QGemm": 1, "DequantizeLinear": 0}),
+    "gru": (Recurrent(nn.GRU(6, 4, 2, batch_first=True, bidirectional=True)), (4, 6),
+            {"GRU": 2, "QGemm": 1, "DequantizeLinear": 0}),
     "functional": (Functional(), (6,), {"QGemm": 1}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n == "gru" else []) for n in NETS])
 @pytest.mark.parametrize("act_bits", [None, 8])
 def test_a_pattern_is_faithful_and_runs_on_the_kernels_that_exist(name: str, act_bits: int | None) -> None:
     net, shape, kernels = NETS[name]
@@ -159,7 +161,7 @@ def test_a_pattern_is_faithful_and_runs_on_the_kernels_that_exist(name: str, act
         assert {kernel: operators.count(kernel) for kernel in kernels} == kernels
         in_float = {node.operator for node in export.report.float_nodes}
         assert in_float.isdisjoint({"QLinearConv", "QGemm"})
-        for kernel in ("ConvTranspose", "BatchNormalization", "LSTM", "Softmax", "HardSigmoid"):
+        for kernel in ("ConvTranspose", "BatchNormalization", "LSTM", "GRU", "Softmax", "HardSigmoid"):
             assert (kernel in operators) == (kernel in in_float)
 
 
@@ -188,6 +190,12 @@ def test_tied_weights_integer_inputs_and_several_inputs_and_outputs(kind: str, a
             assert np.abs(found - wanted[name].numpy()).max() < 1e-5
     stored = [name for name, _ in stored_tensors(Export(model, finalized, content, report, inputs[0]).proto)]
     assert sum(name.endswith("weight.stream") for name in stored) == (1 if kind == "tied" else 4)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_an_lstm_with_projections_is_refused_in_one_line() -> None:
+    with pytest.raises(ExportError, match=r"^rnn: LSTM with projections \(proj_size=8\): ONNX's LSTM has none"):
+        export_module(Recurrent(nn.LSTM(6, 9, batch_first=True, proj_size=8)), (4, 6))
 
 
 def test_control_flow_on_values_stops_and_names_the_line() -> None:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everybody knows
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from csqtool.errors import ConfigError
 from csqtool.nn.sites import record
-from csqtool.nn.weights import attach, check_excluded, detach, quantizable_weights, unused_weights
+from csqtool.nn.weights import (
+    attach,
+    check_excluded,
+    detach,
+    quantizable_weights,
+    unused_weights,
+    weights_called,
+)
 
 
 class Doubled(nn.Module):
@@ -58,8 +68,9 @@ class Mixed(nn.Module):
 def test_what_an_operation_does_with_a_parameter_makes_it_a_weight_whatever_its_name() -> None:
     model = Mixed()
     wanted = ["conv.weight", "up.weight", "kernel", "attention.in_proj_weight", "attention.out_proj.weight",
-              *(f"split.{name}_proj_weight" for name in "qkv"), "split.out_proj.weight", "W", "addmm",
-              "names.weight", "bags.weight"]  # fmt: skip
+              *(f"split.{name}_proj_weight" for name in "qkv"), "split.out_proj.weight",
+              "recurrent.weight_ih_l0", "recurrent.weight_hh_l0", "W", "addmm", "names.weight",
+              "bags.weight"]  # fmt: skip
     used = record(model, [torch.randn(3, 2, 6)]).weights
     assert sorted(weight.name for weight in quantizable_weights(model, used)) == sorted(wanted)
     assert unused_weights(model, used) == ["unused.weight"]
@@ -115,3 +126,45 @@ def test_detached_a_tied_weight_is_one_plain_parameter_again() -> None:
     assert model["embed"].weight is model["head"].weight
     assert torch.equal(model["head"].weight, value)
     assert model["head"].weight.requires_grad
+
+
+class Twice(nn.Module):
+    """One recurrent layer that runs twice in a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 2, num_layers=2, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(self.rnn(x)[0])[0]
+
+
+def test_a_recurrent_layer_computes_with_its_parametrized_weights_and_they_are_trained() -> None:
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(5, 3, 4)
+    expected = copy.deepcopy(model)
+    weights = quantizable_weights(model, record(model, [x]).weights)
+    assert len(weights) == 8  # from input and state to the gates, of two layers and directions
+    for weight in weights:
+        source = Doubled(weight.parameter)
+        attach(weight, source)
+        source.share.data += 0.25
+    with torch.no_grad():
+        for weight in weights_called(expected, [w.name for w in weights]):
+            weight.parameter.add_(0.5)
+        wanted = expected(x)
+    for _ in range(2):
+        with parametrize.cached():
+            model(x).square().sum().backward()
+        assert torch.allclose(model(x), wanted)
+    assert all(source.share.grad is not None for _, source in _sources(model))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))  # torch copies no tensor with a history
+    for weight, (_, source) in zip(weights, _sources(model), strict=True):
+        detach(weight, source())
+    assert torch.allclose(model(x), wanted)
+    assert set(model.state_dict()) == set(expected.state_dict())
+    assert not model.rnn._forward_hooks
+
+
+def _sources(model: nn.Module) -> list[tuple[str, Doubled]]:
+    return [(name, part) for name, part in model.named_modules() if isinstance(part, Doubled)]
