@@ -13,6 +13,7 @@ from csqtool.nn.weights import Weight, attach
 from csqtool.quantized_model import LayerIntegers
 from csqtool.searching.budget import Budget, Scheme
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.curvature import Curvature
 from csqtool.searching.options import METHODS
 from csqtool.searching.options import Options as NoOptions
 
@@ -28,6 +29,7 @@ class MethodContext:
         options: the method's own options, an instance of its `Options`.
         budget: the limit on the scheme's cost.
         scheme: the initial planes, by parameter name.
+        curvature: estimates traces of the loss's Hessian, on training samples.
     """
 
     weights: Sequence[Weight]
@@ -36,6 +38,7 @@ class MethodContext:
     options: NoOptions
     budget: Budget
     scheme: Scheme
+    curvature: Curvature
 
 
 class Method(Protocol):

@@ -79,6 +79,33 @@ class BsqOptions(Options):
 
 
 @dataclass(frozen=True)
+class MsqOptions(Options):
+    """Options of ``msq``."""
+
+    lsb_strength: Annotated[float, Setting("λ of the L1 on least significant bits, in squared steps.", minimum=0)] = 0.1
+    drop_rounds: Annotated[int, Setting("How often, within the search, planes are dropped.", minimum=1)] = 12
+    odd_share: Annotated[
+        float, Setting("A layer loses its lowest plane where at most this share of its integers is odd.", minimum=0,
+                       maximum=1)
+    ] = 0.3  # fmt: skip
+    trace_samples: Annotated[int, Setting("Training samples of the Hessian's trace.", minimum=2)] = 128
+    trace_draws: Annotated[int, Setting("Random vectors of the trace.", minimum=2)] = 8
+
+
+@dataclass(frozen=True)
+class LqNetsOptions(Options):
+    """Options of ``lq-nets``."""
+
+    basis: Annotated[
+        Literal["layer", "channel"],
+        Setting(
+            "A basis for each layer, or for each output channel as in the paper, at more bytes in the packed file."
+        ),
+    ] = "layer"
+    level_bits: Annotated[int, Setting("Bits of the integers that levels are rounded to.", minimum=3, maximum=8)] = 8
+
+
+@dataclass(frozen=True)
 class EntropyOptions(Options):
     """Options of ``entropy``, and of finetuning with it."""
 
@@ -172,7 +199,9 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "csq-uniform": MethodKind(GateOptions),
     "dorefa": MethodKind(Options),
     "entropy": MethodKind(EntropyOptions, counts_bytes=True),
+    "lq-nets": MethodKind(LqNetsOptions),
     "lsq": MethodKind(Options),
+    "msq": MethodKind(MsqOptions, searches=True),
     "ste-uniform": MethodKind(Options),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),

@@ -26,6 +26,7 @@ from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import fitting, save_checkpoint
 from csqtool.searching.config import SearchConfig, epochs_at_scheme
 from csqtool.searching.costs import Costs
+from csqtool.searching.curvature import Curvature
 from csqtool.searching.journal import Journal
 from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
@@ -100,6 +101,7 @@ class Session:
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
+        self.curvature = Curvature(module, self.data, self.device, self.processes.agreed)
         self.costs = Costs(self.network, self.config, lambda: with_stand_in_metrics(self.info(), self.data))
         self.stages = stages_of(self.config, self._kind)
 
@@ -209,7 +211,7 @@ class Session:
             self.costs.measure_sizes(self._start_weights)
             scheme = self._first_scheme()
         context = MethodContext(
-            network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme
+            network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme, self.curvature
         )
         network.method = load_method(name)(context)
         teacher = self._start.teacher(self.model_source, self.directory) if config.distill else None
