@@ -129,6 +129,19 @@ class EntropyOptions(Options):
 
 
 @dataclass(frozen=True)
+class ZaqOptions(Options):
+    """Options of ``zaq``."""
+
+    generator_rate: Annotated[float, Setting("Learning rate of the generator (Adam).", above=0)] = 1e-3
+    relation_strength: Annotated[
+        float, Setting("α, the weight of the difference of features' relations.", minimum=0)
+    ] = 1.0
+    activity_strength: Annotated[
+        float, Setting("β, the weight of the float network's activity in the generator's loss.", minimum=0)
+    ] = 0.1
+
+
+@dataclass(frozen=True)
 class AllocatorOptions(Options):
     """Options of ``measured``, and of all allocators that read training data."""
 
@@ -203,6 +216,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "lsq": MethodKind(Options),
     "msq": MethodKind(MsqOptions, searches=True),
     "ste-uniform": MethodKind(Options),
+    "zaq": MethodKind(ZaqOptions, data="none"),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
     "hawq-v3": MethodKind(HessianOptions, allocates=True),

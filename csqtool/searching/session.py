@@ -214,7 +214,8 @@ class Session:
             network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme, self.curvature
         )
         network.method = load_method(name)(context)
-        teacher = self._start.teacher(self.model_source, self.directory) if config.distill else None
+        taught = config.distill or method_kind(name).data == "none"
+        teacher = self._start.teacher(self.model_source, self.directory) if taught else None
         self.training = StageTraining(
             stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
         )
@@ -378,8 +379,10 @@ class Session:
             hard = self._evaluate(training.net)
             reestimate_batch_norm(training.net, self.data, self.device, **fresh)
             final = self._evaluate(training.net)
-        elif refresh_batch_norm(training.net, self.data, self.device, channels_last=bool(config.channels_last),
-                                agreed=self.processes.agreed, **fresh):  # fmt: skip
+        elif method.data != "none" and refresh_batch_norm(
+            training.net, self.data, self.device, channels_last=bool(config.channels_last),
+            agreed=self.processes.agreed, **fresh,
+        ):  # fmt: skip
             final = self._evaluate(training.net)
             self.progress.line(f"BatchNorm's statistics re-estimated: {hard:.4f} → {final:.4f}")
         integers = method.integers()

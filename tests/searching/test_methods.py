@@ -21,7 +21,7 @@ from tests.support.methods import made, small_net
 
 
 @pytest.mark.parametrize("method", [
-    pytest.param(name, marks=[pytest.mark.slow] * (name in ("csq-uniform", "ste-uniform", "dorefa", "msq"))
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("csq-uniform", "ste-uniform", "dorefa", "msq", "zaq"))
                  + [pytest.mark.long] * (name == "lq-nets"))
     for name in METHODS.names() if not BUILT_IN[name].counts_bytes
 ])  # fmt: skip
@@ -38,7 +38,7 @@ def test_every_method_of_planes_ends_within_the_budget_in_files_that_verify(meth
 @pytest.mark.parametrize("name", METHODS.names())
 def test_what_is_said_of_a_method_without_torch_is_what_its_class_says(name: str) -> None:
     kind = load_method(name)
-    assert BUILT_IN[name] == MethodKind(kind.Options, kind.searches, kind.counts_bytes)
+    assert BUILT_IN[name] == MethodKind(kind.Options, kind.searches, kind.counts_bytes, data=kind.data)
 
 
 @pytest.mark.parametrize("name", METHODS.names())

@@ -262,7 +262,7 @@ def test_the_reference_says_which_methods_use_a_setting() -> None:
     rows = {row.name: row for row in reference()}
     assert rows["beta_max"].methods == "csq, csq-uniform"
     assert rows["finetune_epochs"].methods == "bsq, csq, msq"
-    assert rows["scheme"].methods == "csq-uniform, dorefa, entropy, lq-nets, lsq, ste-uniform"
+    assert rows["scheme"].methods == "csq-uniform, dorefa, entropy, lq-nets, lsq, ste-uniform, zaq"
     assert rows["epochs"].methods == "all methods"
     assert rows["repair"].methods == Users.SHRINKING
     assert rows["optimizer"].type == "one of sgd, adamw"
