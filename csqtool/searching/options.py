@@ -207,6 +207,7 @@ class MethodKind:
 
 
 BUILT_IN: Mapping[str, MethodKind] = {
+    "apot": MethodKind(Options),
     "bsq": MethodKind(BsqOptions, searches=True),
     "csq": MethodKind(CsqOptions, searches=True),
     "csq-uniform": MethodKind(GateOptions),
