@@ -247,7 +247,15 @@ class _Quantizing:
         """Put rounded weights in place, and train them for some steps; without any, they are rounded to the nearest."""
         network, config = self.network, self.config
         kind = RECONSTRUCTIONS[self.reconstruct if steps else "lsq"]
-        context = MethodContext(network.weights, network.model, config, NoOptions(), self.session.costs.budget, scheme)
+        context = MethodContext(
+            network.weights,
+            network.model,
+            config,
+            NoOptions(),
+            self.session.costs.budget,
+            scheme,
+            self.session.curvature,
+        )
         network.method = method = kind(context)
         network.net.eval()
         if steps:

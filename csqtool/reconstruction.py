@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,12 +16,13 @@ from csqtool.evaluation import as_float
 from csqtool.nn.gates import BitGates
 from csqtool.nn.latent import LsqWeight
 from csqtool.nn.rounding import ANNEALING, RoundingGates
+from csqtool.nn.watched import Watched
 from csqtool.nn.weights import Weight
 from csqtool.progress import Progress
 from csqtool.searching.loop import compute_small_weights
 from csqtool.searching.method import BaseMethod, MethodContext
 from csqtool.searching.network import Network
-from csqtool.trees import call, mapped, tensors
+from csqtool.trees import call, tensors
 
 # Learning rates of Adam, which moves a parameter by about as much in a step.
 WEIGHT_RATE = 0.02  # in steps of the layer's integers
@@ -214,35 +215,6 @@ def train(
                 quantizer.after_step()
             told.step("reconstruct", number + 1, steps, {"error": float(error.detach())})
     method.set_hard(True)
-
-
-class Watched:
-    """Keeps the last outputs of some modules within a block.
-
-    Args:
-        model: the module.
-        paths: of the modules in it.
-    """
-
-    def __init__(self, model: nn.Module, paths: set[str]) -> None:
-        self.outputs: dict[str, Any] = {}
-        self._modules = {path: model.get_submodule(path) for path in paths}
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        for path, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._keeper(path)))
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _keeper(self, path: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            # A later layer may change its input in place, as nn.ReLU(inplace=True) does.
-            self.outputs[path] = mapped(output, lambda tensor: tensor.clone())
-
-        return keep
 
 
 def difference(found: Any, wanted: Any) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.integers import mask_string, reduced
-from csqtool.nn.levels import Levels
+from csqtool.nn.levels import AdditivePowers, Levels
 from csqtool.nn.weights import WeightSource
 from csqtool.quantized_model import LayerIntegers
 
@@ -35,8 +35,12 @@ class LatentWeight(WeightSource):
         super().__init__()
         self.kept = tuple(kept)
         self.n_planes = n_planes
-        self.levels = Levels([b - self.kept[0] for b in self.kept])
+        self.levels = self.make_levels()
         self.latent = nn.Parameter(weight.detach().float().clone())
+
+    def make_levels(self) -> Levels:
+        """Return the integers that weights are rounded to: those of the kept planes."""
+        return Levels([b - self.kept[0] for b in self.kept])
 
     def quantized(self) -> tuple[Tensor, Tensor]:
         """Return the integers (float32) and their scale, without gradients."""
@@ -121,6 +125,14 @@ class LsqWeight(LatentWeight):
         """Limit the last change of the step size to `LARGEST_CHANGE`, and keep it above zero."""
         before = self._before_step
         self.scale.clamp_(before * (1 - LARGEST_CHANGE), before * (1 + LARGEST_CHANGE)).clamp_(min=1e-8)
+
+
+class PowersWeight(LsqWeight):
+    """A latent weight on signed sums of powers of two, with a learned step size (APoT, Li et al. 2020)."""
+
+    def make_levels(self) -> Levels:
+        """Return the sums of powers of two, as many magnitudes as the kept planes have."""
+        return AdditivePowers(len(self.kept))
 
 
 class MinMaxWeight(LatentWeight):

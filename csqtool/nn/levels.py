@@ -48,8 +48,12 @@ class Levels:
         for digits in ways:
             value = sum(c << b if c >= 0 else -(1 << b) for c, b in zip(digits, self.exponents, strict=True))
             written.setdefault(value, digits)
-        self.values = torch.tensor(sorted(written))
         self.digits = torch.tensor([written[value] for value in sorted(written)], dtype=torch.int8)
+        self._set_values(sorted(written))
+
+    def _set_values(self, values: Sequence[int]) -> None:
+        """Take distinct integers, ascending, the negative of each among them."""
+        self.values = torch.tensor(values)
         self.largest = int(self.values[-1])
         self._midpoints = (self.values[1:] + self.values[:-1]).float() / 2
         self._has_gaps = len(self.values) != 2 * self.largest + 1
@@ -88,3 +92,26 @@ class Levels:
                 break
             best = (q * flat).sum() / q.square().sum()
         return best
+
+
+# The magnitudes of the terms of k planes, k = 1 to 4; each level is a sum of one from each term. They are those of the
+# authors' code, powers of 1/2, times the largest denominator. Six planes would need integers of ten bits.
+POWER_TERMS = ((0, 1),), ((0, 1, 2, 4),), ((0, 1, 4, 8), (0, 2)), ((0, 2, 8, 32), (0, 1, 4, 16))
+
+
+class AdditivePowers(Levels):
+    """Signed sums of powers of two, 2^k magnitudes for k planes (APoT, Li et al. 2020, eq. 5).
+
+    Example:
+        >>> AdditivePowers(3).values.tolist()
+        [-10, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 10]
+
+    Attributes:
+        exponents: 0 … k − 1: how many planes a budget counts, not the powers that occur.
+        values, largest: as in `Levels`; there are no digits.
+    """
+
+    def __init__(self, planes: int) -> None:
+        self.exponents = tuple(range(planes))
+        magnitudes = {sum(one) for one in product(*POWER_TERMS[planes - 1])}
+        self._set_values(sorted(magnitudes | {-value for value in magnitudes}))

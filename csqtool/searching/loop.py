@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.datasets import Batch
-from csqtool.errors import SearchInterrupted, TrainingError
+from csqtool.errors import ConfigError, SearchInterrupted, TrainingError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
@@ -58,7 +58,10 @@ class StageTraining:
         config: the search's settings.
         data: training and test sets.
         processes: the processes that train together.
-        teacher: the float model, for distillation.
+        teacher: the float model, for distillation, and for methods that need no data.
+
+    Raises:
+        ConfigError: the method cannot be trained by several processes.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class StageTraining:
         self.batches = self.training_batches.count
         self.steps = max(1, round(epochs * self.batches)) if epochs else 0
         self.processes = processes
+        if method and method.data == "none" and processes.count > 1:
+            raise ConfigError(f"{config.method} trains in one process: its generator is not shared between them")
         net.to(self.device)
         self._optimizer = make_optimizer(parameter_groups(net, method, config), config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -197,15 +202,10 @@ class StageTraining:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
         with autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
             compute_small_weights(self.net)
-            outputs = as_float(main_output(call(self.net, inputs), self.data.task))
-            taught = None
-            if self._teacher is not None:
-                with torch.no_grad():
-                    taught = as_float(main_output(call(self._teacher, inputs), self.data.task))
-        loss = self.data.task.loss(outputs, targets)
-        if taught is not None:
-            share = self.config.distill
-            loss = (1 - share) * loss + share * distillation(outputs, taught, labels=self.data.task.labels)
+            own = self.method.own_loss(self.net, self._teacher, inputs) if self.method else None
+            if own is None:
+                outputs, taught = self._outputs(inputs)
+        loss = self._task_loss(outputs, taught, targets) if own is None else own
         extras = [self.method.regularization()] if self.method else []
         extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
         penalty = sum(extra for extra in extras if extra is not None)
@@ -221,6 +221,21 @@ class StageTraining:
         for quantizer in self.net.quantizers.values():
             quantizer.after_step()
         return value
+
+    def _outputs(self, inputs: Any) -> tuple[Any, Any]:
+        """Return the network's outputs, and the teacher's or None."""
+        outputs, taught = as_float(main_output(call(self.net, inputs), self.data.task)), None
+        if self._teacher is not None:
+            with torch.no_grad():
+                taught = as_float(main_output(call(self._teacher, inputs), self.data.task))
+        return outputs, taught
+
+    def _task_loss(self, outputs: Any, taught: Any, targets: Any) -> Tensor:
+        loss = self.data.task.loss(outputs, targets)
+        if taught is None:
+            return loss
+        share = self.config.distill
+        return (1 - share) * loss + share * distillation(outputs, taught, labels=self.data.task.labels)
 
     @contextmanager
     def _early_steps(self) -> Iterator[None]:
@@ -252,6 +267,7 @@ class StageTraining:
             "net": self.net.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "method": self.method.state() if self.method else {},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -261,6 +277,8 @@ class StageTraining:
         self.net.restore(state["net"])
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+        if self.method:
+            self.method.load_state(state.get("method", {}))  # checkpoints of earlier versions have none
 
 
 def compute_small_weights(net: nn.Module) -> None:

@@ -13,6 +13,7 @@ from csqtool.nn.weights import Weight, attach
 from csqtool.quantized_model import LayerIntegers
 from csqtool.searching.budget import Budget, Scheme
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.curvature import Curvature
 from csqtool.searching.options import METHODS
 from csqtool.searching.options import Options as NoOptions
 
@@ -28,6 +29,7 @@ class MethodContext:
         options: the method's own options, an instance of its `Options`.
         budget: the limit on the scheme's cost.
         scheme: the initial planes, by parameter name.
+        curvature: estimates traces of the loss's Hessian, on training samples.
     """
 
     weights: Sequence[Weight]
@@ -36,6 +38,7 @@ class MethodContext:
     options: NoOptions
     budget: Budget
     scheme: Scheme
+    curvature: Curvature
 
 
 class Method(Protocol):
@@ -51,6 +54,7 @@ class Method(Protocol):
         description: one line for ``csqtool methods``.
         searches: whether the method finds how many planes each layer keeps.
         counts_bytes: whether the method trains for a size of the packed file. It then needs a target size.
+        data: what it needs: ``none``, ``unlabelled`` or ``labelled`` data.
         softens: whether the weights differ from the quantized ones during training, so that `set_hard` has an effect.
         Options: a frozen dataclass of the method's own options, its fields annotated with a
             `csqtool.searching.declarations.Setting`. They become options of ``csqtool search`` and keys in pipelines.
@@ -59,6 +63,7 @@ class Method(Protocol):
     description: ClassVar[str]
     searches: ClassVar[bool]
     counts_bytes: ClassVar[bool]
+    data: ClassVar[str]
     softens: ClassVar[bool]
     Options: ClassVar[type[NoOptions]]
 
@@ -90,6 +95,16 @@ class Method(Protocol):
         """Return a scalar that is added to the task's loss, or None."""
         ...
 
+    def own_loss(self, net: nn.Module, teacher: nn.Module | None, inputs: Any) -> Tensor | None:
+        """Return the loss of a step in place of the task's on the training batch, or None.
+
+        Args:
+            net: the network in training, with its activation quantizers.
+            teacher: the float network; there is one for methods whose `data` is ``none``, and with ``distill``.
+            inputs: of the training batch; a method that needs no data looks at their shape alone.
+        """
+        ...
+
     def after_step(self) -> None:
         """Restore constraints after an optimizer step."""
         ...
@@ -115,6 +130,14 @@ class Method(Protocol):
 
     def status(self) -> dict[str, float]:
         """Return figures that progress shows beside the loss, such as ``beta``."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold beside the network and the optimizer: tensors and plain values."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
         ...
 
     def scheme(self) -> dict[str, tuple[int, ...]]:
@@ -155,6 +178,7 @@ class BaseMethod(ABC, Generic[S]):
     description: ClassVar[str]
     searches: ClassVar[bool] = False
     counts_bytes: ClassVar[bool] = False
+    data: ClassVar[str] = "labelled"
     softens: ClassVar[bool] = False
     Options: ClassVar[type[NoOptions]] = NoOptions
 
@@ -186,6 +210,10 @@ class BaseMethod(ABC, Generic[S]):
         """Return None: nothing is added to the task's loss."""
         return None
 
+    def own_loss(self, net: nn.Module, teacher: nn.Module | None, inputs: Any) -> Tensor | None:
+        """Return None: the loss is the task's."""
+        return None
+
     def after_step(self) -> None:
         """Do nothing: there is no constraint."""
 
@@ -202,6 +230,13 @@ class BaseMethod(ABC, Generic[S]):
     def status(self) -> dict[str, float]:
         """Return no figures."""
         return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: all of the state is in the sources."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
     def scheme(self) -> dict[str, tuple[int, ...]]:
         """Return the planes that each layer keeps now."""

@@ -79,6 +79,33 @@ class BsqOptions(Options):
 
 
 @dataclass(frozen=True)
+class MsqOptions(Options):
+    """Options of ``msq``."""
+
+    lsb_strength: Annotated[float, Setting("λ of the L1 on least significant bits, in squared steps.", minimum=0)] = 0.1
+    drop_rounds: Annotated[int, Setting("How often, within the search, planes are dropped.", minimum=1)] = 12
+    odd_share: Annotated[
+        float, Setting("A layer loses its lowest plane where at most this share of its integers is odd.", minimum=0,
+                       maximum=1)
+    ] = 0.3  # fmt: skip
+    trace_samples: Annotated[int, Setting("Training samples of the Hessian's trace.", minimum=2)] = 128
+    trace_draws: Annotated[int, Setting("Random vectors of the trace.", minimum=2)] = 8
+
+
+@dataclass(frozen=True)
+class LqNetsOptions(Options):
+    """Options of ``lq-nets``."""
+
+    basis: Annotated[
+        Literal["layer", "channel"],
+        Setting(
+            "A basis for each layer, or for each output channel as in the paper, at more bytes in the packed file."
+        ),
+    ] = "layer"
+    level_bits: Annotated[int, Setting("Bits of the integers that levels are rounded to.", minimum=3, maximum=8)] = 8
+
+
+@dataclass(frozen=True)
 class EntropyOptions(Options):
     """Options of ``entropy``, and of finetuning with it."""
 
@@ -99,6 +126,19 @@ class EntropyOptions(Options):
         float, Setting("λ (loss for a bit a weight) is this many times the price of a bit in rounding.", above=0,
                        finetune=True)
     ] = 10.0  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ZaqOptions(Options):
+    """Options of ``zaq``."""
+
+    generator_rate: Annotated[float, Setting("Learning rate of the generator (Adam).", above=0)] = 1e-3
+    relation_strength: Annotated[
+        float, Setting("α, the weight of the difference of features' relations.", minimum=0)
+    ] = 1.0
+    activity_strength: Annotated[
+        float, Setting("β, the weight of the float network's activity in the generator's loss.", minimum=0)
+    ] = 0.1
 
 
 @dataclass(frozen=True)
@@ -167,13 +207,17 @@ class MethodKind:
 
 
 BUILT_IN: Mapping[str, MethodKind] = {
+    "apot": MethodKind(Options),
     "bsq": MethodKind(BsqOptions, searches=True),
     "csq": MethodKind(CsqOptions, searches=True),
     "csq-uniform": MethodKind(GateOptions),
     "dorefa": MethodKind(Options),
     "entropy": MethodKind(EntropyOptions, counts_bytes=True),
+    "lq-nets": MethodKind(LqNetsOptions),
     "lsq": MethodKind(Options),
+    "msq": MethodKind(MsqOptions, searches=True),
     "ste-uniform": MethodKind(Options),
+    "zaq": MethodKind(ZaqOptions, data="none"),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
     "hawq-v3": MethodKind(HessianOptions, allocates=True),

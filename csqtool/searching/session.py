@@ -26,6 +26,7 @@ from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import fitting, save_checkpoint
 from csqtool.searching.config import SearchConfig, epochs_at_scheme
 from csqtool.searching.costs import Costs
+from csqtool.searching.curvature import Curvature
 from csqtool.searching.journal import Journal
 from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
@@ -100,6 +101,7 @@ class Session:
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
         self.config = resolve(config, module, sample, self.processes.device)
+        self.curvature = Curvature(module, self.data, self.device, self.processes.agreed)
         self.costs = Costs(self.network, self.config, lambda: with_stand_in_metrics(self.info(), self.data))
         self.stages = stages_of(self.config, self._kind)
 
@@ -209,10 +211,11 @@ class Session:
             self.costs.measure_sizes(self._start_weights)
             scheme = self._first_scheme()
         context = MethodContext(
-            network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme
+            network.weights, network.model, config, config.options_of(name), self.costs.budget, scheme, self.curvature
         )
         network.method = load_method(name)(context)
-        teacher = self._start.teacher(self.model_source, self.directory) if config.distill else None
+        taught = config.distill or method_kind(name).data == "none"
+        teacher = self._start.teacher(self.model_source, self.directory) if taught else None
         self.training = StageTraining(
             stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
         )
@@ -376,8 +379,10 @@ class Session:
             hard = self._evaluate(training.net)
             reestimate_batch_norm(training.net, self.data, self.device, **fresh)
             final = self._evaluate(training.net)
-        elif refresh_batch_norm(training.net, self.data, self.device, channels_last=bool(config.channels_last),
-                                agreed=self.processes.agreed, **fresh):  # fmt: skip
+        elif method.data != "none" and refresh_batch_norm(
+            training.net, self.data, self.device, channels_last=bool(config.channels_last),
+            agreed=self.processes.agreed, **fresh,
+        ):  # fmt: skip
             final = self._evaluate(training.net)
             self.progress.line(f"BatchNorm's statistics re-estimated: {hard:.4f} → {final:.4f}")
         integers = method.integers()

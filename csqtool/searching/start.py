@@ -96,7 +96,7 @@ class Start:
         elif self.weights is not None:
             self.load_into(teacher)
         else:
-            raise ModelError("distill needs a trained float model: give --weights or --pretrain-epochs")
+            raise ModelError("this learns from a trained float model: give --weights or --pretrain-epochs")
         return teacher
 
     def planes(self, elements: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:

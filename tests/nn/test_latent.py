@@ -1,10 +1,37 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from csqtool.nn.latent import DorefaWeight, LatentWeight, LsqWeight, MinMaxWeight
+from csqtool.nn.latent import DorefaWeight, LatentWeight, LsqWeight, MinMaxWeight, PowersWeight
+from csqtool.nn.levels import AdditivePowers
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3, 4])
+def test_additive_powers_are_those_of_the_authors_code_times_their_denominator(planes: int) -> None:
+    terms = {1: [[1]], 2: [[1 / 2, 1 / 4, 1 / 8]], 3: [[1 / 2, 1 / 4, 1 / 16], [1 / 8]],
+             4: [[1 / 2, 1 / 8, 1 / 32], [1 / 4, 1 / 16, 1 / 64]]}[planes]  # fmt: skip
+    wanted = {sum(one) for one in itertools.product(*[[0, *term] for term in terms])}
+    assert len(wanted) == 2**planes
+    values = AdditivePowers(planes).values
+    magnitudes = values[values >= 0] * min(min(term) for term in terms)
+    assert magnitudes.tolist() == sorted(wanted)
+    assert (-values).flip(0).tolist() == values.tolist()
+
+
+def test_weights_on_additive_powers_are_the_nearest_levels_times_the_step_size() -> None:
+    torch.manual_seed(0)
+    source = PowersWeight(torch.randn(300), (0, 1, 2), n_planes=8)
+    q, scale, mask = source.integers()
+    assert mask == "00000111"
+    assert np.array_equal(q.astype(np.float32) * scale, source().detach().numpy())
+    step = source.scale.item()
+    levels = np.array([-10, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 10]) * step
+    nearest = np.abs(source.latent.detach().numpy()[:, None] - levels).min(1)
+    assert np.abs(source.latent.detach().numpy() - q * scale) == pytest.approx(nearest, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", [LsqWeight, MinMaxWeight, DorefaWeight])

@@ -124,7 +124,7 @@ def test_recipes_name_settings_that_are_there(recipe: str) -> None:
         ({"method": "lsq", "repair_samples": 8}, "repair_samples is not an option of lsq without a target size"),
         (
             {"scheme": "s.json"},
-            "scheme is not an option of csq; it belongs to csq-uniform, dorefa, entropy, lsq, ste-uniform",
+            "scheme is not an option of csq; it belongs to apot, csq-uniform, dorefa, entropy, lq-nets, lsq, ",
         ),
     ],
 )
@@ -151,7 +151,7 @@ def test_the_command_line_names_the_flag(tmp_path: Path) -> None:
     for more, message in (
         (["--method", "lsq", "--beta-max", 3], "--beta-max is not an option of lsq; it belongs to csq, csq-uniform"),
         (["--method", "lsq", "--finetune-epochs", 3], "--finetune-epochs is not an option of lsq; it belongs to bsq, "),
-        (["--method", "bsq", "--scheme", "s.json"], "--scheme is not an option of bsq; it belongs to csq-uniform, "),
+        (["--method", "bsq", "--scheme", "s.json"], "--scheme is not an option of bsq; it belongs to apot, "),
         (["--epochs", 0], "--epochs must be above 0, got 0"),
         (["--pin", "a=9"], "--pin takes 1 to 8 bits"),
     ):
@@ -261,8 +261,8 @@ def test_every_setting_is_an_option_with_its_help_and_the_default_that_is_taken(
 def test_the_reference_says_which_methods_use_a_setting() -> None:
     rows = {row.name: row for row in reference()}
     assert rows["beta_max"].methods == "csq, csq-uniform"
-    assert rows["finetune_epochs"].methods == "bsq, csq"
-    assert rows["scheme"].methods == "csq-uniform, dorefa, entropy, lsq, ste-uniform"
+    assert rows["finetune_epochs"].methods == "bsq, csq, msq"
+    assert rows["scheme"].methods == "apot, csq-uniform, dorefa, entropy, lq-nets, lsq, ste-uniform, zaq"
     assert rows["epochs"].methods == "all methods"
     assert rows["repair"].methods == Users.SHRINKING
     assert rows["optimizer"].type == "one of sgd, adamw"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from csqtool.data import as_source
 from csqtool.nn.sites import record
 from csqtool.nn.weights import quantizable_weights
 from csqtool.searching.budget import make_budget, uniform, uniform_scheme
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.curvature import Curvature
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.options import BUILT_IN
 
@@ -36,4 +38,9 @@ def made(name: str, target: float, model: nn.Module, **settings: object) -> Meth
     kind = load_method(name)
     budget = make_budget(config, {w.name: w.elements for w in weights}, fixed_bytes=0)
     scheme = {w.name: uniform(8) for w in weights} if kind.searches else uniform_scheme(budget, method=name)
-    return kind(MethodContext(weights, model, config, config.options_of(name), budget, scheme))
+    data = as_source(
+        train=(torch.randn(64, features, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2),
+        needs=("train",),
+    )
+    curvature = Curvature(model, data, torch.device("cpu"), lambda found: found)
+    return kind(MethodContext(weights, model, config, config.options_of(name), budget, scheme, curvature))
