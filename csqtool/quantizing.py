@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -190,7 +191,8 @@ class _Quantizing:
         info = self.session.info()
         info = info.replace(method=MethodInfo(
             name="post-training", target_bits=config.target_bits, target_size=config.target_size,
-            act_bits=config.act_bits, epochs=0.0, finetune_epochs=0.0, seed=config.seed))  # fmt: skip
+            act_bits=config.act_bits, epochs=0.0, finetune_epochs=0.0, seed=config.seed,
+            target_bops=config.target_bops or msgspec.UNSET))  # fmt: skip
         check_files_ahead(network, info)
         network.net.to(self.device)
         if batch_norm:
