@@ -162,4 +162,4 @@ def _trained(parameter: Tensor) -> nn.Parameter:
 def first_size(weight: Tensor, planes: int) -> Tensor:
     """Return the step size that training begins with, max|μ ± 3σ| / 2^k for k planes; a scalar."""
     mean, deviation = weight.mean(), weight.std(correction=0)
-    return torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs()).clamp(min=1e-8) / 2**planes
+    return torch.maximum((mean - 3 * deviation).abs(), (mean + 3 * deviation).abs()).clamp(min=1e-8) / 2.0**planes
