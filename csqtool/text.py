@@ -52,11 +52,11 @@ def parse_operations(text: str | int) -> int:
     """Return a number of operations: ``1.5G`` is 1,500,000,000.
 
     Raises:
-        ConfigError: it is no number of operations.
+        ConfigError: it is none.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)\s*", str(text))
     if not match or len(match[1]) > 30:
-        raise ConfigError(f"{str(text)[:40]!r} is no number of operations; write one with or without K, M, G or T")
+        raise ConfigError(f"{str(text)[:40]!r} is no count of operations; write a number, with or without K, M, G or T")
     operations = float(match[1]) * _OPERATION_UNITS[match[2].upper()]
     if not operations < 2**53:  # sums stay exact in float64
         raise ConfigError(f"{str(text)[:40]} operations are more than any network has")

@@ -37,7 +37,8 @@ class SearchConfig:
 
     model: Annotated[str | None, Setting("Factory of the model: file.py:name or module:name.")] = None
     data: Annotated[
-        str | None, Setting("digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or file.py:factory.")
+        str | None,
+        Setting("digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE, none:3x32x32 or file.py:factory."),
     ] = None
     target_bits: Annotated[
         float | None, Setting("Budget: planes a weight on average, 1 to 8; it is never exceeded.")

@@ -15,55 +15,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import csqtool
-from csqtool.data import as_source
 from csqtool.errors import ConfigError, SearchInterrupted
-from csqtool.model_source import ModelSource
 from csqtool.progress import Silent
-from csqtool.searching.allocation import Allocation, cheapest, load_allocator
+from csqtool.searching.allocation import cheapest, load_allocator
 from csqtool.searching.allocators.hawq import Hawq
 from csqtool.searching.allocators.hawq_v2 import HawqV2
 from csqtool.searching.allocators.hawq_v3 import HawqV3
-from csqtool.searching.allocators.limpq import Limpq
 from csqtool.searching.allocators.quanos import Quanos
 from csqtool.searching.allocators.zeroq import ZeroQ
 from csqtool.searching.budget import Budget
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.options import ALLOCATORS, BUILT_IN, MethodKind
-from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import round_to
-from csqtool.searching.session import Session
-from csqtool.searching.start import Start
-
-QUICK: dict[str, Any] = {"epochs": 0, "batch_size": 32, "device": "cpu"}
-
-
-def trained(*, standardized: bool = False) -> tuple[nn.Sequential, Tensor, Tensor]:
-    """Return a network that has learned which of three blobs a point is in, with 60 points and labels."""
-    torch.manual_seed(0)
-    y = torch.arange(60) % 3
-    x = torch.randn(60, 6) + 3 * torch.eye(3, 6)[y]
-    if standardized:
-        x = (x - x.mean(0)) / x.std(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
-        optimizer.step()
-    return net.eval(), x, y
-
-
-def given(
-    name: str, *, standardized: bool = False, **settings: Any
-) -> tuple[Allocation, nn.Sequential, Tensor, Tensor]:
-    """Return what an allocator is constructed with, for `trained`."""
-    net, x, y = trained(standardized=standardized)
-    config = SearchConfig.make(method=name, **{"target_bits": 2.5, **QUICK, **settings})
-    session = Session(config, RunDirectory("nowhere"), Start(), Silent(), model=ModelSource.of(net),
-                      data=as_source(train=(x, y), test=(x, y)))  # fmt: skip
-    allocation = Allocation(session.network, session.data, session.device, config, config.options_of(name),
-                            session.costs.budget, session._probe, Silent())  # fmt: skip
-    return allocation, net, x, y
+from tests.support.allocations import QUICK, given, trained
 
 
 def exact_hessians(net: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -317,97 +281,3 @@ def test_finetuning_an_allocators_rounded_result_trains_for_the_usual_epochs() -
     tuned = config.for_finetuning({})
     assert (tuned.method, tuned.epochs) == ("csq-uniform", 20)
     assert math.isclose(config.for_finetuning({"epochs": 2}).epochs, 2)
-
-
-def test_a_budget_of_bit_operations_counts_multiplications_times_both_bits_and_the_best_scheme_is_found() -> None:
-    allocation, _, _, _ = given("hawq-v3", target_bits=None, target_bops="2.5K", act_bits=4)
-    budget = allocation.budget
-    # The input has eight bits, what feeds the other layers four; a plane and the sign are two bits.
-    per_bit = {"0.weight": 48 * 8, "3.weight": 64 * 4, "5.weight": 24 * 4}
-    assert budget.cost(budget.uniform(1)) == 2 * sum(per_bit.values())
-    harms = {name: {k: (1 + i) * 3.0**-k for k in range(1, 8)} for i, name in enumerate(per_bit)}
-
-    def cost(scheme: tuple[int, ...]) -> int:
-        return sum((k + 1) * bits for k, bits in zip(scheme, per_bit.values(), strict=True))
-
-    def harm(scheme: tuple[int, ...]) -> float:
-        return sum(harms[name][k] for k, name in zip(scheme, per_bit, strict=True))
-
-    within = [one for one in itertools.product(range(1, 8), repeat=3) if cost(one) <= 2500]
-    found = tuple(map(len, cheapest(harms, budget).values()))
-    assert found in within
-    assert harm(found) == min(map(harm, within))
-
-
-def test_a_search_and_quantize_end_within_a_budget_of_bit_operations_and_record_it() -> None:
-    net, x, y = trained()
-    found = csqtool.search(net, train=(x, y), test=(x, y), method="hawq-v3", target_bops="3K", act_bits=4, **QUICK)
-    quantized = csqtool.quantize(net, x, target_bops="3K", act_bits=4, batch_size=32, steps=2, device="cpu")
-    for scheme in ({one.name: one.bit_width for one in found.scheme},
-                   {one.name: one.bit_width for one in quantized.layers}):  # fmt: skip
-        spent = 48 * 8 * scheme["0.weight"] + 64 * 4 * scheme["3.weight"] + 24 * 4 * scheme["5.weight"]
-        assert 2400 < spent <= 3000
-    assert found.summary.target_bops == "3K"
-    assert found.summary.budget_unit == "bops"
-    assert found.summary.bops is not None
-    assert found.summary.bops <= found.summary.cost <= 3000
-    assert quantized.info.method is not None
-    assert quantized.info.method.target_bops == "3K"
-
-
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (
-            "1.4K",
-            "the budget of 1.4 K bit operations cannot be met: the least that the layers and pins allow is 1.472 K",
-        ),
-        ("many", "'many' is no number of operations; write one with or without K, M, G or T"),
-        ("0", "target_bops must be above 0"),
-        ("9999999T", "operations are more than any network has"),
-    ],
-)
-def test_an_impossible_budget_of_bit_operations_is_refused_in_a_line(target: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        given("hawq-v3", target_bits=None, target_bops=target, act_bits=4)
-
-
-def test_a_step_of_limpq_moves_the_step_sizes_along_the_gradients_of_lsq_by_hand() -> None:
-    # With two planes everywhere the uniform pass and the random mix are the same: each gradient counts twice.
-    settings: dict[str, Any] = {"min_bits": 2, "max_bits": 2, "target_bits": 2, "batch_size": 60}
-    rate = 1.0
-    allocation, net, x, y = given("limpq", importance_steps=1, importance_rate=rate, **settings)
-    found = Limpq(allocation).step_sizes()
-    weights = {name: p.detach() for name, p in net.named_parameters() if p.ndim == 2}
-    starts = {name: max(abs(float(w.mean()) + sign * 3 * float(w.std(correction=0))) for sign in (-1, 1)) / 4
-              for name, w in weights.items()}  # fmt: skip
-    sizes = {name: torch.tensor(start, requires_grad=True) for name, start in starts.items()}
-    latents = {name: w.clone().requires_grad_(True) for name, w in weights.items()}
-    others = {name: p.detach().clone().requires_grad_(True) for name, p in net.named_parameters() if p.ndim == 1}
-    rounded = {}
-    for name, latent in latents.items():
-        v = (latent / sizes[name]).clamp(-3, 3)
-        rounded[name] = (v + (v.round() - v).detach()) * sizes[name]  # straight through the rounding
-    loss = cross_entropy(torch.func.functional_call(net.train(), {**rounded, **others}, (x,)), y)
-    loss.backward()  # type: ignore[no-untyped-call]
-    scaled = {name: 2 * float(s.grad) / (weights[name].numel() * 3) ** 0.5 for name, s in sizes.items()}
-    # BatchNorm has two sets of factors, one for each pass.
-    squares = [value**2 for value in scaled.values()] + [float((2 * w.grad).square().sum()) for w in latents.values()]
-    squares += [float(p.grad.square().sum()) * (2 if name.startswith("1.") else 4) for name, p in others.items()]
-    clipped = min(1.0, 1 / sum(squares) ** 0.5)
-    for name, start in starts.items():
-        moved = start - rate * clipped * scaled[name]
-        assert 1e-4 < abs(moved / start - 1) < 0.02
-        assert found[name][2] - start == pytest.approx(moved - start, rel=1e-2)
-
-
-def test_limpq_takes_planes_whose_step_size_falls_only_where_nothing_else_fits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    allocation, _, _, _ = given("limpq", target_bits=2, max_bits=3)
-    sizes = {name: {1: 0.9, 2: 0.5, 3: 0.2} for name in allocation.network.parameters}
-    sizes["3.weight"] = {1: 0.9, 2: 0.1, 3: 0.2}  # at two planes it claims to matter less than at three
-    monkeypatch.setattr(Limpq, "step_sizes", lambda _: sizes)
-    assert len(Limpq(allocation).scheme()["3.weight"]) != 2
-    allocation.budget.max_planes["3.weight"] = allocation.budget.min_planes["3.weight"] = 2  # type: ignore[index]
-    assert len(Limpq(allocation).scheme()["3.weight"]) == 2
