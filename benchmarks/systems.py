@@ -1,50 +1,60 @@
-"""The systems of the CSQ paper's tables at one budget on digits, each down to verified files: results/systems.md.
+"""The systems of the CSQ paper's tables at one budget, each down to verified files: results/systems.md.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.systems FOLDER [METHOD,...]
+    OMP_NUM_THREADS=1 python -m benchmarks.systems digits FOLDER [METHOD,...]
+    CIFAR10=DIR OMP_NUM_THREADS=1 nice python -m benchmarks.systems resnet20 FOLDER [METHOD,...] --weights FILE
 
-The folder is that of `csqtool compare`, so a run that was stopped goes on, and methods can be added later.
+The folder is that of `csqtool compare`, so a run that was stopped goes on, and methods can be added later. Both write
+their table into results/systems.md and keep the other one.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import csqtool
+from csqtool.data import DataSource, load_data
+from csqtool.quantizing import FirstSamples
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = "csq,bsq,lsq,measured,hawq,hawq-v2,hawq-v3,zeroq,quanos"
-SETTINGS: dict[str, Any] = {"target_bits": 2, "act_bits": 8, "pretrain_epochs": 20, "epochs": 6, "finetune_epochs": 6}
-TEXT = """# The systems of the paper's tables on digits
+RESULTS = ROOT / "benchmarks" / "results" / "systems.md"
+METHODS = "csq,bsq,lsq,ste-uniform,dorefa,measured,hawq,hawq-v2,hawq-v3,limpq,zeroq,quanos"
+DIGITS: dict[str, Any] = {
+    "model": f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn", "data": "digits", "jobs": 2,
+    "pretrain_epochs": 20, "epochs": 6, "finetune_epochs": 6, "importance_steps": 60,
+}  # fmt: skip
+RESNET20: dict[str, Any] = {
+    "model": f"{ROOT}/sample_models/resnet_cifar/model.py:resnet20", "data": f"{ROOT}/benchmarks/systems.py:cifar_part",
+    "jobs": 1, "epochs": 0.0128, "finetune_epochs": 0.0128, "learning_rate": 0.01, "batch_size": 64, "amp": "bf16",
+    "allocation_samples": 128, "hessian_steps": 10, "importance_steps": 10,
+}  # fmt: skip
+TEST_IMAGES = 2000
 
-`python -m benchmarks.systems FOLDER`: `csqtool compare` of `sample_models/digits_cnn` (8,032 weights) on the bundled
-digits (1,347 training and 450 test images), 2 planes a weight on average, 8-bit activations. All start from one float
-network, trained for 20 epochs{level}. `csq` and `bsq` search for 6 epochs and finetune for 6;
-allocators and `lsq` train for 12 at their scheme. Seed 0 alone, one thread, a machine of two cores that others used
-too: seconds compare poorly, and with one seed and 450 images differences below a point mean nothing.
 
-{table}
-Planes that learned step sizes train at a scheme of the float model did better here than those that `csq` and `bsq`
-search in so few epochs, and the allocators hardly differ from each other, nor from equal planes (`lsq`).
-
-Every ONNX and `.csq` file was verified by `csqtool verify` against PyTorch, on all test images.
-
-Rows that are missing: HAQ (a reinforcement learner), the multi-task GP, ZAQ and LQ-Nets are not in csqtool; nor is
-LIMPQ. `hawq`, `hawq-v2`, `hawq-v3`, `zeroq` and `quanos` allot planes as [methods](../../docs/methods.md#allocators)
-says, and `lsq` trains at their schemes: their own quantizers and finetuning are not repeated. ResNet-20 and VGG19-BN on
-CIFAR-10, and DoReFa and STE-Uniform, were not run.
-"""
+def cifar_part() -> DataSource:
+    """Return CIFAR-10 from the folder in the variable CIFAR10, with its first test images alone."""
+    source = load_data(f"cifar10:{os.environ['CIFAR10']}")
+    return replace(source, test=FirstSamples(source.test, TEST_IMAGES))
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    methods = (sys.argv[2] if len(sys.argv) > 2 else METHODS).split(",")
-    model = f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn"
-    found = csqtool.compare(model, folder, data="digits", methods=methods, jobs=2, progress=True, **SETTINGS)
-    metric = found.sweep.metric_float
-    level = "" if metric is None else f" (accuracy {metric:.4f})"
-    (ROOT / "benchmarks" / "results" / "systems.md").write_text(TEXT.format(level=level, table=found.table()))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=["digits", "resnet20"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("methods", nargs="?", default=METHODS)
+    parser.add_argument("--weights")
+    given = parser.parse_args()
+    settings = dict(DIGITS if given.network == "digits" else RESNET20)
+    settings |= {"target_bits": 2, "act_bits": 8} | ({"weights": given.weights} if given.weights else {})
+    model = settings.pop("model")
+    found = csqtool.compare(model, given.folder, methods=given.methods.split(","), progress=True, **settings)
+    place = re.compile(rf"(<!-- table of {given.network} -->\n).*?(<!-- end of table -->)", re.DOTALL)
+    before = RESULTS.read_text()
+    RESULTS.write_text(place.sub(lambda marks: marks[1] + found.table() + marks[2], before))
     print(found.table())
 
 

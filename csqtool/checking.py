@@ -65,6 +65,8 @@ class CheckReport:
         float32_bytes: size of the float32 model as ONNX.
         seconds_an_epoch: time of a training step with activation quantizers, times the steps of an epoch.
         peak_bytes: memory of this process at its peak; 0 where that is not known.
+        multiplications: of a sample with quantized weights.
+        bit_operations: multiplications × bits of the weight × bits of its input, at as many planes in each layer.
         verification: of the exported ONNX file.
     """
 
@@ -82,6 +84,8 @@ class CheckReport:
     float32_bytes: int
     seconds_an_epoch: float
     peak_bytes: int
+    multiplications: int
+    bit_operations: int
     verification: VerifyReport
 
     @property
@@ -174,6 +178,8 @@ def check(
             float32_bytes=done.float32_bytes,
             seconds_an_epoch=_seconds_an_epoch(session),
             peak_bytes=_peak_bytes(),
+            multiplications=sum(network.multiplications.values()),
+            bit_operations=(planes + 1) * sum(network.bit_operations.values()),
             verification=verification,
         )
 

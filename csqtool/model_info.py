@@ -69,6 +69,7 @@ class MethodInfo(msgspec.Struct, frozen=True):
         name: the search method.
         target_bits: the budget, in planes a weight.
         target_size: the budget in bytes instead, such as ``60KB``.
+        target_bops: the budget in bit operations a sample instead, such as ``1.5G``; not written where there is none.
         act_bits: bits of the activations that feed weights; None is float.
         epochs: epochs of the search.
         finetune_epochs: epochs with the scheme fixed.
@@ -82,6 +83,7 @@ class MethodInfo(msgspec.Struct, frozen=True):
     epochs: float | None = None
     finetune_epochs: float | None = None
     seed: int | None = None
+    target_bops: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Metrics(msgspec.Struct, frozen=True):

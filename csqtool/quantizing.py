@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from csqtool.data import DataSource, as_source, batches_of, training_batches
 from csqtool.data.data_source import Part
 from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import Stream
+from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError
 from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
 from csqtool.files import temporary_folder
@@ -128,6 +130,8 @@ def calibration_source(data: DataSource, samples: int) -> DataSource:
     train: Part = data.train
     if isinstance(train, Stream):
         train = Stream(FirstBatches(train, samples), train.name, train.names)
+    elif isinstance(train, Synthetic):
+        train = train.limited(samples)
     elif len(train) > samples:
         train = FirstSamples(train, samples)
     return replace(data, train=train, test=train, task=Unlabelled(data.task))
@@ -156,7 +160,7 @@ def quantize(
         config: the settings; of a search, those of the budget and of what is quantized are used.
         samples: how many training samples are read.
         steps: of the reconstruction; 0 rounds to the nearest.
-        batch_norm: re-estimate BatchNorm's statistics on the samples, augmented as in training.
+        batch_norm: re-estimate BatchNorm's statistics on the samples, augmented as in training; not without data.
         reconstruct: what is trained, a key of `csqtool.reconstruction.RECONSTRUCTIONS`.
         ranges: how activation ranges follow from histograms, a key of `csqtool.nn.ranges.RANGES`.
         data: training data; labels are not looked at.
@@ -170,6 +174,8 @@ def quantize(
     with temporary_folder() as folder:
         limited = calibration_source(data, samples)
         directory = RunDirectory(folder / "run")
+        if isinstance(limited.train, Synthetic):
+            batch_norm = False  # its statistics are what the inputs are made from
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
         return _Quantizing(session, told, reconstruct).result(steps, batch_norm=batch_norm, ranges=ranges)
 
@@ -190,7 +196,8 @@ class _Quantizing:
         info = self.session.info()
         info = info.replace(method=MethodInfo(
             name="post-training", target_bits=config.target_bits, target_size=config.target_size,
-            act_bits=config.act_bits, epochs=0.0, finetune_epochs=0.0, seed=config.seed))  # fmt: skip
+            act_bits=config.act_bits, epochs=0.0, finetune_epochs=0.0, seed=config.seed,
+            target_bops=config.target_bops or msgspec.UNSET))  # fmt: skip
         check_files_ahead(network, info)
         network.net.to(self.device)
         if batch_norm:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from csqtool import csq
 from csqtool.errors import ExportError
@@ -65,10 +69,13 @@ def compression_text(model: QuantizedModel) -> str:
     ])  # fmt: skip
 
 
-def target_text(target_bits: float | None, target_size: str | None) -> str:
-    """Return the target of a search: ``target 3 bits``, ``target 60KB``."""
-    if target_size is not None:
-        return f"target {target_size}"
+def target_text(settings: Mapping[str, Any]) -> str:
+    """Return the target of a search from its settings: ``target 3 bits``, ``target 60KB``, ``target 1.5G BOPs``."""
+    target_bits = settings["target_bits"]
+    if settings["target_size"] is not None:
+        return f"target {settings['target_size']}"
+    if settings.get("target_bops"):
+        return f"target {settings['target_bops']} BOPs"
     return "no target" if target_bits is None else f"target {target_bits:g} bits"
 
 
@@ -98,7 +105,7 @@ def origin_text(model: QuantizedModel) -> str:
         return "\n".join([*lines, "method     not recorded"])
     activations = "float" if method.act_bits is None else f"{method.act_bits} bits"
     seed = "" if method.seed is None else f", seed {method.seed}"
-    target = target_text(method.target_bits, method.target_size)
+    target = target_text(msgspec.structs.asdict(method))
     return "\n".join([*lines, f"method     {method.name}, {target}, activations {activations}{seed}"])
 
 

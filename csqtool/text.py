@@ -45,6 +45,32 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes:,} B"
 
 
+_OPERATION_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_operations(text: str | int) -> int:
+    """Return a number of operations: ``1.5G`` is 1,500,000,000.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)\s*", str(text))
+    if not match or len(match[1]) > 30:
+        raise ConfigError(f"{str(text)[:40]!r} is no count of operations; write a number, with or without K, M, G or T")
+    operations = float(match[1]) * _OPERATION_UNITS[match[2].upper()]
+    if not operations < 2**53:  # sums stay exact in float64
+        raise ConfigError(f"{str(text)[:40]} operations are more than any network has")
+    return int(operations)
+
+
+def operations(count: float) -> str:
+    """Return a number of operations in a few digits, such as ``1.312 G``."""
+    for unit in ("T", "G", "M", "K"):
+        if count >= _OPERATION_UNITS[unit]:
+            return f"{count / _OPERATION_UNITS[unit]:.4g} {unit}"
+    return f"{count:.4g}"
+
+
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}
 
 

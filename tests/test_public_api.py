@@ -199,7 +199,7 @@ def test_what_cannot_be_rebuilt_from_names_asks_for_the_object(
         ({"model": "x.py:y"}, "needs data"),
         ({"model": 5, "data": "digits"}, "give a torch.nn.Module"),
         ({"model": "x.py:y", "data": "digits", "target_bit": 3}, "did you mean 'target_bits'"),
-        ({"model": "x.py:y", "data": "digits"}, "give either target bits or a target size"),
+        ({"model": "x.py:y", "data": "digits"}, "give either target bits, a target size or target bops"),
         ({"model": "missing.py:y", "data": "digits", "target_bits": 3}, "no such file: missing.py"),
         ({"resume": "runs/a", "run": "runs/b"}, "leave out run"),
     ],

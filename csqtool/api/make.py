@@ -55,8 +55,8 @@ def search(
         check: first export and verify the untrained network, as `csqtool.check` does, and tell `progress` the result.
         trust_factory: factories that files may name although they are not the user's own code, see `csqtool.trust`.
         progress: True shows a bar in terminals and plain lines elsewhere; or an object that is told of every step.
-        settings: ``target_bits`` or ``target_size``, ``act_bits``, ``method``, ``epochs`` and so on, with the names
-            of the command's options; see `csqtool.SearchConfig`.
+        settings: ``target_bits``, ``target_size`` or ``target_bops``, ``act_bits``, ``method``, ``epochs`` and so on,
+            with the names of the command's options; see `csqtool.SearchConfig`.
 
     Returns:
         The result; its `finalize()` gives the integers.
@@ -123,8 +123,9 @@ def check(
     """
     from csqtool import checking
     from csqtool.searching.config import SearchConfig
+    from csqtool.searching.targets import has_target
 
-    if not {"target_bits", "target_size"} & settings.keys():
+    if not has_target(settings):
         settings["target_bits"] = 3.0
     named_model, module = named_or_module(model)
     source, named_data = named_or_source(data, train, test, task, settings.get("batch_size"))
@@ -161,8 +162,8 @@ def quantize(
             ``min-max``.
         task: the task that the file records, as in `search`.
         progress: as in `search`.
-        settings: ``target_bits`` (planes a weight on average, without the sign) or ``target_size``, ``act_bits``,
-            ``weights``, ``pin``, ``exclude``, ``min_bits``, ``max_bits``, ``batch_size``, ``seed``, ``device`` …
+        settings: ``target_bits`` (planes a weight on average, without the sign), ``target_size`` or ``target_bops``,
+            ``act_bits``, ``weights``, ``pin``, ``exclude``, ``min_bits``, ``max_bits``, ``batch_size``, ``seed`` …
 
     Raises:
         InputError: the model, the data or a setting cannot be used, or the budget cannot be met.

@@ -26,6 +26,7 @@ def sweep(
     methods: str | Iterable[str] = ("csq",),
     target_sizes: str | Iterable[str] = (),
     target_bits: float | Iterable[float] = (),
+    target_bops: str | Iterable[str] = (),
     seeds: int | Iterable[int] = (0,),
     jobs: int | None = None,
     cluster: str | None = None,
@@ -49,6 +50,7 @@ def sweep(
         methods: names, see `methods`; ``csq+entropy`` is csq whose result is finetuned with entropy.
         target_sizes: budgets in bytes of the packed file, such as ``60KB``.
         target_bits: budgets in planes a weight on average.
+        target_bops: budgets in bit operations a sample, such as ``1.5G``.
         seeds: whole numbers; a run for each.
         jobs: runs at a time; None takes the machine's cores, and 1 if model or data are objects.
         cluster: the address of a Ray cluster that carries the runs out, such as ``auto`` (extra ``ray``); all its
@@ -84,6 +86,7 @@ def sweep(
         methods=_several(methods, str),
         target_sizes=_several(target_sizes, str),
         target_bits=_several(target_bits, (int, float)),
+        target_bops=_several(target_bops, str),
         seeds=_several(seeds, int),
     )
     folder = Path(run)
@@ -103,6 +106,7 @@ def compare(
     methods: str | Iterable[str] = ("csq", "measured", "hawq-v3"),
     target_bits: float | None = None,
     target_size: str | None = None,
+    target_bops: str | None = None,
     seeds: int | Iterable[int] = (0,),
     jobs: int | None = None,
     cluster: str | None = None,
@@ -122,8 +126,9 @@ def compare(
         model: as in `search`.
         run: the folder, see `csqtool.comparing`.
         methods: names, see `methods`; ``hawq-v3+csq`` is hawq-v3 whose scheme is trained with csq.
-        target_bits: the budget in planes a weight on average; give this or the next.
+        target_bits: the budget in planes a weight on average; give this or one of the next two.
         target_size: the budget in bytes of the packed file, such as ``60KB``.
+        target_bops: the budget in bit operations a sample, such as ``1.5G``.
         seeds: as in `sweep`.
         jobs: as in `sweep`.
         cluster: as in `sweep`.
@@ -145,9 +150,10 @@ def compare(
     """
     from csqtool.comparing import ship
 
-    if (target_bits is None) == (target_size is None):
-        raise ConfigError("compare needs one budget: give either target bits or a target size")
-    budget: dict[str, Any] = {"target_bits": target_bits} if target_size is None else {"target_sizes": target_size}
+    budgets = {"target_bits": target_bits, "target_sizes": target_size, "target_bops": target_bops}
+    budget: dict[str, Any] = {name: value for name, value in budgets.items() if value is not None}
+    if len(budget) != 1:
+        raise ConfigError("compare needs one budget: give either target bits, a target size or target bops")
     source, _ = named_or_source(data, train, test, task, settings.get("batch_size"))
     trusted = [trust_factory] if isinstance(trust_factory, str) else list(trust_factory)
     trusted += [name for name in (model, data) if isinstance(name, str) and ":" in name]  # the runs' files name them

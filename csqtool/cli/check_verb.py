@@ -11,7 +11,7 @@ from csqtool.cli.output import print_json, show, tell, verdict
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import Row, reference
-from csqtool.text import size, table
+from csqtool.text import operations, size, table
 
 if TYPE_CHECKING:
     from csqtool.checking import CheckReport
@@ -60,6 +60,8 @@ def _text(report: CheckReport) -> str:
         f"integers     {report.integer_share:.0%} of onnxruntime's compute nodes",
         f"sizes        .csq {size(report.csq_bytes)}, ONNX {size(report.onnx_bytes)}, "
         f"float32 {size(report.float32_bytes)}",
+        f"operations   {operations(report.multiplications)} multiplications a sample, "
+        f"{operations(report.bit_operations)} bit operations",
         f"an epoch     about {report.seconds_an_epoch:.3g} s here; gates take up to half as much in addition",
         f"memory       {report.peak_bytes / 1e6:,.0f} MB at the peak",
     ]

@@ -11,6 +11,7 @@ from csqtool.cli.output import OUTPUT, show
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import QUANTIZE_SETTINGS, Row, reference
+from csqtool.searching.targets import has_target
 
 
 def _rows() -> list[Row]:
@@ -42,7 +43,7 @@ def quantize(model: str, output: Path, **values: Any) -> None:
     """
     settings = given({"model": model, **values})
     needed = {"--data": "data" in settings,
-              "--target-bits or --target-size": bool({"target_bits", "target_size"} & settings.keys())}  # fmt: skip
+              "--target-bits, --target-size or --target-bops": has_target(settings)}  # fmt: skip
     if missing := [name for name, there in needed.items() if not there]:
         raise ConfigError(f"quantize needs {', '.join(missing)}")
     import csqtool

@@ -52,7 +52,7 @@ def _summary(result: PipelineResult, page: Path) -> str:
     model = read_finalized(result.finalized)
     metric_name = model.info.metrics.name if model.info.metrics else "metric"
     config = result.pipeline.config
-    act_bits, target = config.act_bits, target_text(config.target_bits, config.target_size)
+    act_bits, target = config.act_bits, target_text(vars(config))
     rows: list[tuple[object, ...]] = []
     for name, path in result.exports.items():
         facts, report = result.facts[name], result.reports[name]

@@ -14,6 +14,8 @@ from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.cli.trust_option import trust_option
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import finetune_reference, reference
+from csqtool.searching.targets import has_target
+from csqtool.text import operations
 
 if TYPE_CHECKING:
     from csqtool.searching.result import SearchResult
@@ -45,7 +47,7 @@ def search(
     settings = given({"model": model, **values})
     if resume is None:
         needed = {"MODEL": "model" in settings, "--data": "data" in settings, "-o": output is not None,
-                  "--target-bits or --target-size": bool({"target_bits", "target_size"} & set(settings))}  # fmt: skip
+                  "--target-bits, --target-size or --target-bops": has_target(settings)}  # fmt: skip
         if missing := [name for name, there in needed.items() if not there]:
             raise ConfigError(f"search needs {', '.join(missing)} (or --resume RUN)")
     elif output is not None:
@@ -83,9 +85,12 @@ def _print_summary(found: SearchResult, as_json: bool) -> None:
         print_json(documents.plain(summary))
         return
     before = "" if summary.metric_float is None else f"float {summary.metric_float:.4f} → "
-    unit = {"bytes": "bytes packed", "layers": "planes a layer", "elements": "planes a weight"}[summary.budget_unit]
+    unit = {"bytes": "bytes packed", "layers": "planes a layer", "elements": "planes a weight",
+            "bops": "bit operations"}[summary.budget_unit]  # fmt: skip
     show(f"{summary.metric_name}  {before}{summary.metric:.4f}")
     show(f"budget     {summary.cost:,.6g} {unit} of {summary.budget:,.6g}")
     show(f"precision  {summary.average_precision:.3f} planes a weight")
     show(f"bit width  {summary.average_bit_width:.3f} bits a weight in two's complement")
+    if summary.bops:
+        show(f"operations {operations(summary.bops)} bit operations a sample in the quantized layers")
     tell(f"next: csqtool finalize {found.run} -o model.safetensors")

@@ -15,10 +15,11 @@ from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.cli.trust_option import trust_option
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import Row, reference
+from csqtool.searching.targets import TARGETS
 
 FOLDER = click.Path(path_type=Path)
 # A sweep has lists of these, or makes them.
-LISTED = ("method", "target_bits", "target_size", "seed", "finetune_with")
+LISTED = ("method", *TARGETS, "seed", "finetune_with")
 
 
 def _rows() -> list[Row]:
@@ -68,6 +69,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Budgets: sizes of the packed file, such as 40KB,60KB.")  # fmt: skip
 @click.option("--target-bits", type=Listed(float, "numbers"), default="", metavar="PLANES,…",
               help="Budgets: planes a weight on average, such as 2,3.")  # fmt: skip
+@click.option("--target-bops", type=Listed(str, "numbers"), default="", metavar="COUNT,…",
+              help="Budgets: bit operations a sample, such as 1.5G,2G.")  # fmt: skip
 @run_options
 def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
     """Search MODEL at several budgets, with several methods and seeds, and show accuracy against bytes.
@@ -75,7 +78,7 @@ def sweep(model: str, output: Path, as_json: bool, **values: Any) -> None:
     Each run is a search, finalized and packed. The same command goes on with a sweep that was stopped, and does what
     is missing. Methods of fixed bits train for as many epochs as the others search and finetune together.
     """
-    lists = ("methods", "target_sizes", "target_bits", "seeds")
+    lists = ("methods", "target_sizes", "target_bits", "target_bops", "seeds")
     own = {name: values.pop(name) for name in (*lists, "jobs", "cluster")}
     settings = given(values)
     if "data" not in settings:

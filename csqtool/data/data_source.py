@@ -14,6 +14,7 @@ from csqtool.data.datasets import Batch, Dataset, SelfAugmenting, take
 from csqtool.data.named import Names, with_names
 from csqtool.data.preprocessing import Preprocessing
 from csqtool.data.streams import READING_SEED, Stream, is_finite
+from csqtool.data.synthetic import Synthetic
 from csqtool.errors import ConfigError
 from csqtool.task import Task, as_task, task_by_name
 
@@ -75,11 +76,20 @@ class DataSource:
         return self
 
     def for_model(self, model: nn.Module) -> DataSource:
-        """Return these data with samples and batches that are dicts split by the names of the model's parameters."""
+        """Return these data as the model takes them: dicts are split by the names of its parameters.
+
+        Raises:
+            InputError: no data were given, and none can be made for this model.
+        """
         names = Names.of(model)
+
+        parts = (self.train, self.test)
+        made = {one: one.made_for(model, self.task) for one in parts if isinstance(one, Synthetic)}  # equal ones once
 
         def part(name: str) -> Part:
             own = getattr(self, name)
+            if isinstance(own, Synthetic):
+                return made[own]
             if isinstance(own, Stream):
                 return Stream(own.loader, own.name, names)
             return own if isinstance(own, NotGiven) else with_names(own, names, self.part_name(name))

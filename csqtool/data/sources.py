@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from csqtool.data.npz import read_arrays
 from csqtool.data.parts import array_dataset, as_part, readable
 from csqtool.data.shards import LAYOUT as SHARDS
 from csqtool.data.shards import load_shards
+from csqtool.data.synthetic import EXAMPLE, Synthetic, checked_task, parse_shape
 from csqtool.errors import ConfigError, DataError, InputError, nearest
 from csqtool.factories import call_factory, find_source, split_spec
 from csqtool.task import Task, as_task
@@ -32,8 +33,8 @@ def load_data(
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``imagefolder:DIR``, ``webdataset:DIR``, ``npz:FILE``,
-            or a factory ``file.py:name`` / ``module:name`` that returns (train, test), (train, test, task) or a
-            `DataSource`; its parts are what `as_part` takes. Options follow a question mark:
+            ``none:3x32x32``, or a factory ``file.py:name`` / ``module:name`` that returns (train, test), (train, test,
+            task) or a `DataSource`; its parts are what `as_part` takes. Options follow a question mark:
             ``imagefolder:DIR?size=96&resize=112``.
         task: ``classification`` or ``regression``, for ``npz`` files and factories that name none, or an object of
             the `Task` protocol, which takes the place of the data's own.
@@ -47,6 +48,8 @@ def load_data(
     kind, _, rest = spec.partition(":")
     if spec == "digits":
         source = _digits()
+    elif kind == "none":
+        source = _none(spec, task)
     elif kind in FILE_SOURCES and rest:
         if recorded and rest.startswith(("\\\\", "//")):
             raise DataError(
@@ -56,7 +59,7 @@ def load_data(
     elif ":" in spec and (spec.rpartition(":")[0].endswith(".py") or kind not in FILE_SOURCES):
         source = _from_factory(spec, task, near, recorded)
     else:
-        known = ["digits", *(f"{name}:PATH" for name in FILE_SOURCES), "file.py:factory"]
+        known = ["digits", EXAMPLE, *(f"{name}:PATH" for name in FILE_SOURCES), "file.py:factory"]
         raise ConfigError(f"unknown data {spec!r}; {nearest(spec, known)}")
     return replace(source, source=spec).with_task(task)
 
@@ -92,16 +95,35 @@ class FileSource:
     options: tuple[str, ...] = ()
 
 
-def _from_file(kind: FileSource, spec: str, task: str | Task | None, near: Path | None) -> DataSource:
+def whole_options(spec: str, allowed: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """Split a source like `split_options` into text and options, which must be whole numbers with known names.
+
+    Raises:
+        ConfigError: one is not.
+    """
     plain, given = split_options(spec)
     options = {}
     for name, value in given.items():
-        if name not in kind.options:
-            known = nearest(name, kind.options) if kind.options else "there are none for these data"
+        if name not in allowed:
+            known = nearest(name, allowed) if allowed else "there are none for these data"
             raise ConfigError(f"{spec}: unknown option {name!r}; {known}")
         if not value.isdecimal():
             raise ConfigError(f"{spec}: {name} must be a whole number, got {value!r}")
         options[name] = int(value)
+    return plain, options
+
+
+def _none(spec: str, task: str | Task | None) -> DataSource:
+    plain, options = whole_options(spec, ("samples", "steps"))
+    for name, least in (("samples", 2), ("steps", 1)):
+        if not least <= options.get(name, least) <= 1 << 16:
+            raise ConfigError(f"{spec}: {name} must be {least} to {1 << 16}, got {options[name]}")
+    made = Synthetic(parse_shape(plain), **options)
+    return DataSource(plain, made, made, checked_task(task))
+
+
+def _from_file(kind: FileSource, spec: str, task: str | Task | None, near: Path | None) -> DataSource:
+    plain, options = whole_options(spec, kind.options)
     path = plain.partition(":")[2]
     for folder in [Path(), *(near.resolve().parents if near else [])]:
         if (folder / path).exists():

@@ -19,6 +19,7 @@ from csqtool.nn.sites import Site, Sites
 
 FOLDING_OPS = ("conv1d", "conv2d", "conv3d", "linear")  # output channels on axis 0: BatchNorm folds into a scale
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")  # none of their integer kernels returns float
+FLOAT_BITS = 32
 FUSED_ACTIVATIONS = ("relu", "relu6", "hardtanh", "clamp")  # run in one kernel with the layer and the quantizer
 
 
@@ -49,6 +50,21 @@ class Placement:
     input: str | None
     layer_inputs: dict[str, str]
     batch_norms: dict[str, str]
+
+
+def input_bits(recorded: Sites, placement: Placement) -> dict[str, int]:
+    """Return the bits of what each weight is multiplied by, the largest if there are several; 32 for float values.
+
+    Weights whose layers are seen only as a part of a larger operation, such as an attention, are left out.
+    """
+    found: dict[str, int] = {}
+    for site in recorded.sites:
+        if site.weight is None:
+            continue
+        source = _source(site.inputs[0])
+        bits = placement.outputs.get(source.name, FLOAT_BITS) if source else 8 if placement.input else FLOAT_BITS
+        found[site.weight] = max(bits, found.get(site.weight, 0))
+    return found
 
 
 def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:

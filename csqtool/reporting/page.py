@@ -26,7 +26,7 @@ from csqtool.reporting.sweeps import view as view_of_sweep
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import LogEntry
 from csqtool.summaries import preprocessing_text, target_text
-from csqtool.text import printable, size
+from csqtool.text import operations, printable, size
 from csqtool.verifying.findings import LEVELS, VerifyReport
 from csqtool.version import __version__
 
@@ -152,6 +152,8 @@ def _cards(subject: Subject) -> list[tuple[str, str, str]]:
         weights = sum(layer.elements for layer in layers)
         bits, planes = (sum(getattr(x, k) * x.elements for x in layers) / weights for k in ("bit_width", "precision"))
         cards.append((f"{bits:.3f}", "bits a weight", f"{planes:.3f} planes, {_target(subject)}"))
+    if subject.summary is not None and subject.summary.bops:
+        cards.append((operations(subject.summary.bops), "bit operations", "a sample, in the quantized layers"))
     floats = _float_bytes(subject)
     cards += [
         (size(e.size_bytes), e.path.name, f"{floats / e.size_bytes:.1f} × below float32" if floats else "")
@@ -164,7 +166,7 @@ def _cards(subject: Subject) -> list[tuple[str, str, str]]:
 
 def _target(subject: Subject) -> str:
     settings = _settings(subject)
-    return target_text(settings["target_bits"], settings["target_size"]) if settings else "target not recorded"
+    return target_text(settings) if settings else "target not recorded"
 
 
 def _settings(subject: Subject) -> dict[str, Any]:
@@ -350,7 +352,8 @@ def pipeline_text(subject: Subject) -> str | None:
     if subject.config is None:
         return None
     config = subject.config.to_json()
-    deciding = ("recipe", "optimizer", "method", "target_bits", "target_size", "finetune_with", "finetune_epochs")
+    deciding = ("recipe", "optimizer", "method", "target_bits", "target_size", "target_bops", "finetune_with",
+                "finetune_epochs")  # fmt: skip
     chosen = {key: config[key] for key in deciding if key in config}
     defaults = SearchConfig.make(**chosen).to_json()
     first = SearchConfig.make(target_bits=1, recipe=config["recipe"]).to_json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from csqtool.errors import ConfigError
 from csqtool.searching.config import SearchConfig
-from csqtool.text import parse_size
+from csqtool.text import operations, parse_operations, parse_size
 
 # The planes that each layer keeps, ascending, by parameter name.
 Scheme = Mapping[str, tuple[int, ...]]
@@ -31,17 +31,19 @@ def deployed_bits(exponents: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """The limit on the planes, or bytes, of all layers together.
+    """The limit on the planes, bytes or bit operations of all layers together.
 
     Attributes:
         elements: number of weights a layer, by parameter name.
         min_planes, max_planes: how many planes a layer must and may keep, by parameter name.
         limit: the largest cost allowed.
         unit: the unit of cost. ``elements``: average precision, weighted by elements. ``layers``: its plain mean over
-            layers, as in the CSQ paper's compression rates. ``bytes``: bytes of the packed file.
+            layers, as in the CSQ paper's compression rates. ``bytes``: bytes of the packed file. ``bops``: bit
+            operations of a sample, multiplications × bits of the weight × bits of its input.
         fixed_bytes: bytes of the packed file that do not depend on planes; only for the unit ``bytes``.
         layer_bytes: returns the bytes of a layer's integers at given planes; only for the unit ``bytes``. They depend
             on the weights; without it, the upper bound `max_bytes` is used.
+        bit_operations: of each layer for each bit of its weights; only for the unit ``bops``.
         reaches_zero: whether training can make integers take as few bytes as wanted, down to none but zeros.
     """
 
@@ -52,6 +54,7 @@ class Budget:
     unit: str = "elements"
     fixed_bytes: int = 0
     layer_bytes: Callable[[str, tuple[int, ...]], int] | None = None
+    bit_operations: Mapping[str, int] = field(default_factory=dict)
     reaches_zero: bool = False
 
     def __post_init__(self) -> None:
@@ -77,28 +80,37 @@ class Budget:
 
     @cached_property
     def target_bits(self) -> float:
-        """The average precision that uses up the budget; for bytes, interpolated between uniform schemes."""
-        if self.unit != "bytes":
+        """The average precision that uses up the budget; not of planes, interpolated between uniform schemes."""
+        if self.counts_planes:
             return self.limit
         schemes = [self.uniform(bits) for bits in range(1, 9)]
         averages = [self.average({name: len(exponents) for name, exponents in scheme.items()}) for scheme in schemes]
         return float(np.interp(self.limit, [self.cost(scheme) for scheme in schemes], averages))
+
+    @property
+    def counts_planes(self) -> bool:
+        """Whether the limit is an average of planes."""
+        return self.unit in ("elements", "layers")
 
     def uniform(self, bits: int) -> dict[str, tuple[int, ...]]:
         """Return the scheme with `bits` planes in every layer, within each layer's bounds."""
         return {name: uniform(min(max(bits, self.min_planes[name]), high)) for name, high in self.max_planes.items()}
 
     def cost(self, scheme: Scheme) -> float:
-        """Return the cost of a scheme: planes a weight (or a layer), or bytes."""
-        if self.unit != "bytes":
+        """Return the cost of a scheme: planes a weight (or a layer), bytes or bit operations."""
+        if self.unit == "bops":
+            return sum(self.layer_cost(name, exponents) for name, exponents in scheme.items())
+        if self.counts_planes:
             return self.average({name: len(exponents) for name, exponents in scheme.items()})
         if self.layer_bytes is None:
             return self.fixed_bytes + self._max_bytes(scheme)
         return self.fixed_bytes + sum(self.layer_bytes(name, exponents) for name, exponents in scheme.items())
 
     def layer_cost(self, name: str, exponents: tuple[int, ...]) -> float:
-        """Return what a layer adds to a sum that must not exceed `room`: whole numbers of planes or bytes."""
-        if self.unit != "bytes":
+        """Return what a layer adds to a sum that must not exceed `room`, a whole number."""
+        if self.unit == "bops":
+            return self.bit_operations[name] * deployed_bits(exponents)
+        if self.counts_planes:
             return len(exponents) * (1 if self.unit == "layers" else self.elements[name])
         return (
             max_bytes(self.elements[name], exponents) if self.layer_bytes is None else self.layer_bytes(name, exponents)
@@ -107,7 +119,7 @@ class Budget:
     @property
     def room(self) -> float:
         """The largest sum of `layer_cost` over all layers within the limit."""
-        if self.unit == "bytes":
+        if not self.counts_planes:
             return self.limit - self.fixed_bytes
         total = len(self.elements) if self.unit == "layers" else sum(self.elements.values())
         whole = math.floor(self.limit * total)
@@ -129,12 +141,15 @@ class Budget:
     @property
     def tolerance(self) -> float:
         """How much of the budget may stay unused: 0.02 planes a weight (or a layer)."""
-        return 0.02 if self.unit != "bytes" else 0.02 * sum(self.elements.values()) / 8
+        counted = {"bytes": sum(self.elements.values()) / 8, "bops": sum(self.bit_operations.values())}
+        return 0.02 * counted.get(self.unit, 1)
 
     def describe(self, cost: float) -> str:
         """Return a cost with its unit."""
         if self.unit == "bytes":
             return f"{cost:,.0f} bytes"
+        if self.unit == "bops":
+            return f"{operations(cost)} bit operations"
         return f"{cost:.4g} planes a {'weight' if self.unit == 'elements' else 'layer'}"
 
 
@@ -148,13 +163,20 @@ def max_bytes(elements: int, exponents: tuple[int, ...]) -> int:
     return math.ceil(taken / 8) * 8
 
 
-def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: int | None = None) -> Budget:
+def make_budget(
+    config: SearchConfig,
+    elements: Mapping[str, int],
+    fixed_bytes: int | None = None,
+    *,
+    bit_operations: Mapping[str, int] | None = None,
+) -> Budget:
     """Return the budget that a configuration asks for.
 
     Args:
         config: the settings.
         elements: number of weights a layer, by parameter name.
         fixed_bytes: bytes of the packed file without its integers, if the target is a size.
+        bit_operations: of each layer for each bit of its weights, if the target is one of them.
 
     Raises:
         ConfigError: a pattern matches no layer, or no scheme within the layers' bounds can meet the target.
@@ -171,6 +193,10 @@ def make_budget(config: SearchConfig, elements: Mapping[str, int], fixed_bytes: 
         assert fixed_bytes is not None
         size = parse_size(config.target_size)
         return Budget(elements, min_planes, max_planes, size, "bytes", fixed_bytes, reaches_zero=config.counts_bytes)
+    if config.target_bops is not None:
+        assert bit_operations is not None
+        limit = parse_operations(config.target_bops)
+        return Budget(elements, min_planes, max_planes, limit, "bops", bit_operations=bit_operations)
     assert config.target_bits is not None
     budget = Budget(elements, min_planes, max_planes, config.target_bits, config.budget_weighting)
     max_cost = budget.cost({name: uniform(bits) for name, bits in max_planes.items()})
@@ -188,7 +214,7 @@ def uniform_scheme(budget: Budget, *, method: str) -> dict[str, tuple[int, ...]]
     Raises:
         ConfigError: the target is a fraction of planes, which a uniform scheme cannot have.
     """
-    if budget.unit != "bytes" and budget.limit != int(budget.limit):
+    if budget.counts_planes and budget.limit != int(budget.limit):
         raise ConfigError(f"{method} gives every layer the same bits: target bits must be whole, got {budget.limit:g}")
 
     fitting = [bits for bits in range(1, 9) if budget.cost(budget.uniform(bits)) <= budget.limit]

@@ -21,7 +21,7 @@ from csqtool.searching.options import (
     option_owners,
 )
 from csqtool.searching.recipes import recipe_defaults
-from csqtool.text import parse_size
+from csqtool.searching.targets import check_target
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,18 @@ class SearchConfig:
     model: Annotated[str | None, Setting("Factory of the model: file.py:name or module:name.")] = None
     data: Annotated[
         str | None,
-        Setting("digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, webdataset:DIR, npz:FILE or file.py:factory."),
+        Setting(
+            "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, webdataset:DIR, npz:FILE, none:3x32x32 or "
+            "file.py:factory."
+        ),
     ] = None
     target_bits: Annotated[
         float | None, Setting("Budget: planes a weight on average, 1 to 8; it is never exceeded.")
     ] = None
     target_size: Annotated[str | None, Setting("Budget: size of the packed file, such as 60KB.")] = None
+    target_bops: Annotated[
+        str | None, Setting("Budget: bit operations a sample, such as 1.5G; multiplications × weight × input bits.")
+    ] = None
     size_profile: Annotated[
         Literal["archival", "inference"],
         Setting("What a target size counts: the file that pack writes (archival), or that of pack --inference."),
@@ -172,22 +178,11 @@ class SearchConfig:
 
     def _check_together(self) -> None:
         """Check settings that depend on each other."""
-        if (self.target_bits is None) == (self.target_size is None):
-            raise ConfigError("give either target bits or a target size, and not both")
+        check_target(vars(self))
         if not self.epochs and not method_kind(self.method).allocates:
             raise SettingError("epochs", "must be above 0, got 0")
         if self.counts_bytes:
             self._check_counting_bytes()
-        if self.target_bits is not None and not 1 <= self.target_bits <= self.planes:
-            wanted = f"must be 1 to {self.planes} (the planes of a search)"
-            raise SettingError("target_bits", f"{wanted}, got {self.target_bits:g}")
-        if self.target_size is not None:
-            if parse_size(self.target_size) <= 0:
-                raise SettingError("target_size", "must be above 0")
-            if self.budget_weighting != "elements":
-                raise ConfigError("a target size counts bytes: leave out the budget weighting, or give target bits")
-        elif self.size_profile != "archival":
-            raise SettingError("size_profile", "says what a target size counts: give a target size")
         if self.min_bits > self.max_bits:
             raise ConfigError(f"min bits and max bits must be in order, got {self.min_bits} and {self.max_bits}")
         if not all(1 <= bits <= self.planes for bits in self.pin.values()):

@@ -1,4 +1,4 @@
-"""The cost of a network in the unit of its budget: planes, or bytes of the packed file."""
+"""The cost of a network in the unit of its budget: planes, bytes of the packed file, or bit operations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Costs:
         self._config = config
         self._info = info
         self._profile = config.size_profile
-        self.budget: Budget = make_budget(config, network.elements, self._fixed_bytes(config))
+        self.budget: Budget = make_budget(
+            config, network.elements, self._fixed_bytes(config), bit_operations=network.bit_operations
+        )
 
     @property
     def counts_bytes(self) -> bool:
@@ -87,10 +89,12 @@ class Costs:
             method=config.method,
             target_bits=config.target_bits,
             target_size=config.target_size,
+            target_bops=config.target_bops,
             budget_unit=self.budget.unit,
             budget=self.budget.limit,
             cost=self.of(integers),
             average_precision=average(scheme, "precision"),
+            bops=sum(self._network.bit_operations[one.name] * one.bit_width for one in scheme),
             average_bit_width=average(scheme, "bit_width"),
             act_bits=config.act_bits,
             metric_name=metric_name,

@@ -12,7 +12,8 @@ from csqtool.errors import ModelError, TrainingError
 from csqtool.model_info import ModelInfo
 from csqtool.nn.activation_variants import load_quantizer
 from csqtool.nn.assemble import quantized_model
-from csqtool.nn.placement import place_quantizers
+from csqtool.nn.multiplications import multiplications
+from csqtool.nn.placement import FLOAT_BITS, input_bits, place_quantizers
 from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.reparametrized import fold_parametrizations
 from csqtool.nn.signature import batch_outputs, inputs_of
@@ -44,6 +45,8 @@ class Network:
         unused: weights of layers that the forward pass does not compute, which stay in float.
         inputs: names, shapes and types of the model's inputs.
         outputs: names of the outputs that files have.
+        multiplications: of a sample with each quantized weight.
+        input_bits: of what each quantized weight is multiplied by; 32 for float.
         method: trains the weights; None while they are plain parameters.
 
     Raises:
@@ -63,6 +66,9 @@ class Network:
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
         self.placement = place_quantizers(sites, config.act_bits)
+        self.multiplications = multiplications(model, sample, [weight.name for weight in self.weights])
+        bits = input_bits(sites, self.placement)
+        self.input_bits = {weight.name: bits.get(weight.name, FLOAT_BITS) for weight in self.weights}
         self.inputs = inputs_of(sample, model)
         self.outputs = batch_outputs(model, sample, config.keep_output)
         quantizers = make_quantizers(self.placement, load_quantizer(config.act_quantizer))
@@ -73,6 +79,11 @@ class Network:
     def elements(self) -> dict[str, int]:
         """Number of weights of each layer."""
         return {weight.name: weight.elements for weight in self.weights}
+
+    @property
+    def bit_operations(self) -> dict[str, int]:
+        """Bit operations of a sample for each bit of a layer's weights: multiplications times bits of their inputs."""
+        return {name: count * self.input_bits[name] for name, count in self.multiplications.items()}
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

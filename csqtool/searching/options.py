@@ -168,6 +168,16 @@ class HawqOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
+class LimpqOptions(Options):
+    """Options of ``limpq``."""
+
+    importance_steps: Annotated[
+        int, Setting("Steps in which step sizes of all widths are trained, each at every number of planes.", minimum=1)
+    ] = 200
+    importance_rate: Annotated[float, Setting("Learning rate of these steps.", above=0)] = 0.01
+
+
+@dataclass(frozen=True)
 class ZeroqOptions(Options):
     """Options of ``zeroq``."""
 
@@ -221,6 +231,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
     "hawq-v3": MethodKind(HessianOptions, allocates=True),
+    "limpq": MethodKind(LimpqOptions, allocates=True),
     "measured": MethodKind(AllocatorOptions, allocates=True),
     "quanos": MethodKind(QuanosOptions, allocates=True),
     "zeroq": MethodKind(ZeroqOptions, allocates=True, data="none"),

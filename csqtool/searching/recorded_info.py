@@ -27,6 +27,7 @@ def recorded_info(config: SearchConfig, data: DataSource, inputs: Sequence[Input
             epochs=config.epochs,
             finetune_epochs=config.finetune_epochs,
             seed=config.seed,
+            target_bops=config.target_bops or msgspec.UNSET,
         ),
     )
 

@@ -66,10 +66,12 @@ class Summary(msgspec.Struct, frozen=True):
 
     Attributes:
         method: the search method.
-        target_bits, target_size: the given target; one of them is None.
+        target_bits, target_size, target_bops: the given target; two of them are None.
         budget_unit: the unit of cost, see `csqtool.searching.budget.Budget`.
         budget: the limit, in that unit.
         cost: the cost of the result, in that unit.
+        bops: bit operations of a sample in the quantized layers: multiplications × bits of the weight × bits of its
+            input; None in records of before they were counted.
         average_precision, average_bit_width: averaged over weight elements.
         act_bits: bits of the activations that feed weights; None for float.
         metric_name: the name of the task's metric.
@@ -82,7 +84,7 @@ class Summary(msgspec.Struct, frozen=True):
     method: str
     target_bits: Amount | None
     target_size: str | None
-    budget_unit: Annotated[str, msgspec.Meta(pattern="^(elements|layers|bytes)$")]
+    budget_unit: Annotated[str, msgspec.Meta(pattern="^(elements|layers|bytes|bops)$")]
     budget: Amount
     cost: Amount
     average_precision: Measured
@@ -94,6 +96,8 @@ class Summary(msgspec.Struct, frozen=True):
     metric_hard: Measured
     metric: Measured
     seconds: Measured
+    target_bops: str | None = None
+    bops: Amount | None = None
 
 
 class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):

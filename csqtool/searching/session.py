@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data import DataSource, as_source, batches_of, check_fit, load_data
+from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
@@ -91,12 +92,14 @@ class Session:
             assert config.data is not None
             data = load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
         module = self.model_source.build(near=directory.config)
+        start.load_into(module)
+        if isinstance(data.train, Synthetic):
+            self.progress.line(f"making {len(data.train)} inputs that meet BatchNorm's statistics …")
         self.data = as_source(data).for_model(module)
         if problem := self.data.problem():
             raise DataError(problem)
         self._kind = method_kind(config.method)
         self._allocator_class = load_allocator(config.method) if self._kind.allocates else None
-        start.load_into(module)
         sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)

@@ -13,8 +13,8 @@ from csqtool.searching.options import FINETUNE_METHODS, method_kind, method_kind
 from csqtool.searching.recipes import RECIPES, recipe_defaults
 
 # Of a search's settings, those that quantization after training has.
-QUANTIZE_SETTINGS = ("data", "target_bits", "target_size", "size_profile", "act_bits", "weights", "pin", "exclude",
-                     "min_bits", "max_bits", "keep_output", "task", "batch_size", "seed", "device",
+QUANTIZE_SETTINGS = ("data", "target_bits", "target_size", "target_bops", "size_profile", "act_bits", "weights", "pin",
+                     "exclude", "min_bits", "max_bits", "keep_output", "task", "batch_size", "seed", "device",
                      "model_args")  # fmt: skip
 
 

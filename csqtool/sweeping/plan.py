@@ -18,8 +18,9 @@ from csqtool.fingerprints import fingerprint
 from csqtool.searching.config import GENERAL, SearchConfig, not_used, settings_used
 from csqtool.searching.options import FINETUNE_METHODS, method_kind, method_kinds
 from csqtool.searching.recipes import recipe_defaults
+from csqtool.searching.targets import TARGETS
 from csqtool.sweeping.result import Outcome
-from csqtool.text import parse_size
+from csqtool.text import parse_operations, parse_size
 
 Settings = dict[str, Any]
 FILES = ("model", "data", "weights", "scheme")  # settings that name files
@@ -168,6 +169,7 @@ def compose(
     methods: Sequence[str],
     target_bits: Sequence[float] = (),
     target_sizes: Sequence[str] = (),
+    target_bops: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
 ) -> Plan:
     """Return a plan: every method at every budget with every seed.
@@ -179,6 +181,7 @@ def compose(
         methods: names; ``csq+entropy`` is csq whose result is finetuned with entropy.
         target_bits: budgets in planes a weight.
         target_sizes: budgets in bytes of the packed file, such as ``60KB``.
+        target_bops: budgets in bit operations a sample, such as ``1.5G``.
         seeds: whole numbers.
 
     Raises:
@@ -186,10 +189,12 @@ def compose(
     """
     budgets: list[tuple[str, Settings]] = [(f"{bits:g}bits", {"target_bits": float(bits)}) for bits in target_bits]
     budgets += [(re.sub(r"\s", "", size), {"target_size": size}) for size in target_sizes if parse_size(size)]
-    for what, given in (("method", methods), ("budget (--target-size or --target-bits)", budgets), ("seed", seeds)):
+    budgets += [(f"{count.strip()}bops", {"target_bops": count}) for count in target_bops if parse_operations(count)]
+    choices = "budget (--target-size, --target-bits or --target-bops)"
+    for what, given in (("method", methods), (choices, budgets), ("seed", seeds)):
         if not given:
             raise ConfigError(f"a sweep needs at least one {what}")
-    for what in ("method", "seed", "target_bits", "target_size", "finetune_with"):
+    for what in ("method", "seed", *TARGETS, "finetune_with"):
         if what in settings:
             raise ConfigError(f"{what} is one of the lists of a sweep, not a setting of all runs")
     unused = set(settings)

@@ -62,7 +62,9 @@ class SweepRow:
 
     @property
     def budget(self) -> str:
-        """The target, such as ``60KB`` or ``3 planes``."""
+        """The target, such as ``60KB``, ``3 planes`` or ``1.5G BOPs``."""
+        if self.settings.get("target_bops"):
+            return f"{self.settings['target_bops']} BOPs"
         size = self.settings.get("target_size")
         return str(size) if size is not None else f"{self.settings['target_bits']:g} planes"
 

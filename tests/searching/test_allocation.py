@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import csqtool
-from csqtool.data import as_source
 from csqtool.errors import ConfigError, SearchInterrupted
-from csqtool.model_source import ModelSource
 from csqtool.progress import Silent
-from csqtool.searching.allocation import Allocation, cheapest, load_allocator
+from csqtool.searching.allocation import cheapest, load_allocator
 from csqtool.searching.allocators.hawq import Hawq
 from csqtool.searching.allocators.hawq_v2 import HawqV2
 from csqtool.searching.allocators.hawq_v3 import HawqV3
@@ -28,41 +26,8 @@ from csqtool.searching.allocators.zeroq import ZeroQ
 from csqtool.searching.budget import Budget
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.options import ALLOCATORS, BUILT_IN, MethodKind
-from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import round_to
-from csqtool.searching.session import Session
-from csqtool.searching.start import Start
-
-QUICK: dict[str, Any] = {"epochs": 0, "batch_size": 32, "device": "cpu"}
-
-
-def trained(*, standardized: bool = False) -> tuple[nn.Sequential, Tensor, Tensor]:
-    """Return a network that has learned which of three blobs a point is in, with 60 points and labels."""
-    torch.manual_seed(0)
-    y = torch.arange(60) % 3
-    x = torch.randn(60, 6) + 3 * torch.eye(3, 6)[y]
-    if standardized:
-        x = (x - x.mean(0)) / x.std(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
-        optimizer.step()
-    return net.eval(), x, y
-
-
-def given(
-    name: str, *, standardized: bool = False, **settings: Any
-) -> tuple[Allocation, nn.Sequential, Tensor, Tensor]:
-    """Return what an allocator is constructed with, for `trained`."""
-    net, x, y = trained(standardized=standardized)
-    config = SearchConfig.make(method=name, **{"target_bits": 2.5, **QUICK, **settings})
-    session = Session(config, RunDirectory("nowhere"), Start(), Silent(), model=ModelSource.of(net),
-                      data=as_source(train=(x, y), test=(x, y)))  # fmt: skip
-    allocation = Allocation(session.network, session.data, session.device, config, config.options_of(name),
-                            session.costs.budget, session._probe, Silent())  # fmt: skip
-    return allocation, net, x, y
+from tests.support.allocations import QUICK, given, trained
 
 
 def exact_hessians(net: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -169,14 +134,16 @@ def test_a_size_below_one_plane_everywhere_gives_every_layer_its_fewest() -> Non
     assert cheapest(harms, budget) == {"a": (0,), "b": (0, 1)}
 
 
-@pytest.mark.parametrize("unit", ["elements", "layers", "bytes"])
+@pytest.mark.parametrize("unit", ["elements", "layers", "bytes", "bops"])
 def test_the_room_of_a_budget_is_used_and_never_exceeded(unit: str) -> None:
     elements = {"a": 1000, "b": 90, "c": 37}
     one, seven = dict.fromkeys(elements, 1), dict.fromkeys(elements, 7)
     harms = {name: {k: 4.0**-k for k in range(1, 8)} for name in elements}
     for tenths in range(11, 60):
-        limit = tenths / 10 if unit != "bytes" else 40.0 * tenths
-        budget = Budget(elements, one, seven, limit, unit, fixed_bytes=100)
+        limit = tenths / 10 if unit in ("elements", "layers") else 40.0 * tenths
+        operations = {"a": 11, "b": 171, "c": 5}
+        fixed = 100 if unit == "bytes" else 0
+        budget = Budget(elements, one, seven, limit, unit, fixed_bytes=fixed, bit_operations=operations)
         found = cheapest(harms, budget)
         cost = budget.cost(found)
         assert cost <= limit

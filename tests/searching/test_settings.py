@@ -35,7 +35,9 @@ def made(**settings: Any) -> SearchConfig:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_size": "60KB"}, "settings: give either target bits or a target size"),
+        ({"target_size": "60KB"}, "settings: give either target bits, a target size or target bops, and not"),
+        ({"target_bops": "1M"}, "settings: give either target bits, a target size or target bops, and not several"),
+        ({"target_bits": None, "target_bops": "1M", "budget_weighting": "layers"}, "target bops count operations"),
         ({"target_bits": None, "target_size": "60KB", "budget_weighting": "layers"}, "leave out the budget weighting"),
         ({"target_bits": 9}, "settings: target_bits must be 1 to 8"),
         ({"act_quantizer": "pact"}, "act_quantizer pact has nothing to quantize: give act bits"),
