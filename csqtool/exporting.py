@@ -163,10 +163,11 @@ def format_of(output: Path) -> str:
         ConfigError: there is none; the message lists the suffixes.
     """
     suffixes = {EXPORTERS.load(name).suffix: name for name in EXPORTERS.names()}
-    if not output.suffix or output.suffix not in suffixes:
+    found = max((suffix for suffix in suffixes if suffix and output.name.endswith(suffix)), key=len, default=None)
+    if found is None:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in suffixes.items() if suffix)
         raise ConfigError(f"{output}: no format writes files that end so; give format=, or end in one of {known}")
-    return suffixes[output.suffix]
+    return suffixes[found]
 
 
 def _parse_options(kind: Any, name: str, options: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 FEATURES = {
     "images": "data sets of image files",
     "openvino": "verify in a second runtime",
+    "qonnx": "verify in the executor of QONNX",
     "tensorboard": "search --tensorboard",
     "ray": "sweeps on a cluster",
     "detection": "the metric of object detection",

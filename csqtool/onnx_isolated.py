@@ -156,6 +156,20 @@ def openvino_outputs(content: bytes, level: str, threads: int, batch: int, feeds
     return found
 
 
+def qonnx_outputs(content: bytes, batch: int, feeds: Arrays) -> dict[str, NDArray[Any]]:
+    """Return a QONNX file's outputs in qonnx's own executor, by name."""
+    found: dict[str, NDArray[Any]] = sandbox.call(
+        f"{_WORKER}:qonnx_outputs", content=content, batch=batch, feeds=dict(feeds)
+    )
+    return found
+
+
+def qonnx_facts(content: bytes) -> dict[str, Any]:
+    """Return what qonnx infers of a QONNX file: ``types``, ``bops``, ``macs`` and operators that are ``left_out``."""
+    found: dict[str, Any] = sandbox.call(f"{_WORKER}:qonnx_facts", content=content)
+    return found
+
+
 def optimized_graph(content: bytes | Path) -> onnx.GraphProto:
     """Return the graph that onnxruntime really runs, functions inlined and operators fused.
 

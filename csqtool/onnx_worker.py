@@ -6,6 +6,7 @@ Functions take and return plain values, bytes and arrays. Sessions are kept unde
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,8 +210,7 @@ def evaluated(content: bytes, feeds: Arrays, most_bytes: int) -> list[NDArray[An
     except MemoryError:
         raise
     except Exception as error:  # whatever an operator's implementation stumbles over
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise RuntimeError(f"{type(error).__name__}: {lines[0]}") from error
+        raise RuntimeError(_first_line(error)) from error
     arrays = _numeric([np.asarray(output) if np.isscalar(output) else output for output in outputs])
     if sum(array.nbytes for array in arrays) > most_bytes:
         raise RuntimeError(f"it has {sum(array.nbytes for array in arrays)} bytes, at most {most_bytes} are expected")
@@ -240,3 +241,67 @@ def openvino(content: bytes, level: str, threads: int, batch: int, feeds: Arrays
         # Of many lines, the one that names the operators.
         raise RuntimeError(next((line for line in lines if line.startswith("No conversion")), lines[-1])) from error
     return {name: np.concatenate(column) for name, column in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+def qonnx_outputs(content: bytes, batch: int, feeds: Arrays) -> Arrays:
+    """Return a QONNX file's outputs in qonnx's own executor, by name.
+
+    Raises:
+        RuntimeError: it does not load or run the file.
+    """
+    import onnx
+    from qonnx.core import onnx_exec
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    proto = onnx.load_from_string(content)
+
+    def made(graph: onnx.GraphProto, **settings: Any) -> onnx.ModelProto:
+        # qonnx gives the model of each node the newest version of the format that onnx knows, onnxruntime may not.
+        return onnx.helper.make_model(graph, **{"opset_imports": proto.opset_import, **settings},
+                                      ir_version=proto.ir_version)  # fmt: skip
+
+    parts = []
+    try:
+        with mock.patch.object(onnx_exec, "qonnx_make_model", made):
+            for start in range(0, len(next(iter(feeds.values()))), batch):
+                given = {name: array[start : start + batch] for name, array in feeds.items()}
+                for value in (*proto.graph.input, *proto.graph.output):
+                    value.type.tensor_type.shape.dim[0].dim_value = len(next(iter(given.values())))
+                wrapper = ModelWrapper(proto, make_deepcopy=True).transform(InferShapes())
+                parts.append(dict(onnx_exec.execute_onnx(wrapper, given)))
+    except Exception as error:
+        raise RuntimeError(_first_line(error)) from error
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def qonnx_facts(content: bytes) -> dict[str, Any]:
+    """Return what qonnx infers of a QONNX file: the type and bits of each value, and its cost of an inference.
+
+    Raises:
+        RuntimeError: it does not read the file.
+    """
+    import onnx
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.transformation.infer_datatypes import InferDataTypes
+    from qonnx.transformation.infer_shapes import InferShapes
+    from qonnx.util.inference_cost import inference_cost
+
+    try:
+        wrapper = ModelWrapper(onnx.load_from_string(content)).transform(InferShapes())
+        wrapper = wrapper.transform(InferDataTypes(allow_scaledint_dtypes=True))
+        types = {name: wrapper.get_tensor_datatype(name) for node in wrapper.graph.node for name in node.output}
+        cost = inference_cost(ModelWrapper(onnx.load_from_string(content)))["total_cost"]
+    except Exception as error:
+        raise RuntimeError(_first_line(error)) from error
+    return {
+        "types": {name: [kind.name, int(kind.bitwidth())] for name, kind in types.items()},
+        "bops": float(cost["total_bops"]),
+        "macs": float(cost["total_macs"]),
+        "left_out": sorted(re.findall(r"\w+", cost["unsupported"].removeprefix("set"))),
+    }
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -52,7 +52,8 @@ def verify(
         task: the task for these data; None takes the task that the model records.
         gates: limits on what is measured; or give them one by one in `limits`.
         samples: compare this many test samples; None for all.
-        backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``.
+        backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``qonnx``,
+            ``reference``.
         tolerances: the thresholds up to which differences are accepted as rounding.
         threads: threads of one operator in the backends; 0 is their own choice.
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph; the report

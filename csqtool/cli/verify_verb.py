@@ -58,8 +58,8 @@ def _gates(command: Callable[..., Any]) -> Callable[..., Any]:
     multiple=True,
     default=["onnxruntime"],
     show_default=True,
-    help="What runs an ONNX file: onnxruntime, or onnxruntime:PROVIDER such as onnxruntime:cuda, openvino (an "
-    "extra), reference (onnx's evaluator, 32 samples). Repeatable; the first runs the task's metric.",
+    help="What runs an ONNX file: onnxruntime, or onnxruntime:PROVIDER such as onnxruntime:cuda, openvino or "
+    "qonnx (extras), reference (onnx's evaluator, 32 samples). Repeatable; the first runs the task's metric.",
 )
 @click.option("--threads", type=int, default=0, help="Threads of one operator in the backends. [default: their choice]")
 @click.option("--layers", is_flag=True, help="Also print every layer's difference.")

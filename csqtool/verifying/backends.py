@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from csqtool.errors import ConfigError, nearest
-from csqtool.onnx_isolated import IsolatedSession, evaluated, openvino_outputs, providers, providers_used
+from csqtool.onnx_isolated import IsolatedSession, evaluated, openvino_outputs, providers, providers_used, qonnx_outputs
 from csqtool.onnx_session import CPU
 from csqtool.registry import Registry
 from csqtool.verifying import runtime
@@ -123,6 +123,28 @@ class OpenVino:
     def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return a file's outputs by name; computed in a process of its own, which OpenVINO ends on some files."""
         return openvino_outputs(content, level, self.threads, runtime.BATCH, feeds)
+
+
+class Qonnx:
+    """The executor of the package qonnx: QONNX files as they are, node by node.
+
+    Raises:
+        ConfigError: qonnx is not installed.
+    """
+
+    name = "qonnx"
+    levels = ("off",)
+    max_samples = None
+    reads_qonnx = True
+
+    def __init__(self) -> None:
+        self.threads = 0  # each node runs in an onnxruntime session of its own, which takes no settings
+        if find_spec("qonnx") is None:
+            raise ConfigError("the backend qonnx needs a package, an extra: pip install 'csqtool[qonnx]'")
+
+    def run(self, content: bytes, level: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return a file's outputs by name."""
+        return qonnx_outputs(content, runtime.BATCH, feeds)
 
 
 BACKENDS = Registry("csqtool.backends", "backend")

@@ -17,6 +17,7 @@ from csqtool.verifying.report_file import read_report
 
 TARGETS = ("cortex-m4",)
 SIZES = ("max_size", "max_flash", "max_ram")
+QONNX = ".qonnx.onnx"
 ON_DEVICE = ("max_flash", "max_ram", "max_instructions")
 
 
@@ -82,9 +83,9 @@ class Gates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         gates = self
         if not file.is_dir():
             gates = msgspec.structs.replace(gates, **dict.fromkeys(ON_DEVICE))
-        if file.suffix != ".onnx":
+        if _kind(file) != ".onnx":
             gates = msgspec.structs.replace(gates, min_integer_share=None, max_latency_ratio=None, latency_against=None)
-        if gates.baseline is not None and _kind_of_baseline(gates.baseline) != file.suffix:
+        if gates.baseline is not None and _kind_of_baseline(gates.baseline) != _kind(file):
             gates = msgspec.structs.replace(gates, baseline=None, max_regression=None)
         return gates
 
@@ -207,7 +208,7 @@ def check_baseline(report: VerifyReport, path: str, allowed: float) -> None:
         FormatError: the file is no report.
     """
     before = read_report(Path(path))
-    if _kind_of_baseline(path) != Path(report.file).suffix:
+    if _kind_of_baseline(path) != _kind(Path(report.file)):
         raise ConfigError(f"{path} is about {before.file}, a file of another kind than {report.file}")
     metric = before.figure(None, "metric")
     found = report.figure("task", "metric")
@@ -224,7 +225,12 @@ def check_baseline(report: VerifyReport, path: str, allowed: float) -> None:
 
 
 def _kind_of_baseline(path: str) -> str:
-    return Path(read_report(Path(path)).file).suffix
+    return _kind(Path(read_report(Path(path)).file))
+
+
+def _kind(file: Path) -> str:
+    """Return the suffix of a file's format; QONNX has one of two parts."""
+    return QONNX if file.name.endswith(QONNX) else file.suffix
 
 
 def _limit(report: VerifyReport, name: str, found: float | None, holds: bool, wanted: str) -> None:

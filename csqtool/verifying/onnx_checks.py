@@ -113,13 +113,15 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Any, targets: A
     count = samples(inputs)
     judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
     feeds = feeds_of(subject, inputs)
+    reads_qonnx = getattr(backend, "reads_qonnx", False)
+    content = subject.qonnx if subject.qonnx is not None and reads_qonnx else subject.content
     results = {}
     labels = LabelJudge(subject, inputs, wanted, judge.scores)
     for level in backend.levels:
         name = f"{backend.name}, optimizations {level}" if len(backend.levels) > 1 else backend.name
         subject.tell(f"outputs on {count} samples, {name} …")
         try:
-            outputs = backend.run(subject.content, level, feeds)
+            outputs = backend.run(content, level, feeds)
         except RuntimeError as error:
             report.add("outputs", name, False, str(error))
             continue

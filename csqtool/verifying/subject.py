@@ -23,7 +23,7 @@ class Subject:
     """One file under verification; checks add their verdicts to its report.
 
     Attributes:
-        content: the file.
+        content: the file; one that is QONNX in standard operators.
         model: the finalized model that it must equal.
         finalized_sha256: of the finalized model's file.
         net: the finalized model as a PyTorch network.
@@ -36,6 +36,7 @@ class Subject:
         threads: onnxruntime's threads for the comparison of layers; 0 is its own choice.
         allow_unaccounted: parts of a graph that the structure level may leave unexplained, by name.
         save_inputs: folder for inputs on which the two sides disagree, None keeps none.
+        qonnx: a QONNX file as it is; None for others.
     """
 
     content: bytes
@@ -51,6 +52,7 @@ class Subject:
     threads: int
     allow_unaccounted: frozenset[str] = frozenset()
     save_inputs: Path | None = None
+    qonnx: bytes | None = None
 
     def check_origin(self, recorded: str | None) -> None:
         """Check that the file records the hash of this finalized model."""

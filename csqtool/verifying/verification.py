@@ -24,6 +24,7 @@ from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.gates import Gates, check_target
 from csqtool.verifying.onnx_checks import verify_onnx
+from csqtool.verifying.qonnx_checks import check_datatypes, in_standard_operators
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.tolerances import Tolerances
 
@@ -49,14 +50,14 @@ def verify_file(
     """Compare an exported file with the finalized model it was made from.
 
     Args:
-        file: an ``.onnx`` or ``.csq`` file, or a folder with an inference in C.
+        file: an ``.onnx`` file (QONNX as well) or ``.csq`` file, or a folder with an inference in C.
         against: the finalized model, or its ``.safetensors`` file.
         data: data whose test set is used; None takes those that the finalized model records.
         model: the PyTorch module or its factory, instead of the recorded one.
         gates: limits on what is measured.
         samples: compare this many test samples, None all.
-        backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``reference``, or
-            another package's.
+        backends: what runs ONNX files: ``onnxruntime``, ``onnxruntime:PROVIDER``, ``openvino``, ``qonnx``,
+            ``reference``, or another package's.
         tolerances: what is still rounding.
         threads: threads of one operator in the backends, 0 their own choice.
         allow_unaccounted: parts of an ONNX graph, by name, that need not be explained by PyTorch's graph.
@@ -116,13 +117,27 @@ def verify_file(
             f"{file} is unpacked and run in PyTorch; backends are for ONNX files. Verify the one that "
             "csqtool unpack -o model.onnx writes, or export one"
         )
+    standard: Subject | None = None
     if folder is not None:
         verify_c(subject, folder, cc=cc, target=target)
     else:
-        (verify_csq if packed else verify_onnx)(subject)
+        standard = _verify_single(subject, packed=packed, datatypes="qonnx" in backends)
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
     gates.check(report, finalized, content)
-    if bisect:
-        report.bisection = find_nodes(subject)
+    if bisect and standard is not None:
+        report.bisection = find_nodes(standard)
     return report
+
+
+def _verify_single(subject: Subject, *, packed: bool, datatypes: bool) -> Subject | None:
+    """Check a single file, and return it, a QONNX one in standard operators; None if that cannot be read."""
+    if packed:
+        verify_csq(subject)
+        return subject
+    standard = in_standard_operators(subject)
+    if standard is not None:
+        verify_onnx(standard)
+        if standard.qonnx is not None and datatypes:
+            check_datatypes(standard)
+    return standard

@@ -17,6 +17,7 @@ from exporters.onnx.compact import compact
 from exporters.onnx.functions import FUNCTION_DOMAIN
 from exporters.onnx.graph import GraphEditor, constant_of, name_value, only_user, replace_value
 from exporters.onnx.options import OnnxOptions
+from exporters.onnx.pooling import global_average_pool
 from exporters.onnx.storage import WeightStore
 
 # onnxruntime itself turns a float bias into round(bias / (s_x·s_w)). Below this limit float32 determines that integer.
@@ -47,7 +48,7 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
         if node.domain == MARKER_DOMAIN and node.op_type == "Activation":
             activations.place(node)
         elif node.op_type == "ReduceMean" and not node.domain:
-            activations.global_average_pool(node)
+            global_average_pool(activations.editor, node)
     activations.check_all_placed()
     graph_model.opset_imports.pop(MARKER_DOMAIN, None)
     # The operators that torch writes for the capture opset have the same meaning in later ones.
@@ -220,7 +221,7 @@ class _Activations:
     """Replaces activation markers by QuantizeLinear and DequantizeLinear."""
 
     def __init__(self, graph: ir.Graph, model: QuantizedModel, beyond_int32: set[ir.Node]) -> None:
-        self._editor = GraphEditor(graph)
+        self.editor = GraphEditor(graph)
         self._beyond_int32 = beyond_int32
         self._activations = {a.name: a for a in model.activations}
         self._placed: set[str] = set()
@@ -254,45 +255,28 @@ class _Activations:
             source = clip.inputs[0]
             assert source is not None
             marker.replace_input_with(0, source)
-            self._editor.graph.remove(clip, safe=True)
+            self.editor.graph.remove(clip, safe=True)
         if not source.is_graph_input():
             name_value(source, quantizer.name.rpartition(".")[0])
         maker = source.producer()
         if _has_float_weight(maker) or _shares_its_bias(maker) or maker in self._beyond_int32:
             # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits, round a
             # shared bias to the grid of one of its uses, where it is on none, and let a bias beyond int32 overflow.
-            source = self._editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
-        scale = self._editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
-        zero_point = self._editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
-        quantized = self._editor.insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_q")
+            source = self.editor.insert(marker, "Max", [source], f"{quantizer.name}_kept")
+        scale = self.editor.constant(f"{quantizer.name}_scale", np.asarray(quantizer.scale, np.float32))
+        zero_point = self.editor.constant(f"uint8_{quantizer.zero_point}", np.asarray(quantizer.zero_point, np.uint8))
+        quantized = self.editor.insert(marker, "QuantizeLinear", [source, scale, zero_point], f"{quantizer.name}_q")
         if low > 0 or high < 255:
             # A Clip on uint8, after rounding, keeps the integer kernels; a float Clip before it would not.
-            limits = [self._editor.constant(f"uint8_{bound}", np.asarray(bound, np.uint8)) for bound in (low, high)]
-            quantized = self._editor.insert(marker, "Clip", [quantized, *limits], f"{quantizer.name}_clipped")
-        value = self._editor.insert(marker, "DequantizeLinear", [quantized, scale, zero_point], quantizer.name)
+            limits = [self.editor.constant(f"uint8_{bound}", np.asarray(bound, np.uint8)) for bound in (low, high)]
+            quantized = self.editor.insert(marker, "Clip", [quantized, *limits], f"{quantizer.name}_clipped")
+        value = self.editor.insert(marker, "DequantizeLinear", [quantized, scale, zero_point], quantizer.name)
         if marker.outputs[0].is_graph_output():
             # The quantizer keeps its name, and what the model returns gets its own.
             for node, position in tuple(marker.outputs[0].uses()):
                 node.replace_input_with(position, value)
-            value = self._editor.insert(marker, "Identity", [value], f"{quantizer.name}_returned")
-        self._editor.replace(marker, value)
-
-    def global_average_pool(self, node: ir.Node) -> None:
-        """Replace a mean over all spatial axes by GlobalAveragePool, which has an integer kernel."""
-        source = node.inputs[0]
-        axes = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
-        if source is None or source.shape is None or axes is None:
-            return
-        rank = len(source.shape)
-        chosen = sorted(int(a) % rank for a in axes.reshape(-1))
-        keepdims = node.attributes.get("keepdims")
-        if rank < 3 or chosen != list(range(2, rank)):
-            return
-        value = self._editor.insert(node, "GlobalAveragePool", [source], f"{node.outputs[0].name}_pooled")
-        value.shape = ir.Shape([*list(source.shape)[:2], *[1] * (rank - 2)])
-        if keepdims is not None and keepdims.as_int() == 0:
-            value = self._editor.insert(node, "Flatten", [value], f"{node.outputs[0].name}_flat", axis=1)
-        self._editor.replace(node, value)
+            value = self.editor.insert(marker, "Identity", [value], f"{quantizer.name}_returned")
+        self.editor.replace(marker, value)
 
 
 def _has_float_weight(node: ir.Node | None) -> bool:
