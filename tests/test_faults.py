@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -20,9 +21,10 @@ from tests.support.forked import Ended, Forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes of POSIX")
 FEW_RUNS = 5
-IN_CI = ("search", "pack")
+IN_CI = ("search", "pack")  # together with all other tests; a job of its own stops all commands
 RUNS = 100
-LENGTHY = ("export", "verify", "run", "sweep")  # stopped once where others are stopped five times
+QUICK = ("pack", "unpack")  # stopped at each file operation in CI
+LENGTHY = ("export", "verify", "run", "sweep", "best", "compare")  # no full disk in CI
 HEEDED_SECONDS = 10
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 SHORT = ["--data", "npz:data.npz", "--target-bits", 3, "--act-bits", 8, "--batch-size", 32]
@@ -68,6 +70,9 @@ class Command:
     files: tuple[str, ...] = ()
 
 
+SWEEP = [*SHORT[:2], *SHORT[6:], "--methods", "lsq", "--target-bits", 3, "--jobs", 1, "--pretrain-epochs", 1,
+         "--epochs", 1, "--finetune-epochs", 0]  # fmt: skip
+SWEEP_FILES = ("files/lsq-3bits-seed0.csq", "files/lsq-3bits-seed0.safetensors")
 RUN_FILES = ("log.jsonl", "scheme.json", "float.safetensors")
 COMMANDS = {
     "search": Command(["search", "net.py:net", *SHORT, *EPOCHS, "--no-check", "-o", "run"], "run", files=RUN_FILES),
@@ -84,10 +89,10 @@ COMMANDS = {
     "sensitivity": Command(["sensitivity", "net.py:net", *SHORT[:2], "-o", "s.json"], "s.json"),
     "report": Command(["report", "run", "m.safetensors", "-o", "r.html"], "r.html", ("run", "m.safetensors")),
     "run": Command(["run", "--no-check", "p.toml"], "build", files=("model.safetensors", "model.csq")),
-    "sweep": Command(["sweep", "net.py:net", *SHORT[:2], *SHORT[6:], "--methods", "lsq", "--target-bits", 3,
-                      "--jobs", 1, "--pretrain-epochs", 1, "--epochs", 1, "--finetune-epochs", 0, "-o", "sweep"],
-                     "sweep",
-                     files=("files/lsq-3bits-seed0.csq", "files/lsq-3bits-seed0.safetensors")),
+    "blame": Command(["blame", "run", *SOME, "-o", "b.json"], "b.json", ("run",)),
+    "sweep": Command(["sweep", "net.py:net", *SWEEP, "-o", "sweep"], "sweep", files=SWEEP_FILES),
+    "best": Command(["best", "sweep", "--max-drop", 1, "-o", "best.safetensors"], "best.safetensors", ("sweep",)),
+    "compare": Command(["compare", "net.py:net", *SWEEP, "-o", "compared"], "compared", files=SWEEP_FILES),
 }  # fmt: skip
 
 
@@ -172,6 +177,20 @@ def repeated(command: Command, folder: Path) -> list[object]:
     return ["search", "--resume", command.output] if begun else command.arguments
 
 
+def assert_stopped(one: Ended, sent: int, place: Path) -> None:
+    """Check how a command ended that was sent a signal; what a kill leaves is removed."""
+    if sent == signal.SIGKILL:
+        assert one.code in (0, -signal.SIGKILL), one.text
+        remove_what_a_kill_leaves(place)
+        return
+    assert one.code in (0, 128 + signal.SIGINT), one.text
+    assert one.late < HEEDED_SECONDS
+    assert one.code == 0 or "interrupted: " in one.text or not one.text
+    assert "Traceback" not in one.text
+    assert not list(place.rglob("*.part")), "a temporary file is left"
+    assert not list((place / "tmp").glob("csqtool-*")), "a temporary folder is left"
+
+
 def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> list[Ended]:
     """Stop a command at random moments, let it end, and return the runs; what it writes is whole after each."""
     command, seconds = COMMANDS[name], reference.of(name)
@@ -187,16 +206,7 @@ def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> 
         ended.append(one)
         if one.code == 0:
             seconds = min(seconds, one.seconds)  # other work may have slowed the first run: signals would come too late
-        if sent == signal.SIGKILL:
-            assert one.code in (0, -signal.SIGKILL), one.text
-            remove_what_a_kill_leaves(place)
-        else:
-            assert one.code in (0, 128 + signal.SIGINT), one.text
-            assert one.late < HEEDED_SECONDS
-            assert one.code == 0 or "interrupted: " in one.text or not one.text
-            assert "Traceback" not in one.text
-            assert not list(place.rglob("*.part")), "a temporary file is left"
-            assert not list((place / "tmp").glob("csqtool-*")), "a temporary folder is left"
+        assert_stopped(one, sent, place)
         if whole and (place / command.output).read_bytes() != b"old":
             assert_done(command, place, reference.folder)
         if one.code == 0:
@@ -212,7 +222,7 @@ def stop_at_random(name: str, runs: int, reference: Reference, folder: Path) -> 
 def test_a_command_stopped_at_random_moments_leaves_whole_files_and_can_be_given_again(
     name: str, reference: Reference, tmp_path: Path
 ) -> None:
-    ended = stop_at_random(name, 1 if name in LENGTHY else FEW_RUNS, reference, tmp_path)
+    ended = stop_at_random(name, FEW_RUNS, reference, tmp_path)
     assert any(one.code for one in ended), "no run was stopped"
 
 
@@ -223,6 +233,29 @@ def test_a_command_stopped_a_hundred_times_leaves_whole_files_and_can_be_given_a
 ) -> None:
     ended = stop_at_random(name, RUNS, reference, tmp_path)
     assert sum(one.code != 0 for one in ended) > RUNS // 4
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=pytest.mark.long if n in QUICK else pytest.mark.slow) for n in ("finalize", *QUICK, "report")
+])  # fmt: skip
+def test_a_command_stopped_at_each_of_its_file_operations_leaves_the_old_file_or_the_new_one(
+    name: str, reference: Reference, tmp_path: Path
+) -> None:
+    command = COMMANDS[name]
+    reference.of(name)
+    place = reference.place(name, tmp_path / "place")
+    codes = []
+    for at in itertools.count(1):
+        for sent in SIGNALS:
+            (place / command.output).write_bytes(b"old")
+            one = reference.forked.run(*command.arguments, folder=place, at=at, own=sent)
+            assert_stopped(one, sent, place)
+            if (place / command.output).read_bytes() != b"old":
+                assert_done(command, place, reference.folder)
+            codes.append(one.code)
+        if not any(codes[-len(SIGNALS) :]):
+            break  # it has no such operation any more
+    assert len(codes) > 3 * len(SIGNALS)
 
 
 def error_of(ended: Ended) -> str:

@@ -42,6 +42,7 @@ from csqtool.searching.stages import FIXED_SCHEME, stages_of
 from csqtool.searching.start import Start
 
 CALIBRATION_SAMPLES = 1024
+MOST_PLANES = 8  # of a layer
 
 
 class Session:
@@ -188,6 +189,8 @@ class Session:
             stage = Stage(state["stage"])
             self.float_metric = state["float_metric"]
             self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
+            if not all(plane in range(MOST_PLANES) for planes in (self.scheme or {}).values() for plane in planes):
+                raise ValueError("a plane of its scheme is none that a search has")
             if stage not in self.stages:
                 self.stages.append(stage)  # shrinking, which is appended when it turns out to be needed
             self._enter(stage, restoring=True)

@@ -96,6 +96,15 @@ def test_a_scheme_of_another_search_is_refused_at_finalize(copied: Path, tmp_pat
     assert not (tmp_path / "m.safetensors").exists()
 
 
+def test_a_checkpoint_with_planes_that_no_search_has_is_refused(copied: Path) -> None:
+    path = copied / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    state["scheme"]["stem.0.weight"] = list(range(3000))  # would take gigabytes
+    torch.save(state, path)
+    with pytest.raises(FormatError, match="a plane of its scheme is none that a search has"):
+        load_finished(copied)
+
+
 def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(copied: Path) -> None:
     log = copied / "log.jsonl"
     whole = read_log(log)

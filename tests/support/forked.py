@@ -6,6 +6,7 @@ As a script it is the server: a line of JSON on stdin starts a command; on stdou
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
 import select
@@ -70,7 +71,8 @@ class Forked:
             folder: its working folder; temporary files go to ``tmp`` in it.
             number: of the signal; without one, it must end by itself.
             after: seconds until the signal.
-            limits: ``file_bytes``, the largest file that it may write; ``user``, the user that it runs as.
+            limits: ``file_bytes``, the largest file that it may write; ``user``, the user that it runs as; ``at`` and
+                ``own``, the number of a file operation in the folder at which it sends itself a signal, and the signal.
         """
         assert self._server.stdin is not None
         if not (folder / "tmp").exists():
@@ -117,7 +119,29 @@ def serve() -> None:
         print(json.dumps([os.waitstatus_to_exitcode(status), text]), flush=True)
 
 
-def _command(arguments: list[str], folder: str, begun: int, printing: int, file_bytes: int = 0, user: int = 0) -> None:
+def _stop_itself(at: int, number: int, folder: str) -> None:
+    """Send this process a signal at its `at`-th operation that writes, renames or removes a file of a folder."""
+    from tests.support.watch import paths_written
+
+    operations = itertools.count(1)
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if any(path.startswith(folder) for path in paths_written(event, arguments)) and next(operations) == at:
+            os.kill(os.getpid(), number)
+
+    sys.addaudithook(hear)
+
+
+def _command(
+    arguments: list[str],
+    folder: str,
+    begun: int,
+    printing: int,
+    file_bytes: int = 0,
+    user: int = 0,
+    at: int = 0,
+    own: int = 0,
+) -> None:
     import resource
     import tempfile
 
@@ -135,6 +159,8 @@ def _command(arguments: list[str], folder: str, begun: int, printing: int, file_
         os.setuid(user)
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    if at:
+        _stop_itself(at, own, folder)
     sys.argv = ["csqtool", *arguments]
     code: Any = 0
     try:

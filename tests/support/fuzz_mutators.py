@@ -65,7 +65,7 @@ def changed_document(draw: random.Random, document: Any) -> Any:
     for _ in range(draw.choice((1, 1, 2, 3))):
         found = places(document)
         if not found:
-            return draw.choice(VALUES)
+            return copy.deepcopy(draw.choice(VALUES))
         *path, key = draw.choice(found)
         inside = document
         for step in path:
@@ -88,7 +88,7 @@ def changed_document(draw: random.Random, document: Any) -> Any:
                         other = other[step] if known else 0
                 inside[key] = copy.deepcopy(other)
             case _:
-                inside[key] = draw.choice(VALUES)
+                inside[key] = copy.deepcopy(draw.choice(VALUES))  # later changes change what is inside
     return document
 
 
