@@ -11,13 +11,13 @@ from csqtool.cli.output import print_json, show, tell, verdict
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import Row, reference
-from csqtool.text import size, table
+from csqtool.text import duration, size, table
 
 if TYPE_CHECKING:
     from csqtool.checking import CheckReport
 
-SETTINGS = ("data", "target_bits", "act_bits", "weights", "exclude", "keep_output", "task", "batch_size", "device",
-            "model_args")  # fmt: skip
+SETTINGS = ("data", "target_bits", "target_size", "act_bits", "method", "pretrain_epochs", "epochs", "finetune_epochs",
+            "weights", "exclude", "keep_output", "task", "batch_size", "device", "model_args")  # fmt: skip
 SHOWN = 10
 
 
@@ -42,6 +42,7 @@ def check(model: str, as_json: bool, **values: Any) -> None:
         report = csqtool.check(progress=True, **settings)
     if as_json:
         document = dataclasses.asdict(report) | {"verification": report.verification.to_json()}
+        document["estimate"]["seconds"] = report.estimate.seconds
         print_json(document | {"coverage": report.coverage, "passed": report.passed, "warnings": report.warnings})
     else:
         show(_text(report))
@@ -60,8 +61,7 @@ def _text(report: CheckReport) -> str:
         f"integers     {report.integer_share:.0%} of onnxruntime's compute nodes",
         f"sizes        .csq {size(report.csq_bytes)}, ONNX {size(report.onnx_bytes)}, "
         f"float32 {size(report.float32_bytes)}",
-        f"an epoch     about {report.seconds_an_epoch:.3g} s here; gates take up to half as much in addition",
-        f"memory       {report.peak_bytes / 1e6:,.0f} MB at the peak",
+        f"a search     {report.estimate}; {duration(report.estimate.seconds_an_epoch)} an epoch",
     ]
     for title, rows in (
         ("stays in float", [(one.name, f"{one.elements:,}", one.reason) for one in report.left]),
