@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import time
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import nn
 
-from csqtool.data import DataSource, batches_of, first_samples, training_batches
-from csqtool.evaluation import as_float, laid_out
+from csqtool.data import DataSource, first_samples
 from csqtool.exporting import FloatNode, export
 from csqtool.files import temporary_folder
 from csqtool.model_source import ModelSource
@@ -24,11 +21,10 @@ from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.files_ahead import check_files_ahead
+from csqtool.searching.rehearsal import Estimate, rehearse
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.session import Session
 from csqtool.searching.start import Start
-from csqtool.task import main_output
-from csqtool.trees import call, mapped
 from csqtool.verifying import VerifyReport
 from csqtool.verifying.verification import verify_file
 
@@ -63,10 +59,9 @@ class CheckReport:
         float_nodes: those that it runs in float.
         onnx_bytes, csq_bytes: sizes of the files, with as many planes in each layer.
         float32_bytes: size of the float32 model as ONNX.
-        seconds_an_epoch: time of a training step with activation quantizers, times the steps of an epoch.
-        peak_bytes: memory of this process at its peak; 0 where that is not known.
         multiplications: of a sample with quantized weights.
         bit_operations: multiplications × bits of the weight × bits of its input, at as many planes in each layer.
+        estimate: time and memory of a search with these settings, from a few steps of each of its stages.
         verification: of the exported ONNX file.
     """
 
@@ -82,10 +77,9 @@ class CheckReport:
     onnx_bytes: int
     csq_bytes: int
     float32_bytes: int
-    seconds_an_epoch: float
-    peak_bytes: int
     multiplications: int
     bit_operations: int
+    estimate: Estimate
     verification: VerifyReport
 
     @property
@@ -129,6 +123,7 @@ def check(
     model: ModelSource | None = None,
     data: DataSource | None = None,
     progress: Progress | None = None,
+    fused: bool = False,
 ) -> CheckReport:
     """Go the whole way with a network that is not trained.
 
@@ -137,11 +132,13 @@ def check(
         model: builds the module; None takes the factory in the settings.
         data: training and test data; None loads the source in the settings.
         progress: is told what is being done.
+        fused: build fused kernels for the timing, too, where the search would: the same process is going to need them.
 
     Raises:
         InputError: model, data or settings cannot be used, or the network cannot be exported.
     """
     told = progress or Silent()
+    config = config if fused else _without_fused_kernels(config)
     with temporary_folder() as folder:
         told.line("tracing the network …")
         start = Start.of_settings(config)
@@ -162,7 +159,7 @@ def check(
         verification = verify_file(
             onnx, rounded, model=network.model, data=session.data, samples=SAMPLES, tell=told.line
         )
-        told.line("timing a training step …")
+        told.line("timing a few training steps …")
         return CheckReport(
             inputs=[f"{i.name}: {i.dtype} {list(i.shape)}" for i in network.inputs],
             outputs=list(network.outputs),
@@ -176,12 +173,30 @@ def check(
             onnx_bytes=onnx.stat().st_size,
             csq_bytes=packed.stat().st_size,
             float32_bytes=done.float32_bytes,
-            seconds_an_epoch=_seconds_an_epoch(session),
-            peak_bytes=_peak_bytes(),
             multiplications=sum(network.multiplications.values()),
             bit_operations=(planes + 1) * sum(network.bit_operations.values()),
+            estimate=rehearse(session),
             verification=verification,
         )
+
+
+def estimate(config: SearchConfig) -> Estimate:
+    """Estimate the time and memory of a search, without exporting and verifying the network.
+
+    Args:
+        config: settings of the search, which name the model and the data.
+
+    Raises:
+        InputError: model, data or settings cannot be used.
+    """
+    config = _without_fused_kernels(config)
+    with temporary_folder() as folder:
+        return rehearse(Session(config, RunDirectory(folder / "run"), Start.of_settings(config), Silent()))
+
+
+def _without_fused_kernels(config: SearchConfig) -> SearchConfig:
+    """Return the settings for a look that takes seconds: building the kernels takes half a minute and more."""
+    return dataclasses.replace(config, compile="no") if config.compile == "auto" else config
 
 
 def look_ahead(
@@ -204,12 +219,12 @@ def look_ahead(
     if start_processes(config.device).count > 1:
         return
     progress.line("before training: exporting and verifying the network …")
-    report = check(config, model=model, data=data)
+    report = check(config, model=model, data=data, fused=True)
     progress.line(
         f"{report.quantized:,} of {report.parameters:,} parameters ({report.coverage:.0%}) are quantized, in "
-        f"{report.layers} layers; {report.integer_share:.0%} of the compute nodes run on integers; an epoch takes "
-        f"about {report.seconds_an_epoch:.3g} s"
+        f"{report.layers} layers; {report.integer_share:.0%} of the compute nodes run on integers"
     )
+    progress.line(f"training takes {report.estimate}")
     for warning in report.warnings:
         progress.line(f"warning: {warning}")
     for check_ in report.verification.failures[:1]:
@@ -235,30 +250,3 @@ def _left(module: nn.Module, rounded: QuantizedModel, exclude: Sequence[str]) ->
             reason = "no operation multiplies data by it or looks rows of it up"
         found.append(LeftInFloat(name, parameter.numel(), reason))
     return sorted(found, key=lambda one: -one.elements)
-
-
-def _seconds_an_epoch(session: Session) -> float:
-    """Return the time of a training step, the second one, times the steps of an epoch."""
-    net, data, config = session.network.net, session.data, session.config
-    batches = training_batches(data, batch_size=config.batch_size, seed=config.seed)
-    session.network.calibrate(lambda: (inputs for inputs, _ in batches_of(data.train, max_samples=SAMPLES)))
-    net.to(session.device).train()
-    inputs, targets = next(batches.epoch("check", 0))
-    inputs = laid_out(inputs, session.device, channels_last=bool(config.channels_last))
-    targets = mapped(targets, lambda tensor: tensor.to(session.device))
-    seconds = 0.0
-    for _ in range(2):
-        began = time.monotonic()
-        outputs = as_float(main_output(call(net, inputs), data.task))
-        torch.autograd.backward(data.task.loss(outputs, targets))
-        net.zero_grad(set_to_none=True)
-        seconds = time.monotonic() - began
-    return seconds * batches.count
-
-
-def _peak_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -189,13 +189,13 @@ def _is(kind: type[Any]) -> Callable[[Any, str], Any]:
 
 
 def _export_facts(document: Any, where: str) -> Any:
-    from csqtool.pipeline_runner import ExportFacts  # not above: a pipeline needs torch
+    from csqtool.pipeline_stages import ExportFacts  # not above: a pipeline needs torch
 
     return documents.convert(ExportFacts, document, where=where)
 
 
 def _stages(document: Any, where: str) -> Any:
-    from csqtool.pipeline_runner import StagesFile
+    from csqtool.pipeline_stages import StagesFile
 
     return documents.convert(StagesFile, document, where=where)
 

@@ -7,58 +7,26 @@ killed search is resumed only if its run directory records that it began with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from csqtool import documents
-from csqtool.documents import Count
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import locked, sha256, write_json
 from csqtool.fingerprints import Code, ImportedCode, digest, fingerprint, is_current
 from csqtool.pipeline_file import Pipeline, read_pipeline
+from csqtool.pipeline_stages import ExportFacts, Stages, ToDoError
 from csqtool.searching.records import BegunFrom
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.trust import trusting
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.report_file import read_report
 
-
-class ExportFacts(msgspec.Struct, frozen=True):
-    """``export-FORMAT.json`` of a pipeline: the size of the file, of the float32 model's, and the exporter's notes."""
-
-    size_bytes: Count
-    float32_bytes: Count
-    notes: list[str]
-
-
-class StageRecord(msgspec.Struct, frozen=True):
-    """One stage in ``.stages.json``.
-
-    Attributes:
-        inputs: digest of its inputs.
-        outputs: SHA-256 of each file that it wrote, by name.
-        code: the user's code that had been imported when it ended.
-    """
-
-    inputs: str
-    outputs: dict[str, str]
-    code: Code
-
-
-class StagesFile(msgspec.Struct):
-    """``.stages.json``.
-
-    Attributes:
-        place: the folder that the stages ran in; the records are only valid there.
-        stages: the record of each stage.
-    """
-
-    place: str
-    stages: dict[str, StageRecord]
+if TYPE_CHECKING:
+    from csqtool.searching.rehearsal import Estimate
 
 
 @dataclass
@@ -69,6 +37,8 @@ class PipelineResult:
         pipeline: the pipeline.
         stages: ``done`` or ``unchanged``, by stage; in a dry run ``to do``, ``unchanged``, or ``perhaps`` where it
             depends on what an earlier stage then writes.
+        took: seconds that each stage took when it last ran; only in a dry run.
+        estimate: what a search would take; only in a dry run with `check`, where one is to do.
         exports: the exported file, by format.
         facts: its size and the float32 model's, by format.
         reports: its verification, by format.
@@ -76,6 +46,8 @@ class PipelineResult:
 
     pipeline: Pipeline
     stages: dict[str, str] = field(default_factory=dict)
+    took: dict[str, float] = field(default_factory=dict)
+    estimate: Estimate | None = None
     exports: dict[str, Path] = field(default_factory=dict)
     facts: dict[str, ExportFacts] = field(default_factory=dict)
     reports: dict[str, VerifyReport] = field(default_factory=dict)
@@ -102,10 +74,6 @@ class PipelineResult:
         }
 
 
-class _ToDoError(Exception):
-    """A dry run came to a stage that would be run."""
-
-
 def run_pipeline(
     path: Path,
     *,
@@ -118,8 +86,8 @@ def run_pipeline(
 
     Args:
         path: the pipeline file.
-        check: export and verify the untrained network before a search begins.
-        dry_run: only find out which stages would be run; nothing is written, built or imported of the user's code.
+        check: export and verify the untrained network before a search begins; in a dry run, time a few of its steps.
+        dry_run: only find out which stages would be run; nothing is written, without `check` no user's code imported.
         progress: is informed of every training step.
         tell: called with a line for each stage.
 
@@ -148,16 +116,16 @@ class _Runner:
             raise ConfigError(f"{path}: a pipeline verifies one file a format; {folders[0]} is for csqtool export")
         self._result = PipelineResult(pipeline)
         self._imported = ImportedCode(pipeline.folder)
-        self._stages = _Stages(pipeline, self._imported, self._result.stages, tell, dry_run=dry_run)
+        self._stages = Stages(
+            pipeline.folder, pipeline.output, self._imported, self._result.stages, tell, dry_run=dry_run
+        )
         self._run = RunDirectory(pipeline.output / "run")
 
     def run(self) -> PipelineResult:
         """Run every stage that has to run."""
-        config = self._pipeline.config
         output = self._pipeline.output
         alone = locked(output, f"another process is at work in {output}; wait for it, or give another output")
-        # The user wrote the pipeline, and means what it names.
-        with alone, trusting(name for name in (config.model, config.data) if name is not None):
+        with alone, self._trusted():
             before = self._search()
             finalized = self._finalize(before)
             for name, options in self._pipeline.formats.items():
@@ -165,23 +133,36 @@ class _Runner:
                 self._verify(name, target, finalized, before)
         return self._result
 
+    def _trusted(self) -> AbstractContextManager[None]:
+        config = self._pipeline.config  # the user wrote the pipeline, and means what it names
+        return trusting(name for name in (config.model, config.data) if name is not None)
+
     def plan(self) -> PipelineResult:
         """Find out which stages `run` would run."""
-        stages = self._result.stages
+        stages, config = self._result.stages, self._pipeline.config
+        self._plan_stages(stages)
+        self._result.took = self._stages.took()
+        if self._check and stages["search"] == "to do":
+            from csqtool.checking import estimate
+
+            with self._trusted():
+                self._result.estimate = estimate(config)
+        return self._result
+
+    def _plan_stages(self, stages: dict[str, str]) -> None:
         try:
             before = self._search()
             finalized = self._finalize(before)
-        except _ToDoError:
+        except ToDoError:
             exports = [f"{verb} {name}" for name in self._suffixes for verb in ("export", "verify")]
             for name in ("finalize", *exports):
                 stages.setdefault(name, self._stages.after_another(name))
-            return self._result
+            return
         for name, options in self._pipeline.formats.items():
             try:
                 self._verify(name, self._export(name, options, finalized, before), finalized, before)
-            except _ToDoError:
+            except ToDoError:
                 stages.setdefault(f"verify {name}", self._stages.after_another(f"verify {name}"))
-        return self._result
 
     def _search(self) -> dict[str, Any]:
         """Search, and return the inputs that all later stages depend on, too."""
@@ -296,83 +277,3 @@ def _is_believed(path: Path, target: Path, model: Path) -> bool:
         return False
     about = (Path(report.file).name, Path(report.against).name, report.size_bytes)
     return report.passed and report.holds and about == (target.name, model.name, target.stat().st_size)
-
-
-class _Stages:
-    """Records the inputs and outputs of each stage."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        imported: ImportedCode,
-        log: dict[str, str],
-        tell: Callable[[str], None],
-        *,
-        dry_run: bool,
-    ) -> None:
-        self._dry_run = dry_run
-        self._imported = imported
-        self._folder = pipeline.folder
-        self._output = pipeline.output
-        self._path = pipeline.output / ".stages.json"
-        self._log = log
-        self._tell = tell
-        self._known: dict[str, StageRecord] = {}
-        try:
-            file = documents.read(StagesFile, self._path)
-        except InputError:
-            return  # without a readable record, all stages run again
-        if file.place == self._place():
-            self._known = file.stages
-
-    def _place(self) -> str:
-        """Return a text that identifies the output folder; copies of it have another one."""
-        return f"{self._output.resolve()} ({self._output.stat().st_ino})"
-
-    def run(
-        self,
-        name: str,
-        inputs: str,
-        outputs: Sequence[Path],
-        work: Callable[[], object],
-        *,
-        code: Callable[[], Code] = dict,
-        again: bool = False,
-    ) -> StageRecord:
-        """Do `work` unless its inputs and outputs are those of last time.
-
-        Args:
-            name: the stage.
-            inputs: digest of its inputs.
-            outputs: the files that it writes.
-            work: writes them.
-            code: called after `work`; returns code that the stage depends on besides the code this process imported.
-            again: do it in any case.
-
-        Raises:
-            _ToDoError: this is a dry run, and `work` would be done.
-        """
-        known = self._known.get(name)
-        if known is not None and known.inputs == inputs and not again and self._still_holds(known, outputs):
-            self._tell(f"{name}: unchanged")
-            self._log[name] = "unchanged"
-            return known
-        if self._dry_run:
-            self._log[name] = "to do"
-            raise _ToDoError
-        self._tell(f"{name} …")
-        work()
-        made = {output.name: sha256(output) for output in outputs}
-        record = StageRecord(inputs, made, {**code(), **self._imported()})
-        self._known[name] = record
-        write_json(self._path, documents.plain(StagesFile(self._place(), self._known)))
-        self._log[name] = "done"
-        return record
-
-    def after_another(self, name: str) -> str:
-        """Return what a dry run knows of a stage that comes after one that would be run."""
-        return "perhaps" if name in self._known else "to do"
-
-    def _still_holds(self, record: StageRecord, outputs: Sequence[Path]) -> bool:
-        made = all(output.is_file() and record.outputs.get(output.name) == sha256(output) for output in outputs)
-        return made and is_current(record.code, self._folder)

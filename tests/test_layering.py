@@ -30,8 +30,8 @@ ORDER = [
     "csqtool.packing csqtool.fingerprints",
     "exporters csqtool.summaries csqtool.sweeping",
     "csqtool.verifying",
-    "csqtool.pipeline_file csqtool.checking csqtool.quantizing csqtool.layer_sensitivity csqtool.blaming "
-    "csqtool.comparing",
+    "csqtool.pipeline_file csqtool.pipeline_stages csqtool.checking csqtool.quantizing csqtool.layer_sensitivity "
+    "csqtool.blaming csqtool.comparing",
     "csqtool.pipeline_runner",
     "csqtool.reporting",
     "csqtool.inspecting csqtool.diffing csqtool.starting",

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from csqtool import documents, exporting, files, finalized_file, pipeline_runner
+from csqtool import checking, documents, exporting, files, finalized_file, pipeline_stages
 from csqtool.errors import ConfigError
 from csqtool.exporting import Exported, ExportReport
 from csqtool.files import write_bytes
@@ -18,6 +19,7 @@ from csqtool.pipeline_runner import PipelineResult, run_pipeline
 from csqtool.searching import runs
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import BegunFrom
+from csqtool.searching.rehearsal import Estimate
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.verifying import verification
 from csqtool.verifying.findings import VerifyReport
@@ -167,9 +169,9 @@ def test_a_build_folder_that_was_filled_elsewhere_is_verified_again(tmp_path: Pa
 
 
 def test_the_facts_that_a_pipeline_writes_are_read_back(tmp_path: Path) -> None:
-    facts = pipeline_runner.ExportFacts(1, 2, ["x"])
+    facts = pipeline_stages.ExportFacts(1, 2, ["x"])
     (tmp_path / "f.json").write_text(json.dumps(documents.plain(facts)))
-    assert documents.read(pipeline_runner.ExportFacts, tmp_path / "f.json") == facts
+    assert documents.read(pipeline_stages.ExportFacts, tmp_path / "f.json") == facts
     assert "facts of an export" in ok("inspect", tmp_path / "f.json").stdout
 
 
@@ -210,3 +212,40 @@ def test_the_command_prints_what_a_dry_run_finds(tmp_path: Path) -> None:
     (tmp_path / "build" / "export-csq.json").unlink()
     assert json.loads(ok("run", pipeline, "--dry-run", "--json").stdout)["stages"]["export csq"] == "to do"
     assert "unchanged" in ok("run", pipeline, "--dry-run").stdout
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_dry_run_tells_how_long_stages_took_and_what_a_search_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[SearchConfig] = []
+
+    def estimate(config: SearchConfig) -> Estimate:
+        asked.append(config)
+        return Estimate({"search": 600.0}, 30.0, 0, 0)
+
+    monkeypatch.setattr(checking, "estimate", estimate)
+    monkeypatch.setattr(pipeline_stages, "time", SimpleNamespace(monotonic=count(step=100).__next__))
+    pipeline = project(tmp_path, 4.0)
+    run_pipeline(pipeline)
+    again = ok("run", pipeline, "--dry-run", "--check").stdout
+    assert again.count("2 min") == 6  # the clock goes on by 100 s at each look
+    assert ("a search" in again, asked) == (False, [])  # nothing is to do
+    pipeline.write_text(pipeline.read_text().replace("target_bits = 4.0", "target_bits = 3.0"))
+    assert "a search" not in ok("run", pipeline, "--dry-run", "--no-check").stdout
+    assert asked == []
+    changed = ok("run", pipeline, "--dry-run", "--check").stdout
+    assert changed.endswith("a search from its beginning takes about 10 min (search 10 min)\n")
+    assert [config.target_bits for config in asked] == [3.0]
+    found = json.loads(ok("run", pipeline, "--dry-run", "--check", "--json").stdout)
+    assert (found["estimate"]["seconds"], found["took"]["search"]) == (600.0, 100.0)
+
+
+@pytest.mark.long
+def test_the_estimate_of_a_dry_run_builds_the_network_and_writes_nothing(tmp_path: Path) -> None:
+    pipeline = project(tmp_path, 3.0)
+    before = files_of(tmp_path)
+    found = run_pipeline(pipeline, check=True, dry_run=True)
+    assert found.estimate is not None
+    assert found.estimate.seconds > 0
+    assert files_of(tmp_path) == before

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csqtool.errors import ConfigError
-from csqtool.text import parse_size, printable, size, table
+from csqtool.text import duration, parse_size, printable, size, table
 
 
 @given(st.text())
@@ -17,6 +17,22 @@ def test_no_control_character_reaches_a_terminal(text: str) -> None:
     assert printable(shown) == shown
     if text.isprintable():
         assert shown == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (89.4, "89 s"),
+        (90, "2 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+    ],
+)
+def test_times_are_in_seconds_minutes_or_hours(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize(

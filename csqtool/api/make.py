@@ -301,7 +301,8 @@ def run(
     Args:
         pipeline: the file.
         check: as in `search`, where a search begins.
-        dry_run: only find out which stages would be run: the result's `stages` says so, and nothing is written.
+        dry_run: only find out which stages would be run: the result's `stages` says so, and nothing is written. With
+            `check`, its `estimate` is the time and memory of a search that would be run, from a few training steps.
         progress: as in `search`.
 
     Raises:

@@ -11,13 +11,13 @@ from csqtool.cli.output import print_json, show, tell, verdict
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
 from csqtool.searching.settings import Row, reference
-from csqtool.text import operations, size, table
+from csqtool.text import duration, operations, size, table
 
 if TYPE_CHECKING:
     from csqtool.checking import CheckReport
 
-SETTINGS = ("data", "target_bits", "act_bits", "weights", "exclude", "keep_output", "task", "batch_size", "device",
-            "model_args")  # fmt: skip
+SETTINGS = ("data", "target_bits", "target_size", "act_bits", "method", "pretrain_epochs", "epochs", "finetune_epochs",
+            "weights", "exclude", "keep_output", "task", "batch_size", "device", "model_args")  # fmt: skip
 SHOWN = 10
 
 
@@ -42,6 +42,7 @@ def check(model: str, as_json: bool, **values: Any) -> None:
         report = csqtool.check(progress=True, **settings)
     if as_json:
         document = dataclasses.asdict(report) | {"verification": report.verification.to_json()}
+        document["estimate"]["seconds"] = report.estimate.seconds
         print_json(document | {"coverage": report.coverage, "passed": report.passed, "warnings": report.warnings})
     else:
         show(_text(report))
@@ -62,8 +63,7 @@ def _text(report: CheckReport) -> str:
         f"float32 {size(report.float32_bytes)}",
         f"operations   {operations(report.multiplications)} multiplications a sample, "
         f"{operations(report.bit_operations)} bit operations",
-        f"an epoch     about {report.seconds_an_epoch:.3g} s here; gates take up to half as much in addition",
-        f"memory       {report.peak_bytes / 1e6:,.0f} MB at the peak",
+        f"a search     {report.estimate}; {duration(report.estimate.seconds_an_epoch)} an epoch",
     ]
     for title, rows in (
         ("stays in float", [(one.name, f"{one.elements:,}", one.reason) for one in report.left]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from csqtool.cli.check_option import check_option
 from csqtool.cli.output import print_json, report_text, tell, verdict
-from csqtool.text import printable, size, table
+from csqtool.text import duration, printable, size, table
 
 if TYPE_CHECKING:
     from csqtool.pipeline_runner import PipelineResult
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("pipeline", type=click.Path(path_type=Path))
 @check_option
-@click.option("--dry-run", is_flag=True, help="Only print which stages would be run; nothing is written.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only print which stages would be run, and the time and memory of a search; nothing is written.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 @click.pass_context
 def run(ctx: click.Context, pipeline: Path, check: bool, dry_run: bool, as_json: bool) -> None:
@@ -26,11 +31,7 @@ def run(ctx: click.Context, pipeline: Path, check: bool, dry_run: bool, as_json:
     import csqtool
 
     if dry_run:
-        stages = csqtool.run(pipeline, dry_run=True).stages
-        if as_json:
-            print_json({"stages": stages})
-        else:
-            click.echo(table(("stage", "state"), list(stages.items())))
+        _print_plan(csqtool.run(pipeline, check=check, dry_run=True), as_json)
         return
     result = csqtool.run(pipeline, check=check, progress=True)
     page = csqtool.report(result.pipeline.output, result.pipeline.output / "report.html")
@@ -42,6 +43,21 @@ def run(ctx: click.Context, pipeline: Path, check: bool, dry_run: bool, as_json:
                 tell(report_text(report) + "\n", coloured=True)
         click.echo(_summary(result, page))
     ctx.exit(0 if result.passed else 1)
+
+
+def _print_plan(plan: PipelineResult, as_json: bool) -> None:
+    """Print which stages would be run, how long each took last time, and what a search would take."""
+    estimate = plan.estimate
+    if as_json:
+        figures = None if estimate is None else dataclasses.asdict(estimate) | {"seconds": estimate.seconds}
+        print_json({"stages": plan.stages, "took": plan.took, "estimate": figures})
+        return
+    rows = [
+        (name, state, duration(plan.took[name]) if name in plan.took else "–") for name, state in plan.stages.items()
+    ]
+    click.echo(table(("stage", "state", "took last time"), rows))
+    if estimate is not None:
+        click.echo(f"\na search from its beginning takes {estimate}")
 
 
 def _summary(result: PipelineResult, page: Path) -> str:

@@ -148,6 +148,9 @@ class SearchConfig:
     tensorboard: Annotated[bool, Setting("Also write TensorBoard events into the run directory.", finetune=True)] = (
         False
     )
+    profile: Annotated[
+        bool, Setting("Also profile a few steps of each stage: tables and traces in the run directory.", finetune=True)
+    ] = False
     model_args: Annotated[
         Mapping[str, Any],
         Setting("Argument of the factory. Repeatable.", metavar="NAME=VALUE", flag="--model-arg"),

@@ -30,12 +30,14 @@ from csqtool.progress import Progress
 from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
+from csqtool.searching.profiling import part
 from csqtool.task import main_output
 from csqtool.trees import call, chosen, mapped, samples, tensors
 
 # Parameters with at least this many values take their optimizer step as soon as their gradient is computed, and the
 # gradient is freed: together, the gradients of a large net's gates would take as much memory as the gates.
 EARLY_FROM = 1 << 20
+TIMED_STEPS = 3
 
 
 @dataclass
@@ -122,6 +124,8 @@ class StageTraining:
         after_epoch: Callable[[int, float], None],
         stop: Callable[[], bool],
         save: Callable[[], None],
+        *,
+        stepped: Callable[[], None] = lambda: None,
     ) -> bool:
         """Train to the end.
 
@@ -130,6 +134,7 @@ class StageTraining:
             after_epoch: called with (epoch, mean loss) after every epoch; `position` is then the next epoch's.
             stop: called after every step; True stops the training.
             save: called within an epoch, every `checkpoint_minutes`.
+            stepped: called after every step, when progress has been told.
 
         Returns:
             True if the stage is finished, False if it was stopped.
@@ -162,6 +167,7 @@ class StageTraining:
                 if self.method:
                     facts |= self.method.status()
                 progress.step(self.name, epoch * self.batches + batch + 1, self.steps, facts)
+                stepped()
                 if batch + 1 < batches:
                     if self.processes.any(stop()):
                         return False
@@ -179,6 +185,27 @@ class StageTraining:
             if self.position.epoch < self.epochs and self.processes.any(stop()):
                 return False
         return True
+
+    def step_seconds(self) -> float:
+        """Take a few steps, on the first batches, and return the seconds of the fastest one, with reading its batch.
+
+        They change the network and are no part of the stage: its position stays.
+        """
+        self.net.train()
+        if self.method:
+            self.method.at_epoch(0.0)
+            self.method.at_step(0.0)
+        times: list[float] = []
+        while len(times) <= TIMED_STEPS:
+            began = time.monotonic()
+            for batch in self.training_batches.epoch(self.name, 0):
+                self._step(batch, 0, 0)
+                now = time.monotonic()
+                times.append(now - began)
+                began = now
+                if len(times) > TIMED_STEPS:
+                    break
+        return min(times[1:])  # the first one allocates, and on some devices chooses algorithms
 
     def _annealing(self, epochs_done: float) -> float:
         """Return the factor of the learning rate: a linear warm-up, times a cosine that falls to zero."""
@@ -200,7 +227,7 @@ class StageTraining:
             group["lr"] = rate * annealing
         self._optimizer.zero_grad()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
-        with autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
+        with part("forward"), autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
             compute_small_weights(self.net)
             own = self.method.own_loss(self.net, self._teacher, inputs) if self.method else None
             if own is None:
@@ -212,14 +239,15 @@ class StageTraining:
         value = float(self.processes.added_up(weight * loss.detach()))
         if not math.isfinite(value):
             return value  # the step is not taken
-        with self._early_steps():
+        with part("backward"), self._early_steps():
             torch.autograd.backward(weight * loss + penalty / self.processes.count)
         self.processes.add_up_gradients(self._parameters)
-        self._optimizer.step()
-        if self.method:
-            self.method.after_step()
-        for quantizer in self.net.quantizers.values():
-            quantizer.after_step()
+        with part("optimizer"):
+            self._optimizer.step()
+            if self.method:
+                self.method.after_step()
+            for quantizer in self.net.quantizers.values():
+                quantizer.after_step()
         return value
 
     def _outputs(self, inputs: Any) -> tuple[Any, Any]:

@@ -53,6 +53,7 @@ def begin(
         InputError: model, data, weights, budget or folder cannot be used, or training diverged.
         SearchInterrupted: Ctrl-C; the state is saved.
     """
+    _check_profiled(config, run)
     processes = start_processes(config.device)
     with _directory(run) as directory:
         if processes.first:
@@ -154,6 +155,7 @@ def train_on(
     searched = finished.session
     processes = searched.processes
     config = searched.config.for_finetuning(changes)
+    _check_profiled(config, output)
     searched.network.harden()
     weights = searched.network.plain_weights()
     record = StartRecord(run=str(finished.run or "a search that kept no run"), metric_float=finished.metric_float)
@@ -198,6 +200,16 @@ def load_finished(run: Path, *, model: ModelSource | None = None, data: DataSour
             "is damaged; run the search again"
         )
     return SearchResult(summary, tuple(scheme), tuple(directory.read_log()), directory.path, session)
+
+
+def _check_profiled(config: SearchConfig, run: Path | None) -> None:
+    """Check that what a profile writes is kept.
+
+    Raises:
+        ConfigError: there is no run directory.
+    """
+    if config.profile and run is None:
+        raise ConfigError("profile writes into the run directory: name one (run=, of finetune output=)")
 
 
 def _session(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
 from csqtool.searching.options import FINETUNE_METHODS, method_kind
+from csqtool.searching.profiling import profiled
 from csqtool.searching.recorded_info import recorded_info, with_stand_in_metrics
 from csqtool.searching.records import Stage, Summary, scheme_of
 from csqtool.searching.run_directory import RunDirectory
@@ -152,8 +154,9 @@ class Session:
         while True:
             training = self._training
             try:
-                if not training.run(self.progress, self._after_epoch, stop, self._save):
-                    raise self._interrupted()
+                with self._profiled(training.name) as stepped:
+                    if not training.run(self.progress, self._after_epoch, stop, self._save, stepped=stepped):
+                        raise self._interrupted()
             except SearchInterrupted:
                 self._save()
                 raise
@@ -169,6 +172,11 @@ class Session:
                 self.stages.append(Stage.SHRINK)
             self._enter(self.stages[self.stages.index(stage) + 1])
             self._save()
+
+    def _profiled(self, stage: str) -> AbstractContextManager[Callable[[], None]]:
+        if self.config.profile and self.processes.first:
+            return profiled(self.directory.profile, stage, self.progress.line)
+        return nullcontext(lambda: None)
 
     @property
     def _training(self) -> StageTraining:

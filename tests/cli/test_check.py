@@ -53,7 +53,7 @@ def test_a_network_is_looked_at_before_any_training_and_nothing_is_written(
     assert 0.5 < found["coverage"] < 1
     assert found["integer_share"] >= 0.8
     assert 0 < found["csq_bytes"] < found["onnx_bytes"] < found["float32_bytes"]
-    assert found["seconds_an_epoch"] > 0
+    assert found["estimate"]["seconds"] == sum(found["estimate"]["stages"].values()) > 0
     text = ok("check", DIGITS, "--data", "digits").stdout
     assert text.splitlines()[-1].startswith("PASS")
     assert list(tmp_path.iterdir()) == []
@@ -126,6 +126,7 @@ def test_a_search_tells_what_is_covered_before_it_trains(tmp_path: Path) -> None
     looked = ok(*given, "-o", tmp_path / "a", "--check")
     assert "8,032 of 8," in looked.stderr
     assert "parameters" in looked.stderr.split("epoch 1")[0]
+    assert "training takes about " in looked.stderr.split("epoch 1")[0]
     plain = ok(*given, "-o", tmp_path / "b", "--no-check")
     assert "parameters" not in plain.stderr
     logs = [[json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in "ab"]
