@@ -114,7 +114,9 @@ def _method(session: Session, name: str, weights: dict[str, torch.Tensor]) -> Me
         planes = PLANES if config.target_bits is None else max(1, round(config.target_bits))
         scheme = {key: uniform(planes) for key in budget.max_planes}
     network.method = load_method(name)(
-        MethodContext(network.weights, network.model, config, config.options_of(name), budget, scheme)
+        MethodContext(
+            network.weights, network.model, config, config.options_of(name), budget, scheme, session.curvature
+        )
     )
     return network.method
 
