@@ -24,20 +24,23 @@ def part(name: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def profiled(folder: Path, stage: str, tell: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def profiled(folder: Path | None, stage: str, tell: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Profile a few steps of a stage; yields what is to be called after each step.
 
     ``STAGE.txt`` in the folder is a table of operators by their own time, ``STAGE.json.gz`` a trace that
     https://ui.perfetto.dev and Chrome's tracing page show.
 
     Args:
-        folder: where the files go.
+        folder: where the files go; None profiles nothing.
         stage: its name.
         tell: called with the beginning of the table.
 
     Raises:
         InputError: a file cannot be written.
     """
+    if folder is None:
+        yield lambda: None
+        return
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it writes lines of its own to stderr
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csqtool.data import DataSource, as_source, batches_of, check_fit, load_data
+from csqtool.data import DataSource, as_source, batches_of, check_fit
 from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
@@ -41,7 +40,7 @@ from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes
 from csqtool.searching.settling import Settled, StartingPoints, contiguous, within_budget
 from csqtool.searching.stages import FIXED_SCHEME, stages_of
-from csqtool.searching.start import Start
+from csqtool.searching.start import Start, data_of
 
 CALIBRATION_SAMPLES = 1024
 MOST_PLANES = 8  # of a layer
@@ -85,15 +84,12 @@ class Session:
         self._stop: Callable[[], bool] = lambda: False
         self._journal = Journal(directory, writes=self.processes.first, tensorboard=config.tensorboard)
         self._began = time.monotonic()
+        self._profile_folder = directory.profile if config.profile and self.processes.first else None
         torch.manual_seed(config.seed)
         if model is None and config.model is None:
             raise ModelError(f"{directory} records no factory of its module; give --model FACTORY, or model= in Python")
         self.model_source = model or ModelSource(config.model, config.model_args, recorded=recorded)
-        if data is None and config.data is None:
-            raise DataError(f"{directory} records no data; give --data DATA, or data= in Python")
-        if data is None:
-            assert config.data is not None
-            data = load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
+        data = data_of(config, directory, recorded=recorded) if data is None else data
         module = self.model_source.build(near=directory.config)
         start.load_into(module)
         if isinstance(data.train, Synthetic):
@@ -154,7 +150,7 @@ class Session:
         while True:
             training = self._training
             try:
-                with self._profiled(training.name) as stepped:
+                with profiled(self._profile_folder, training.name, self.progress.line) as stepped:
                     if not training.run(self.progress, self._after_epoch, stop, self._save, stepped=stepped):
                         raise self._interrupted()
             except SearchInterrupted:
@@ -172,11 +168,6 @@ class Session:
                 self.stages.append(Stage.SHRINK)
             self._enter(self.stages[self.stages.index(stage) + 1])
             self._save()
-
-    def _profiled(self, stage: str) -> AbstractContextManager[Callable[[], None]]:
-        if self.config.profile and self.processes.first:
-            return profiled(self.directory.profile, stage, self.progress.line)
-        return nullcontext(lambda: None)
 
     @property
     def _training(self) -> StageTraining:
@@ -333,8 +324,7 @@ class Session:
         return LossProbe(self.network.parameters, loss)
 
     def _evaluate(self, net: nn.Module) -> float:
-        device = next(net.parameters()).device
-        channels_last = bool(self.config.channels_last)
+        channels_last, device = bool(self.config.channels_last), next(net.parameters()).device
         return evaluate(net, self.data.test, self.data.task, device, channels_last=channels_last,
                         processes=self.processes, heed=self._heed)  # fmt: skip
 
@@ -384,9 +374,8 @@ class Session:
         training, method, config = self._training, self.method, self.config
         if self.scheme is None:
             method.finish()
-        soft = self._evaluate(training.net)
+        hard = final = soft = self._evaluate(training.net)
         method.set_hard(True)
-        hard = final = soft
         fresh: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "heed": self._heed}
         # Otherwise BatchNorm's statistics are those of hard weights already, if perhaps of earlier ones.
         if method.softens or training.name == Stage.SHRINK:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from csqtool.errors import ModelError
+from csqtool.data import DataSource, load_data
+from csqtool.errors import DataError, ModelError
 from csqtool.integers import planes_of
 from csqtool.model_source import ModelSource
 from csqtool.nn.reparametrized import load_and_fold
@@ -114,3 +115,19 @@ class Start:
         if differing := sorted(set(given) ^ set(elements)):
             raise ModelError(f"{self.scheme_source} does not match the model's layers: {', '.join(differing)}")
         return given
+
+
+def data_of(config: SearchConfig, directory: RunDirectory, *, recorded: bool) -> DataSource:
+    """Return the data that the settings name.
+
+    Args:
+        config: the settings.
+        directory: the run directory; relative paths are also looked up beside it.
+        recorded: whether the settings are those of a file, not the user's; see `csqtool.trust`.
+
+    Raises:
+        InputError: they name none, or the data cannot be used.
+    """
+    if config.data is None:
+        raise DataError(f"{directory} records no data; give --data DATA, or data= in Python")
+    return load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
