@@ -38,7 +38,9 @@ class SearchConfig:
     model: Annotated[str | None, Setting("Factory of the model: file.py:name or module:name.")] = None
     data: Annotated[
         str | None,
-        Setting("digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, webdataset:DIR, npz:FILE or file.py:factory."),
+        Setting(
+            "digits, npz:FILE, imagefolder:DIR, webdataset:DIR, hf-datasets:DIR, cifar10:DIR, … or file.py:factory."
+        ),
     ] = None
     target_bits: Annotated[
         float | None, Setting("Budget: planes a weight on average, 1 to 8; it is never exceeded.")
