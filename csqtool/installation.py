@@ -19,6 +19,7 @@ FEATURES = {
     "qonnx": "verify in the executor of QONNX",
     "tensorboard": "search --tensorboard",
     "ray": "sweeps on a cluster",
+    "datasets": "data sets of Hugging Face",
     "detection": "the metric of object detection",
     "zoo": "networks by name, such as timm:resnet18",
     "benchmarks": "pictures of benchmarks/ and docs/",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,19 @@ from csqtool.trees import children, tensors
 WHAT_TO_GIVE = "a data set, a DataLoader, a list of batches, a pair of arrays (inputs, targets) or a source name"
 
 Array = NDArray[Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set of Hugging Face's library, read row by row: its method ``batch`` is another one than ours."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
 
 
 def as_part(given: Any, name: str, task: Task) -> Part:
@@ -58,7 +71,7 @@ def as_part(given: Any, name: str, task: Task) -> Part:
         return Stream(given, name) if given and _is_batch(given[0]) else given
     if not isinstance(given, str | bytes | Mapping):
         if hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-            part: Part = given
+            part: Part = Rows(given) if type(given).__module__.partition(".")[0] == "datasets" else given
             return part
         if isinstance(given, Iterable):
             _refuse_shards(given, name)

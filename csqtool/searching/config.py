@@ -39,7 +39,7 @@ class SearchConfig:
     data: Annotated[
         str | None,
         Setting(
-            "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, webdataset:DIR, npz:FILE, none:3x32x32 or "
+            "digits, npz:FILE, imagefolder:DIR, webdataset:DIR, hf-datasets:DIR, cifar10:DIR, none:3x32x32, … or "
             "file.py:factory."
         ),
     ] = None

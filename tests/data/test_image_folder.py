@@ -11,19 +11,9 @@ import torch
 
 from csqtool.data import load_data
 from csqtool.errors import ConfigError, DataError
+from tests.support.images import write_images
 
 Image = pytest.importorskip("PIL.Image")
-
-
-def write_images(folder: Path) -> None:
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 3), ("val", 2)):
-        for label, name in enumerate(("cat", "dog")):
-            (folder / part / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = generator.integers(0, 256, (24 + i, 40, 3), np.uint8)
-                pixels[..., label] = 255
-                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
 
 
 def test_batches_are_a_function_of_indices_and_seed(tmp_path: Path) -> None:

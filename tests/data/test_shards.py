@@ -10,7 +10,7 @@ import torch
 
 from csqtool.data import load_data
 from csqtool.errors import DataError
-from tests.data.test_image_folder import write_images
+from tests.support.images import write_images
 
 pytest.importorskip("PIL.Image")
 
