@@ -18,6 +18,7 @@ from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
 from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
+from csqtool.verifying.coded_weights import coded_problems, is_coded
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
@@ -60,6 +61,8 @@ def verify_onnx(subject: Subject) -> None:
     subject.tell(f"{report.file}: structure …")
     check_structure(proto, flat, subject)
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
+    if coded := sum(is_coded(node) for node in proto.graph.node):
+        subject.add_problems("weights", "coded integers, bit after bit", coded_problems(proto, model), coded)
     if model.activations:
         problems = onnx_activation_problems(flat, model)
         subject.add_problems("weights", "activation quantizers", problems, len(model.activations))
