@@ -15,9 +15,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "csqtool.errors csqtool.files csqtool.text csqtool.model_info csqtool.quantized_model csqtool.integers "
     "csqtool.folding csqtool.interruption csqtool.forks csqtool.progress csqtool.documents csqtool.onnx_file "
-    "csqtool.onnx_session csqtool.sandbox csqtool.onnx_isolated csqtool.onnx_limits csqtool.onnx_schemas csqtool.onnx_worker "
-    "csqtool.trust csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version csqtool.trees csqtool.hubs "
-    "csqtool.installation csqtool.notebook",
+    "csqtool.onnx_session csqtool.sandbox csqtool.onnx_isolated csqtool.onnx_limits csqtool.onnx_schemas "
+    "csqtool.onnx_worker csqtool.trust csqtool.onnx_kernels csqtool.benchmarking csqtool.registry csqtool.version "
+    "csqtool.trees csqtool.hubs csqtool.installation csqtool.notebook",
     "csqtool.finalized_file csqtool.factories csqtool.task csqtool.randomness",
     "csqtool.nn.modes",
     "csqtool.data",

@@ -18,9 +18,9 @@ from csqtool.verifying.terms import NOTHING, Number, Term, Terms
 GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 # Operators that constants are computed with: always the same result, no larger than what they read, exact.
 FOLDED = frozenset({
-    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Concat",
-    "DequantizeLinear", "Div", "Gather", "Identity", "Mod", "Mul", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub",
-    "Transpose", "Unsqueeze",
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "Concat", "CumSum",
+    "DequantizeLinear", "Div", "Gather", "Identity", "Mod", "Mul", "ReduceProd", "ReduceSum", "Reshape",
+    "ScatterElements", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })  # fmt: skip
 NARROW = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT4, onnx.TensorProto.INT2})
 # Operators whose result has as many axes as their operands: known also where inference stops at sizes that do not fit.

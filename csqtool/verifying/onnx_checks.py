@@ -18,6 +18,7 @@ from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
 from csqtool.verifying.backends import Backend
 from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
+from csqtool.verifying.coded_weights import coded_problems, is_coded
 from csqtool.verifying.findings import LEVELS, LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
@@ -59,7 +60,7 @@ def verify_onnx(subject: Subject) -> None:
     with expected_beside(flat, subject) as expected:  # it takes longest, so it begins first and is asked for last
         _check_integrity(proto, subject)
         runnable = _check_numbers(proto, flat, report) and is_bounded(proto)
-        _check_weights(flat, subject)
+        _check_weights(proto, flat, subject)
         if runnable:
             _compare_runs(proto, flat, subject)
         subject.tell(f"{report.file}: structure …")
@@ -67,9 +68,11 @@ def verify_onnx(subject: Subject) -> None:
     report.checks.sort(key=lambda check: LEVELS.index(check.level))
 
 
-def _check_weights(flat: onnx.ModelProto, subject: Subject) -> None:
+def _check_weights(proto: onnx.ModelProto, flat: onnx.ModelProto, subject: Subject) -> None:
     model = subject.model
     subject.add_problems("weights", "integers, scales, biases", onnx_weight_problems(flat, model), len(model.layers))
+    if coded := sum(is_coded(node) for node in proto.graph.node):
+        subject.add_problems("weights", "coded integers, bit after bit", coded_problems(proto, model), coded)
     if recurrent := recurrent_layers(model, subject.net.model):
         problems = recurrent_problems(flat, recurrent)
         subject.add_problems("weights", "recurrent layers, in ONNX's order of gates", problems, len(recurrent))

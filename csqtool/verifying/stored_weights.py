@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from csqtool.onnx_isolated import evaluated
 
+MANY_USERS = 5  # a constant that so many nodes read, such as the symbols of all layers, is computed once
+
 
 @dataclass(frozen=True)
 class WeightUse:
@@ -45,6 +47,7 @@ class StoredWeights:
         self._makers = {output: node for node in self._nodes for output in node.output}
         self._positions = {id(node): position for position, node in enumerate(self._nodes)}
         self._users: dict[str, list[onnx.NodeProto]] = {}
+        self._computed: dict[str, onnx.TensorProto] = {}
         for node in self._nodes:
             for name in dict.fromkeys(node.input):
                 self._users.setdefault(name, []).append(node)
@@ -96,6 +99,11 @@ class StoredWeights:
         if name not in self._makers:
             raise ValueError("its integers are not in the file")
         nodes, tensors = self._behind(name)
+        shared = [o for node in nodes for o in node.output if o != name and len(self.users(o)) >= MANY_USERS]
+        if shared:
+            for output in shared:
+                self._computed[output] = onnx.numpy_helper.from_array(self.value(output), output)
+            nodes, tensors = self._behind(name)
         output = onnx.ValueInfoProto(name=name)
         graph = onnx.helper.make_graph(nodes, "weight", [], [output], tensors)
         model = onnx.helper.make_model(
@@ -118,6 +126,8 @@ class StoredWeights:
             seen.add(current)
             if current in self._tensors:
                 tensors.append(self._tensors[current])
+            elif current in self._computed:
+                tensors.append(self._computed[current])
             elif current in self._makers:
                 nodes.add(self._positions[id(self._makers[current])])
                 queue.extend(self._makers[current].input)

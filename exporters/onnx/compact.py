@@ -1,67 +1,101 @@
 """One node for each weight and one for each quantized activation, in files that need functions anyway.
 
-A weight's stream and scales are attributes of its node, so that neither needs a name. The functions contain the
+A weight's integers and scales are attributes of its node, so that neither needs a name. The functions contain the
 operators that were there before: runtimes inline functions before they optimize, and fuse the same kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir import convenience
 
+from exporters.onnx.choosing import WaitingWeight, choose
+from exporters.onnx.coding import SYMBOLS, Code, CodedWeight, symbols_function
 from exporters.onnx.functions import FUNCTION_DOMAIN, FunctionBody
 from exporters.onnx.graph import constant_of, name_value, only_user
-from exporters.onnx.packing import PackedWeight, WeightFunction
+from exporters.onnx.weight_function import WeightFunction
 
 
-def compact(graph: ir.Graph, packed: Mapping[ir.Node, tuple[str, PackedWeight]]) -> dict[str, ir.Function]:
-    """Merge the nodes that dequantize each packed weight into one, and each quantizer and dequantizer into one.
+def compact(graph: ir.Graph, waiting: Mapping[ir.Node, WaitingWeight]) -> tuple[dict[str, ir.Function], dict[str, str]]:
+    """Merge the nodes that dequantize each such weight into one, and each quantizer and dequantizer into one.
 
     Args:
         graph: changed in place.
-        packed: the placeholder node of each packed weight, with the layer's name.
+        waiting: the placeholder node of each weight that a function gives.
 
     Returns:
-        The functions in use, by name.
+        The functions in use, by name, and how each layer is stored.
     """
+    places = {node: _Place.of(node) for node in waiting}
+    chosen = choose(list(waiting.values()), [(place.form, place.transposed) for place in places.values()])
     kinds: dict[str, WeightFunction] = {}
-    for node, (name, weight) in packed.items():
-        kind = _merge_weight(graph, node, name, weight)
+    symbols: dict[int, ir.Value] = {}
+    for (node, place), weight in zip(places.items(), chosen, strict=True):
+        inputs = []
+        if isinstance(weight, CodedWeight):
+            if id(weight.code) not in symbols:
+                symbols[id(weight.code)] = _symbols(graph, weight.code, f"symbols{len(symbols) or ''}")
+            inputs.append(symbols[id(weight.code)])
+        kind = WeightFunction.of(weight, place.form, place.transposed)
         kinds[kind.name] = kinds.get(kind.name, kind).joined(kind)
+        attributes = [*weight.attributes(), ir.AttrInt64s("shape", weight.shape)]
+        if place.scale is not None:
+            attributes.append(ir.AttrTensor("scale", ir.tensor(place.scale)))
+        call = ir.Node(FUNCTION_DOMAIN, kind.name, inputs, attributes)
+        _replace_chain(graph, node, place.last, call, waiting[node].name)
     functions = {name: kind.build() for name, kind in kinds.items()}
+    if symbols:
+        functions[SYMBOLS] = symbols_function()
     for node in list(graph):
         if node.op_type == "QuantizeLinear" and not node.domain:
             _merge_quantizer(graph, node, functions)
-    return functions
+    return functions, {one.name: str(weight) for one, weight in zip(waiting.values(), chosen, strict=True)}
 
 
-def _merge_weight(graph: ir.Graph, node: ir.Node, name: str, weight: PackedWeight) -> WeightFunction:
-    """Replace a placeholder and the nodes that scale its integers by one node; return its function."""
-    last, form, transposed, scale = node, "integers", False, None
-    user = only_user(node.outputs[0])
-    if user is not None and user.op_type == "Transpose" and tuple(user.attributes["perm"].as_ints()) == (1, 0):
-        last, transposed, user = user, True, only_user(user.outputs[0])
-    if user is not None and user.op_type == "DequantizeLinear" and _scale_axis(user) in (None, 0):
-        last, form, scale = user, "dequantize", constant_of(user.inputs[1])
-    elif user is not None and user.op_type == "Cast":
-        factor = only_user(user.outputs[0])
-        if factor is not None and factor.op_type == "Mul":
-            last, form, scale = factor, "multiply", constant_of(factor.inputs[1])
-    if scale is None:
-        last, form, transposed = node, "integers", False
-    wide = weight.dtype == np.int16
-    kind = WeightFunction(form, wide, weight.levels is not None, transposed, weight.aligned, weight.padded)
-    attributes = [ir.AttrTensor("stream", ir.tensor(weight.stream)), ir.AttrInt64s("bits", [weight.bits])]
-    attributes.append(ir.AttrInt64s("shape", weight.shape))
-    if weight.levels is not None:
-        attributes.append(ir.AttrTensor("levels", ir.tensor(weight.levels)))
-    if scale is not None:
-        attributes.append(ir.AttrTensor("scale", ir.tensor(scale)))
-    _replace_chain(graph, node, last, ir.Node(FUNCTION_DOMAIN, kind.name, [], attributes), name)
-    return kind
+def _symbols(graph: ir.Graph, code: Code, name: str) -> ir.Value:
+    """Insert the node that decodes, before all others, and return its output."""
+    node = ir.Node(FUNCTION_DOMAIN, SYMBOLS, [], code.attributes())
+    graph.insert_before(graph[0], node)
+    name_value(node.outputs[0], name)
+    return node.outputs[0]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What scales the integers of a placeholder node.
+
+    Attributes:
+        last: the node that gives the weight.
+        form: as in `WeightFunction`.
+        transposed: the two axes are exchanged before scaling.
+        scale: the scales, None where the form is ``integers``.
+    """
+
+    last: ir.Node
+    form: str
+    transposed: bool
+    scale: NDArray[Any] | None
+
+    @classmethod
+    def of(cls, node: ir.Node) -> _Place:
+        transposed = False
+        user = only_user(node.outputs[0])
+        if user is not None and user.op_type == "Transpose" and tuple(user.attributes["perm"].as_ints()) == (1, 0):
+            transposed, user = True, only_user(user.outputs[0])
+        if user is not None and user.op_type == "DequantizeLinear" and _scale_axis(user) in (None, 0):
+            if (scale := constant_of(user.inputs[1])) is not None:
+                return cls(user, "dequantize", transposed, scale)
+        elif user is not None and user.op_type == "Cast":
+            factor = only_user(user.outputs[0])
+            if factor is not None and factor.op_type == "Mul" and (scale := constant_of(factor.inputs[1])) is not None:
+                return cls(factor, "multiply", transposed, scale)
+        return cls(node, "integers", False, None)
 
 
 def _scale_axis(node: ir.Node) -> int | None:

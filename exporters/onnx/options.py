@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from csqtool.errors import ConfigError, ExportError, nearest
 from csqtool.quantized_model import QuantizedModel
 
-WEIGHTS = ("auto", "packed", "int8", "int4", "int2")
+WEIGHTS = ("auto", "packed", "coded", "int8", "int4", "int2")
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "generic")
 WEIGHT_FORMS = ("auto", "foldable", "qdq")
 
@@ -21,6 +21,7 @@ NATIVE_BITS = {"int8": 8, "int4": 4, "int2": 2}
 # Storages that a runtime does not read, and why (docs/onnx.md).
 REFUSED = {
     ("openvino", "packed"): "OpenVINO does not read model-local functions",
+    ("openvino", "coded"): "OpenVINO does not read model-local functions",
     ("openvino", "int2"): "OpenVINO does not read int2 tensors",
     ("tensorrt", "int2"): "TensorRT has no int2 type",
 }
@@ -31,7 +32,8 @@ class OnnxOptions:
     """Options of the ONNX exporter.
 
     Attributes:
-        weights: how integer weights are stored; ``auto`` is ``packed`` where the runtime unpacks at load.
+        weights: how integer weights are stored; ``auto`` is ``packed`` or ``coded``, layer by layer whichever takes
+            fewer bytes, where the runtime unpacks at load.
         runtime: the runtime the file is made for.
         weight_form: how the weights of a model with float activations become float: ``foldable`` is Cast and Mul,
             which runtimes fold at load; ``qdq`` is DequantizeLinear, which other consumers match on; ``auto`` is
@@ -40,7 +42,9 @@ class OnnxOptions:
         dynamic: axes after the batch that stay dynamic, such as ``(2, 3)``.
     """
 
-    weights: str = field(default="auto", metadata={"help": "auto, packed, int8, int4 or int2", "metavar": "STORAGE"})
+    weights: str = field(
+        default="auto", metadata={"help": "auto, packed, coded, int8, int4 or int2", "metavar": "STORAGE"}
+    )
     runtime: str = field(
         default="onnxruntime", metadata={"help": "onnxruntime, openvino, tensorrt or generic", "metavar": "NAME"}
     )
@@ -87,10 +91,15 @@ class OnnxOptions:
         """Whether the weights of a model with float activations are written as Cast and Mul, for folding."""
         return self.weight_form == "foldable" or (self.weight_form == "auto" and self.runtime in FOLDING_RUNTIMES)
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """``packed``, ``coded``, or both: what integers may be as attributes of a node; none for tensors."""
+        if self.weights == "auto":
+            return ("packed", "coded") if self.runtime in UNPACKING_RUNTIMES else ()
+        return (self.weights,) if self.weights in ("packed", "coded") else ()
+
     def storage(self, bits: int) -> str:
-        """Return how integers of `bits` are stored: ``packed``, or a native type."""
-        if self.weights == "packed" or (self.weights == "auto" and self.runtime in UNPACKING_RUNTIMES):
-            return "packed"
+        """Return the native type of a tensor for integers of `bits`."""
         if bits > 8:
             return "int16"
         if self.weights in ("int4", "int2"):

@@ -1,4 +1,4 @@
-"""Integers of any width as a packed stream, and the functions of standard operators that unpack and scale them.
+"""Integers of any width as a packed stream, and the standard operators that unpack it.
 
 n integers of k bits are spread over G = ⌈n / 8⌉ lanes: integer j·G + g is field j of lane g. A lane is k bytes, and
 its field j occupies bits [j·k, (j+1)·k), lowest bit first. The stream holds byte 0 of all lanes, then byte 1 of all
@@ -8,7 +8,7 @@ index into a table of the layer's levels where that takes fewer bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,23 @@ class PackedWeight:
     levels: IntegerArray | None
     dtype: np.dtype[Any]
 
+    def __str__(self) -> str:
+        return f"packed {self.bits}" + (" (levels)" if self.levels is not None else "")
+
+    def attributes(self) -> list[ir.Attr]:
+        """Return the attributes of its node that give the integers."""
+        levels = [] if self.levels is None else [ir.AttrTensor("levels", ir.tensor(self.levels))]
+        return [ir.AttrTensor("stream", ir.tensor(self.stream)), ir.AttrInt64s("bits", [self.bits]), *levels]
+
     @property
     def aligned(self) -> bool:
         """Whether each field lies within one byte."""
         return FIELDS % self.bits == 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the numbers in the file, and of a table's name."""
+        return self.stream.nbytes + (0 if self.levels is None else self.levels.nbytes + TABLE_OVERHEAD_BYTES)
 
     @property
     def padded(self) -> bool:
@@ -91,94 +104,56 @@ def pack_fields(fields: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return np.packbits(planes.astype(np.uint8).reshape(FIELDS * bits, lanes), axis=0, bitorder="little").reshape(-1)
 
 
-@dataclass(frozen=True)
-class WeightFunction:
-    """The function of standard operators that unpacks and scales streams of one kind.
+def unpacked(body: FunctionBody, shape: ir.Value, *, wide: bool, levels: bool, aligned: bool, padded: bool) -> ir.Value:
+    """Add the operators that unpack the attributes `stream`, `bits` and, with a table, `levels` of the calling node.
 
-    Attributes:
-        form: ``dequantize`` ends in DequantizeLinear, ``multiply`` in Cast and Mul, which runtimes fold into a float
-            weight; ``integers`` gives the integers themselves.
+    Args:
+        body: of the function.
+        shape: of the integers.
         wide: the integers are int16.
         levels: fields index a table.
-        transposed: the two axes are exchanged before scaling.
         aligned: in all streams, each field lies within one byte.
         padded: in some stream, the last fields hold no integer.
     """
-
-    form: str
-    wide: bool
-    levels: bool
-    transposed: bool
-    aligned: bool
-    padded: bool
-
-    @property
-    def name(self) -> str:
-        """The operator's name. One function of a name serves all streams of a file."""
-        first = {"dequantize": "Weight", "multiply": "FloatWeight", "integers": "Integers"}[self.form]
-        return first + "Wide" * self.wide + "Levels" * self.levels + "Transposed" * self.transposed
-
-    def joined(self, other: WeightFunction) -> WeightFunction:
-        """Return the function that serves the streams of both."""
-        return replace(self, aligned=self.aligned and other.aligned, padded=self.padded or other.padded)
-
-    def build(self) -> ir.Function:
-        """Return the function: no inputs; attributes `stream`, `bits`, `shape` and, if needed, `levels` and `scale`."""
-        body = FunctionBody()
-        integers = self._unpacked(body)
-        if self.form == "integers":
-            return body.function(self.name, integers)
-        if self.transposed:
-            integers = body.add("Transpose", integers, perm=[1, 0])
-        scale = body.attribute("value", "scale", ir.AttributeType.TENSOR)
-        if self.form == "multiply":
-            return body.function(self.name, body.add("Mul", body.add("Cast", integers, to=ir.DataType.FLOAT), scale))
-        # A zero point of the scale's shape: onnxruntime fuses QGemm only with one.
-        kind = ir.DataType.INT16 if self.wide else ir.DataType.INT8
-        zero_point = body.add("Cast", body.add("Mul", scale, body.constant(np.float32(0))), to=kind)
-        return body.function(self.name, body.add("DequantizeLinear", integers, scale, zero_point, axis=0))
-
-    def _unpacked(self, body: FunctionBody) -> ir.Value:
-        stream = body.attribute("value", "stream", ir.AttributeType.TENSOR)
-        shape = body.attribute("value_ints", "shape", ir.AttributeType.INTS)
-        bits = body.attribute("value_ints", "bits", ir.AttributeType.INTS)  # one number, in an axis of length one
-        # A field of nine bits spans more than one byte.
-        nine = self.wide and not self.levels
-        unit = ir.DataType.UINT32 if nine else ir.DataType.UINT8
-        eight = body.constant(np.int64(8))
-        start = body.add("Mul", body.constant(np.arange(FIELDS, dtype=np.int64)), bits)  # a field's first bit
-        row, offset = body.add("Div", start, eight), body.add("Mod", start, eight)
-        column = body.constant(np.array([FIELDS, 1]))
-        right = body.add("Cast", body.add("Reshape", offset, column), to=unit)
-        flat = body.constant(np.array([-1]))
-        lanes = body.add("Concat", bits, flat, axis=0)
-        rows = body.add("Reshape", stream, lanes)  # (byte of a lane, lane)
-        if nine:
-            rows = body.add("Cast", rows, to=unit)
-        fields = body.add("BitShift", body.add("Gather", rows, row), right, direction="RIGHT")
-        if not self.aligned:
-            # No field ends after the last byte of its lane, so it does not matter that row 0 follows the last row.
-            following = body.add("Mod", body.add("Add", row, body.constant(np.int64(1))), bits)
-            left = body.add("Sub", body.constant(np.asarray(8, unit.numpy())), right)
-            high = body.add("BitShift", body.add("Gather", rows, following), left, direction="LEFT")
-            fields = body.add("BitwiseOr", fields, high)
-        largest = body.constant(np.asarray(511, np.uint32) if nine else np.asarray(255, np.uint8))
-        limit = body.constant(np.int64(9 if nine else 8))
-        unused = body.add("Cast", body.add("Sub", limit, bits), to=unit)
-        mask = body.add("BitShift", largest, unused, direction="RIGHT")
-        fields = body.add("BitwiseAnd", fields, mask)  # (field, lane)
-        if self.padded:
-            count = body.add("ReduceProd", shape, keepdims=1)
-            zero = body.constant(np.array([0]))
-            fields = body.add("Slice", body.add("Reshape", fields, flat), zero, count)
-        fields = body.add("Reshape", fields, shape)
-        if self.levels:
-            levels = body.attribute("value", "levels", ir.AttributeType.TENSOR)
-            return body.add("Gather", levels, body.add("Cast", fields, to=ir.DataType.INT32))
-        # 2^(bits − 1) = mask − ⌊mask / 2⌋; int16 is subtracted in int32: not every runtime has a kernel for it.
-        signed = ir.DataType.INT32 if nine else ir.DataType.INT8
-        one_bit = body.constant(np.asarray(1, np.uint32 if nine else np.uint8))
-        lower = body.add("BitShift", mask, one_bit, direction="RIGHT")
-        offset = body.add("Cast", body.add("BitwiseXor", mask, lower), to=signed)
-        integers = body.add("Sub", body.add("Cast", fields, to=signed), offset)
-        return body.add("Cast", integers, to=ir.DataType.INT16) if nine else integers
+    stream = body.attribute("value", "stream", ir.AttributeType.TENSOR)
+    bits = body.attribute("value_ints", "bits", ir.AttributeType.INTS)  # one number, in an axis of length one
+    # A field of nine bits spans more than one byte.
+    nine = wide and not levels
+    unit = ir.DataType.UINT32 if nine else ir.DataType.UINT8
+    eight = body.constant(np.int64(8))
+    start = body.add("Mul", body.constant(np.arange(FIELDS, dtype=np.int64)), bits)  # a field's first bit
+    row, offset = body.add("Div", start, eight), body.add("Mod", start, eight)
+    column = body.constant(np.array([FIELDS, 1]))
+    right = body.add("Cast", body.add("Reshape", offset, column), to=unit)
+    flat = body.constant(np.array([-1]))
+    lanes = body.add("Concat", bits, flat, axis=0)
+    rows = body.add("Reshape", stream, lanes)  # (byte of a lane, lane)
+    if nine:
+        rows = body.add("Cast", rows, to=unit)
+    fields = body.add("BitShift", body.add("Gather", rows, row), right, direction="RIGHT")
+    if not aligned:
+        # No field ends after the last byte of its lane, so it does not matter that row 0 follows the last row.
+        following = body.add("Mod", body.add("Add", row, body.constant(np.int64(1))), bits)
+        left = body.add("Sub", body.constant(np.asarray(8, unit.numpy())), right)
+        high = body.add("BitShift", body.add("Gather", rows, following), left, direction="LEFT")
+        fields = body.add("BitwiseOr", fields, high)
+    largest = body.constant(np.asarray(511, np.uint32) if nine else np.asarray(255, np.uint8))
+    limit = body.constant(np.int64(9 if nine else 8))
+    unused = body.add("Cast", body.add("Sub", limit, bits), to=unit)
+    mask = body.add("BitShift", largest, unused, direction="RIGHT")
+    fields = body.add("BitwiseAnd", fields, mask)  # (field, lane)
+    if padded:
+        count = body.add("ReduceProd", shape, keepdims=1)
+        zero = body.constant(np.array([0]))
+        fields = body.add("Slice", body.add("Reshape", fields, flat), zero, count)
+    fields = body.add("Reshape", fields, shape)
+    if levels:
+        table = body.attribute("value", "levels", ir.AttributeType.TENSOR)
+        return body.add("Gather", table, body.add("Cast", fields, to=ir.DataType.INT32))
+    # 2^(bits − 1) = mask − ⌊mask / 2⌋; int16 is subtracted in int32: not every runtime has a kernel for it.
+    signed = ir.DataType.INT32 if nine else ir.DataType.INT8
+    one_bit = body.constant(np.asarray(1, np.uint32 if nine else np.uint8))
+    lower = body.add("BitShift", mask, one_bit, direction="RIGHT")
+    offset = body.add("Cast", body.add("BitwiseXor", mask, lower), to=signed)
+    integers = body.add("Sub", body.add("Cast", fields, to=signed), offset)
+    return body.add("Cast", integers, to=ir.DataType.INT16) if nine else integers

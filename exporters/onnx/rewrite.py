@@ -57,14 +57,14 @@ def rewrite(graph_model: ir.Model, model: QuantizedModel, options: OnnxOptions) 
         opset = max(opset, QDQ_OPSET)
     graph_model.opset_imports[""] = opset
     graph_model.ir_version = IR_VERSIONS[opset]
-    functions = compact(graph_model.graph, weights.store.packed) if weights.store.packed else {}
+    functions, coded = compact(graph_model.graph, weights.store.waiting) if weights.store.waiting else ({}, {})
     for _, function in sorted(functions.items()):
         graph_model.functions[function.identifier()] = function
         graph_model.opset_imports[FUNCTION_DOMAIN] = 1
         function.opset_imports[""] = opset  # onnxruntime requires one opset in the whole model
     missing = [layer.name for layer in model.layers if layer.name not in weights.done]
     notes = [f"not used by the forward pass, so not in the graph: {', '.join(missing)}"] if missing else []
-    return notes, weights.store.stored
+    return notes, weights.store.stored | coded
 
 
 class _Weights:

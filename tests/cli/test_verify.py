@@ -31,7 +31,8 @@ def test_verify_passes_float_and_four_bit_activations(other_bits: Built) -> None
 
 def change_a_number(proto: onnx.ModelProto, name: str) -> None:
     """Change the first number of a tensor, or the float attribute NODE.ATTRIBUTE."""
-    names = {name, f"{name}.stream", name.replace(".scale", "_scale")}  # weights of eight bits are plain tensors
+    # Weights are packed or coded, those of eight bits are plain tensors.
+    names = {name, f"{name}.stream", f"{name}.levels", name.replace(".scale", "_scale")}
     for found, tensor in stored_tensors(proto):
         if found in names:
             array = onnx.numpy_helper.to_array(tensor).copy()

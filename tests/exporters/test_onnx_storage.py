@@ -23,6 +23,7 @@ from csqtool.onnx_file import flattened
 from csqtool.onnx_session import session
 from csqtool.quantized_model import QuantizedModel, smallest_dtype, twos_complement_bits
 from exporters.onnx import OnnxOptions, to_onnx
+from exporters.onnx.choosing import WaitingWeight
 from exporters.onnx.compact import compact
 from exporters.onnx.functions import FUNCTION_DOMAIN
 from exporters.onnx.packing import pack_fields, pack_weight
@@ -35,15 +36,14 @@ torch.manual_seed(0)
 
 
 def unpacking_graph(q: np.ndarray) -> onnx.ModelProto:
-    packed = pack_weight(q)
     placeholder = ir.Node(FUNCTION_DOMAIN, "Packed", [])
     placeholder.outputs[0].name = "q"
     output = ir.node("Identity", placeholder.outputs).outputs[0]
-    output.name, output.shape = "y", ir.Shape(packed.shape)
+    output.name, output.shape = "y", ir.Shape(q.shape)
     output.dtype = ir.DataType.INT8 if q.dtype == np.int8 else ir.DataType.INT16
     opsets = {"": 18, FUNCTION_DOMAIN: 1}
     graph = ir.Graph([], [output], nodes=[placeholder, output.producer()], opset_imports=opsets, name="g")
-    functions = compact(graph, {placeholder: ("q", packed)}).values()
+    functions = compact(graph, {placeholder: WaitingWeight("q", q, ("packed",))})[0].values()
     for function in functions:
         function.opset_imports[""] = 18
     return ir.to_proto(ir.Model(graph, ir_version=8, functions=list(functions)))
@@ -132,13 +132,13 @@ def test_every_width_is_exported_and_read_back_bit_for_bit(bits: int, act_bits: 
 
 
 def test_odd_levels_are_stored_as_indices_and_fuse() -> None:
-    export = export_module(ConvNet(32), (3, 6, 6), act_bits=8, prepare=with_integers(4, holes=True))
+    export = export_module(ConvNet(32), (3, 6, 6), act_bits=8, prepare=with_integers(4, holes=True), weights="packed")
     export.assert_faithful()
     assert "(levels)" in export.report.storage["conv2.weight"]
     assert export.operators().count("QLinearConv") == 3
 
 
-@pytest.mark.parametrize("weights", ["packed", "int8", "int4", "int2"])
+@pytest.mark.parametrize("weights", ["packed", "coded", "int8", "int4", "int2"])
 @pytest.mark.parametrize("act_bits", [None, 4])
 def test_every_storage_loads_in_onnxruntime_without_a_slow_node(weights: str, act_bits: int | None) -> None:
     export = export_module(ConvNet(), (3, 6, 6), planes=1, act_bits=act_bits, weights=weights)

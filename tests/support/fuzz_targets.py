@@ -170,7 +170,7 @@ class Onnx(Target):
 
     def corpus(self) -> list[bytes]:
         bad = [path for path in sorted(BAD.glob("*.onnx")) if path.stem not in self.ENDLESS]
-        return [path.read_bytes() for path in (CORPUS / "model.onnx", *bad)]
+        return [path.read_bytes() for path in (CORPUS / "model.onnx", CORPUS / "coded.onnx", *bad)]
 
     def check(self, content: bytes) -> None:
         self.inspected(content)

@@ -86,7 +86,7 @@ def packed_export(eight_bits: Built, tmp_path_factory: pytest.TempPathFactory) -
     ok("search", DIGITS, "--data", "digits", "--target-bits", 3, "--max-bits", 6, "--act-bits", 8, *QUICK, "-o",
        folder / "run")  # fmt: skip
     ok("finalize", folder / "run", "-o", folder / "model.safetensors")
-    ok("export", folder / "model.safetensors", "-o", folder / "model.onnx")
+    ok("export", folder / "model.safetensors", "-o", folder / "model.onnx", "--weights", "packed")
     return folder
 
 

@@ -30,7 +30,7 @@ SAMPLES = 8
 
 
 class Exports:
-    """A network in three forms: packed weights, int8, and float activations."""
+    """A network in four forms: packed weights, int8, coded, and float activations."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -40,8 +40,13 @@ class Exports:
         self.eight = post_training_model(self.module, sample, planes=3, act_bits=8)
         self.floating = post_training_model(self.module, sample, planes=3, act_bits=None)
         self.files: list[tuple[QuantizedModel, bytes]] = [
-            (model, to_onnx(model, copy.deepcopy(self.module), OnnxOptions(**options))[0])
-            for model, options in ((self.eight, {}), (self.eight, {"weights": "int8"}), (self.floating, {}))
+            (model, to_onnx(model, copy.deepcopy(self.module), OnnxOptions(weights=weights))[0])
+            for model, weights in (
+                (self.eight, "packed"),
+                (self.eight, "int8"),
+                (self.eight, "coded"),
+                (self.floating, "packed"),
+            )
         ]
 
     def output(self, content: bytes) -> np.ndarray:

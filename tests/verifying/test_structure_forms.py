@@ -22,7 +22,7 @@ from csqtool.verifying.weights import named_tensors, onnx_tensor_problems
 from tests.support.structural import Branches, Edit, Proto, Sample, first, make, node, put, sample, values
 
 FORMS: list[dict[str, Any]] = [
-    {}, {"weights": "packed"}, {"weights": "int4"}, {"weights": "int2"}, {"runtime": "generic"},
+    {"weights": "coded"}, {"weights": "packed"}, {"weights": "int4"}, {"weights": "int2"}, {"runtime": "generic"},
     {"runtime": "openvino"}, {"act_bits": 4}, {"act_bits": None}, {"act_bits": None, "weight_form": "qdq"},
     {"act_bits": None, "weights": "int8"}, {"act_bits": None, "runtime": "openvino", "weights": "int4"},
     {"dynamic": (2, 3), "weights": "int8"},
