@@ -36,6 +36,22 @@ def test_the_release_compares_the_tag_with_the_version_of_the_package() -> None:
     assert found[1] == csqtool.__version__
 
 
+def test_the_conda_recipe_is_of_this_version_and_needs_what_the_package_needs() -> None:
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    project = PROJECT["project"]
+    assert recipe["context"]["version"] == csqtool.__version__
+    assert recipe["context"]["python_min"] == project["requires-python"].removeprefix(">=")
+    assert recipe["about"]["license"] == project["license"]
+    assert recipe["about"]["summary"] == project["description"]
+    # conda-forge has all of them under PyPI's names, except PyTorch.
+    needed = sorted(line.replace(">=", " >=").replace("torch >=2", "pytorch >=2") for line in project["dependencies"])
+    assert recipe["requirements"]["run"][0] == "python >=${{ python_min }}"
+    assert sorted(recipe["requirements"]["run"][1:]) == needed
+    assert set(PROJECT["build-system"]["requires"]) <= set(recipe["requirements"]["host"])
+    scripts = [f"{name} = {target}" for name, target in project["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == scripts
+
+
 def test_only_the_job_that_publishes_may_publish_and_no_job_holds_a_secret() -> None:
     text = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     assert "secrets." not in text

@@ -50,7 +50,7 @@ def test_the_code_of_a_page_runs_as_it_is_written(page: Path, tmp_path: Path, mo
 
 
 def test_every_tutorial_has_code_that_is_run() -> None:
-    assert len(TUTORIALS) == 6
+    assert len(TUTORIALS) == 8
     assert all(runnable(page) for page in TUTORIALS)
 
 
