@@ -17,6 +17,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from csqtool.nn.activation import to_integers
 from csqtool.nn.quantized_net import QuantizedNet
@@ -98,6 +100,7 @@ def _float_cuts(
     values: dict[str, list[Tensor]] = {}
     fan_ins: dict[str, int] = {}
     handles = []
+    norms = _Norms()
     for layer in model.layers:
         name, _, attribute = layer.name.rpartition(".")
         if layer.batch_norm is None and (attribute != "weight" or not is_operation(net.model.get_submodule(name))):
@@ -107,9 +110,11 @@ def _float_cuts(
             continue
         fan_ins[name] = int(np.prod(layer.shape[1:]))
         values[name] = []
-        handles.append(net.model.get_submodule(name).register_forward_hook(_collector(values[name])))
+        collect = norms.collector(values[name]) if layer.batch_norm else _collector(values[name])
+        handles.append(net.model.get_submodule(name).register_forward_hook(collect))
     try:
-        output = call(net, inputs)
+        with norms:
+            output = call(net, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -129,6 +134,30 @@ def _collector(values: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
             values.append(output.detach().clone())  # an in-place activation may follow
 
     return collect
+
+
+class _Norms(TorchFunctionMode):
+    """Keeps what BatchNorm computes: a module may do more, such as timm's, which applies the activation as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is functional.batch_norm:
+            self._latest = result.detach().clone()
+        return result
+
+    def collector(self, values: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+        """Return the hook of a module, which adds the value that BatchNorm had in it."""
+
+        def collect(_module: nn.Module, _arguments: Any, _output: Any) -> None:
+            if self._latest is not None:
+                values.append(self._latest)
+            self._latest = None
+
+        return collect
 
 
 def cut_graph(proto: onnx.ModelProto, cuts: list[Cut]) -> tuple[onnx.ModelProto, list[Cut]]:

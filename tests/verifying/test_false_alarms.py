@@ -121,3 +121,26 @@ def test_a_network_that_a_last_place_of_its_input_moves_far_is_not_held_to_close
         allowed.append(allowed_differences(finalized, inputs, outputs, Tolerances())["output"])
     assert allowed[0] == pytest.approx(1e-4, rel=0.1)
     assert (allowed[1] > 1e-3).all()
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """As in timm: the module of a BatchNorm applies the activation, too, in place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu_(super().forward(x))
+
+
+def test_a_layer_in_float_is_compared_before_the_activation_that_its_batch_norm_module_applies() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), NormAndActivation(3), nn.Conv2d(3, 2, 3)).eval()
+    inputs = torch.randn(4, 1, 8, 8)
+    model = post_training_model(net, [inputs], act_bits=None)
+    finalized = finalized_net(net, model)
+    places = {cut.name: cut.reference for cut in reference_cuts(finalized, model, inputs)}
+    assert set(places) == {"1", "output"}
+    assert places["1"].min() < 0
+    norm = finalized.model.get_submodule("1")
+    wanted = nn.functional.batch_norm(
+        finalized.model.get_submodule("0")(inputs), norm.running_mean, norm.running_var, norm.weight, norm.bias
+    )
+    assert places["1"] == pytest.approx(wanted.detach().numpy(), abs=1e-6)
