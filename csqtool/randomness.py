@@ -37,6 +37,12 @@ def drawing_from(seed: int) -> Iterator[None]:
         random.setstate(kept[2])
 
 
+def random_states() -> tuple[object, ...]:
+    """Return the random states of torch (CPU), numpy and Python, to be compared with others."""
+    kind, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), kind, np.asarray(keys).tobytes(), *rest, random.getstate()
+
+
 def epoch_order(samples: int, seed: int, stage: str, epoch: int) -> Tensor:
     """Return the order of the training samples in an epoch."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(hash_seed(seed, stage, epoch)))

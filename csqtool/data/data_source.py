@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from csqtool.data.arrays import ArrayDataset
-from csqtool.data.datasets import Batch, Dataset, SelfAugmenting, take
+from csqtool.data.datasets import Batch, Dataset, SelfAugmenting, ShareAugmenting, take
 from csqtool.data.named import Names, with_names
 from csqtool.data.preprocessing import Preprocessing
 from csqtool.data.streams import READING_SEED, Stream, is_finite
 from csqtool.data.synthetic import Synthetic
 from csqtool.errors import ConfigError
+from csqtool.randomness import drawing_from, random_states
 from csqtool.task import Task, as_task, task_by_name
+from csqtool.trees import chosen
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 Part = Dataset | Stream
@@ -124,6 +127,30 @@ class DataSource:
         else:
             inputs, targets = take(self.train, indices)
         return (self.augment(inputs, generator) if self.augment else inputs), targets
+
+    def training_share(self, indices: Sequence[int], seed: int, share: slice) -> Batch:
+        """Return the samples `share` of the training batch that `training_batch` returns.
+
+        No others are read where that gives the same samples: where nothing is drawn at random, or for each sample by
+        itself. What augments a batch as a whole, or a data set that draws, needs all of it.
+        """
+        count = len(indices)
+        if len(range(count)[share]) < count and self.augment is None:
+            if isinstance(self.train, ShareAugmenting):
+                return self.train.augmented_share(indices, torch.Generator().manual_seed(seed), share)
+            if not isinstance(self.train, SelfAugmenting | Stream) and not self._reading_draws:
+                return take(self.train, indices[share])
+        inputs, targets = self.training_batch(indices, seed)
+        return chosen(inputs, share, count), chosen(targets, share, count)
+
+    @cached_property
+    def _reading_draws(self) -> bool:
+        """Whether reading the first training sample changes a random state."""
+        assert not isinstance(self.train, Stream)
+        with drawing_from(0):
+            before = random_states()
+            take(self.train, [0])
+            return random_states() != before
 
     def facts(self) -> dict[str, Any]:
         """Return what a finalized model records of its data: the task, and the preprocessing where it is known."""

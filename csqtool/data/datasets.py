@@ -43,6 +43,15 @@ class SelfAugmenting(Protocol):
         ...
 
 
+@runtime_checkable
+class ShareAugmenting(SelfAugmenting, Protocol):
+    """A `SelfAugmenting` set that makes a part of a batch without reading the rest."""
+
+    def augmented_share(self, indices: Sequence[int], generator: torch.Generator, share: slice) -> Batch:
+        """Return the samples `share` of the augmented batch of `indices`, exactly as they are in the whole batch."""
+        ...
+
+
 def take(dataset: Dataset, indices: Sequence[int]) -> Batch:
     """Return the batch of `dataset` at `indices`: inputs and targets; real numbers as float32.
 

@@ -191,13 +191,19 @@ class ImageFolder:
 
     def augmented_batch(self, indices: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return randomly cropped and flipped inputs float32 [B, 3, size, size] and labels int64 [B]."""
-        draws = torch.rand(len(indices), DRAWS, generator=generator, dtype=torch.float64).tolist()
-        return self._decoded([RandomCrop(tuple(row), self.size) for row in draws], indices)
+        return self.augmented_share(indices, generator, slice(None))
+
+    def augmented_share(
+        self, indices: Sequence[int], generator: torch.Generator, share: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images `share` of an augmented batch; no others are decoded."""
+        draws = torch.rand(len(indices), DRAWS, generator=generator, dtype=torch.float64)[share].tolist()
+        return self._decoded([RandomCrop(tuple(row), self.size) for row in draws], indices[share])
 
     def _decoded(self, croppers: Sequence[Any], indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         files = [self.files[int(i)] for i in indices]
         with ThreadPoolExecutor(THREADS) as pool:
-            images = list(pool.map(_decode, files, croppers))
+            images = list(pool.map(decoded, files, croppers))
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # (B, H, W, C) → (B, C, H, W)
         return self.preprocessing.normalise(pixels).contiguous(), self.targets[torch.as_tensor(indices)]
 
@@ -248,8 +254,12 @@ def _placed(width: int, height: int, left: int, top: int) -> Box:
     return left, top, left + width, top + height
 
 
-def _decode(file: Path | StoredImage, crop: Any) -> NDArray[np.uint8]:
-    """Return an image, cropped by `crop`, uint8 [H, W, 3]."""
+def decoded(file: Path | StoredImage, crop: Any) -> NDArray[np.uint8]:
+    """Return an image, cropped by `crop`, uint8 [H, W, 3].
+
+    Raises:
+        DataError: it cannot be read as a PNG or JPEG image.
+    """
     pillow = _pillow()
     try:
         opened = file if isinstance(file, Path) else io.BytesIO(file.content())

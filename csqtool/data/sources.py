@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from csqtool.data.arrays import ArrayDataset
 from csqtool.data.augment import ShiftAndFlip
 from csqtool.data.cifar import CIFAR10, CIFAR100, how_to_get
+from csqtool.data.coco import LAYOUT as COCO
+from csqtool.data.coco import load_coco
 from csqtool.data.data_source import DataSource
 from csqtool.data.hf_datasets import LAYOUT as SAVED
 from csqtool.data.hf_datasets import load_saved_datasets
@@ -35,9 +37,9 @@ def load_data(
 
     Args:
         spec: ``digits``, ``cifar10:DIR``, ``cifar100:DIR``, ``imagefolder:DIR``, ``webdataset:DIR``,
-            ``hf-datasets:DIR``, ``npz:FILE``, ``none:3x32x32``, or a factory ``file.py:name`` / ``module:name`` that
-            returns (train, test), (train, test, task) or a `DataSource`; its parts are what `as_part` takes. Options
-            follow a question mark: ``imagefolder:DIR?size=96&resize=112``.
+            ``hf-datasets:DIR``, ``coco:DIR``, ``npz:FILE``, ``none:3x32x32``, or a factory ``file.py:name`` /
+            ``module:name`` that returns (train, test), (train, test, task) or a `DataSource`; its parts are what
+            `as_part` takes. Options follow a question mark: ``imagefolder:DIR?size=96&resize=112``.
         task: ``classification`` or ``regression``, for ``npz`` files and factories that name none, or an object of
             the `Task` protocol, which takes the place of the data's own.
         near: a file in whose folders relative paths are looked up when the working folder lacks them.
@@ -185,6 +187,7 @@ FILE_SOURCES = {
     "imagefolder": FileSource(
         lambda path, _, **sizes: load_image_folder(path, **sizes), f"put {LAYOUT} there", ("size", "resize")
     ),
+    "coco": FileSource(load_coco, f"put {COCO} there", ("size",)),
     "npz": FileSource(_npz, NPZ),
     "hf-datasets": FileSource(load_saved_datasets, f"put {SAVED} there", ("size", "resize")),
     "webdataset": FileSource(

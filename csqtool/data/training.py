@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -34,6 +34,19 @@ class TrainingBatches(Protocol):
 
     def epoch(self, stage: str, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """Yield inputs and targets of an epoch's batches, from number `first` on."""
+        ...
+
+    def shares(
+        self, stage: str, epoch: int, share: Callable[[int], slice], *, first: int = 0
+    ) -> Iterator[tuple[Batch, int]]:
+        """Yield a part of each batch of `epoch`, and how many samples the whole batch has.
+
+        Args:
+            stage: as of the method `epoch`.
+            epoch: the same.
+            share: which samples of a batch of so many are wanted.
+            first: number of the first batch.
+        """
         ...
 
     def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
@@ -78,12 +91,23 @@ class IndexedBatches:
 
     def epoch(self, stage: str, epoch: int, *, first: int = 0) -> Iterator[Batch]:
         """Yield inputs and targets of an epoch's batches, from number `first` on."""
+        for indices, seed in self._drawn(stage, epoch, first):
+            yield self.data.training_batch(indices, seed)
+
+    def shares(
+        self, stage: str, epoch: int, share: Callable[[int], slice], *, first: int = 0
+    ) -> Iterator[tuple[Batch, int]]:
+        """Yield a part of each batch, see `DataSource.training_share`, and the number of samples of the whole."""
+        for indices, seed in self._drawn(stage, epoch, first):
+            yield self.data.training_share(indices, seed, share(len(indices))), len(indices)
+
+    def _drawn(self, stage: str, epoch: int, first: int) -> Iterator[tuple[list[int], int]]:
+        """Yield the samples of each batch, and the seed of their augmentation."""
         order = epoch_order(len(self.data.train), self.seed, stage, epoch)
         for number in range(first, self.count):
             seed = hash_seed(self.seed, stage, epoch, number)
             seed_all(seed)  # for data sets that draw from one of these
-            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self.data.training_batch(chosen.tolist(), seed)
+            yield order[number * self.batch_size : (number + 1) * self.batch_size].tolist(), seed
 
     def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
         """Yield the first `max_samples` samples in the data set's order, augmented, `size` a batch."""
@@ -132,6 +156,15 @@ class StreamedBatches:
                 f"{self.stream.name} gave {found} batches in a pass, {self.count} were expected; "
                 "each pass must start anew and give as many as its length says"
             )
+
+    def shares(
+        self, stage: str, epoch: int, share: Callable[[int], slice], *, first: int = 0
+    ) -> Iterator[tuple[Batch, int]]:
+        """Yield a part of each batch and the number of samples of the whole, all of which the loader has read."""
+        for inputs, targets in self.epoch(stage, epoch, first=first):
+            count = samples(inputs)
+            mine = share(count)
+            yield (chosen(inputs, mine, count), chosen(targets, mine, count)), count
 
     def in_order(self, max_samples: int, *, size: int) -> Iterator[Batch]:
         """Yield batches of one pass, augmented, until there are `max_samples` samples; `size` is the loader's."""

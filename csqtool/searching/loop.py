@@ -32,7 +32,7 @@ from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
 from csqtool.searching.profiling import part
 from csqtool.task import main_output
-from csqtool.trees import call, chosen, mapped, samples, tensors
+from csqtool.trees import call, mapped, tensors
 
 # Parameters with at least this many values take their optimizer step as soon as their gradient is computed, and the
 # gradient is freed: together, the gradients of a large net's gates would take as much memory as the gates.
@@ -146,7 +146,7 @@ class StageTraining:
         saved = time.monotonic()
         while self.position.epoch < self.epochs:
             epoch = self.position.epoch
-            training = self.training_batches.epoch(self.name, epoch, first=self.position.batch)
+            training = self.training_batches.shares(self.name, epoch, self._mine, first=self.position.batch)
             self.net.train()
             if self.method:
                 self.method.at_epoch(epoch / max(1, self.epochs - 1))
@@ -154,7 +154,7 @@ class StageTraining:
             for batch in range(self.position.batch, batches):
                 if self.method:
                     self.method.at_step((epoch * self.batches + batch) / max(1, self.steps - 1))
-                loss = self._step(next(training), epoch, batch)
+                loss = self._step(*next(training), epoch, batch)
                 if not math.isfinite(loss):
                     where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
                     raise TrainingError(
@@ -213,12 +213,15 @@ class StageTraining:
         rising = min(1.0, (epochs_done + 1 / self.batches) / warmup) if warmup else 1.0
         return rising * 0.5 * (1 + math.cos(math.pi * epochs_done * self.batches / self.steps))
 
-    def _step(self, whole: Batch, epoch: int, batch: int) -> float:
-        """Take a step on a batch and return its loss; every process is given the whole batch."""
+    def _mine(self, count: int) -> slice:
+        """Return which of a batch's samples are this process's."""
+        return self.processes.share(count)[0]
+
+    def _step(self, own: Batch, count: int, epoch: int, batch: int) -> float:
+        """Take a step on a batch of `count` samples, `own` being those of this process; return the loss of all."""
         seed = hash_seed(self.config.seed, self.name, epoch, batch)
-        count = samples(whole[0])
-        mine, weight = self.processes.share(count)
-        inputs, targets = (chosen(part, mine, count) for part in whole)
+        _, weight = self.processes.share(count)
+        inputs, targets = own
         targets = mapped(targets, lambda tensor: tensor.to(self.device))
         seed_all(hash_seed(seed, self.processes.index))  # for dropout and so on, which differ between processes
         inputs = laid_out(inputs, self.device, channels_last=bool(self.config.channels_last))

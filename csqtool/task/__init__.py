@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from csqtool.errors import ConfigError, nearest
-from csqtool.task.detection import Detection
+from csqtool.task.detection import Detection, unpadded
 from csqtool.task.labels import Classification, LanguageModelling, MultiLabel, Segmentation, TokenClassification
 from csqtool.task.protocol import TARGETS, BuiltIn, Metric, Task, main_output, new_metric, value_of
 from csqtool.task.values import Regression, SuperResolution
@@ -28,6 +28,7 @@ __all__ = [
     "main_output",
     "new_metric",
     "task_by_name",
+    "unpadded",
     "value_of",
 ]
 

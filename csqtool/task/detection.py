@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from csqtool.errors import ConfigError
@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Boxes = Sequence[dict[str, Any]]
+NO_BOX = -1  # the label that fills up targets of images with fewer boxes than others
+
+
+def unpadded(targets: Any) -> Boxes:
+    """Return each image's boxes of targets that are filled up: ``boxes`` [N, K, 4], ``labels`` [N, K] with `NO_BOX`.
+
+    Other targets, such as a list of dicts, are returned as they are.
+    """
+    if not isinstance(targets, Mapping):
+        return list(targets)
+    boxes, labels = targets["boxes"], targets["labels"]
+    kept = [row != NO_BOX for row in labels]
+    return [{"boxes": b[k], "labels": row[k]} for b, row, k in zip(boxes, labels, kept, strict=True)]
 
 
 class Detection:
@@ -21,7 +34,8 @@ class Detection:
         loss: returns the loss of a batch, given what the model returns in training and the targets.
         boxes: returns what the model found, given what it returns in evaluation: for each image a dict with ``boxes``
             [k, 4] (x and y of two corners), ``scores`` [k] and ``labels`` [k].
-        wanted: returns the same of the targets, without scores; None if they are such dicts already.
+        wanted: returns the same of the targets, without scores; None if they are such
+            dicts already, or what `unpadded` takes.
     """
 
     name = "detection"
@@ -56,7 +70,7 @@ class Detection:
             raise ConfigError(
                 "mean average precision needs a package, an extra: pip install 'csqtool[detection]'"
             ) from error
-        return _Precision(metric, self._boxes, self._wanted or list)
+        return _Precision(metric, self._boxes, self._wanted or unpadded)
 
 
 class _Precision:

@@ -26,7 +26,9 @@ def one_step(session: Session, output: Path) -> None:
     """Write the gradients of the whole batch, the running statistics and the loss."""
     training = session.training
     training.net.train()
-    loss = training._step(session.data.training_batch(range(session.config.batch_size), seed=0), epoch=0, batch=0)
+    count = session.config.batch_size
+    own = session.data.training_share(range(count), seed=0, share=training._mine(count))
+    loss = training._step(own, count, epoch=0, batch=0)
     tensors = {name: p.grad for name, p in training.net.named_parameters() if p.grad is not None}
     tensors |= {name: buffer for name, buffer in training.net.named_buffers() if "running" in name}
     tensors |= {"loss": torch.tensor(loss), "processes": torch.tensor(session.processes.count)}
