@@ -22,7 +22,7 @@ from csqtool.quantizing import FirstSamples
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "systems.md"
-METHODS = "csq,bsq,lsq,ste-uniform,dorefa,measured,hawq,hawq-v2,hawq-v3,limpq,zeroq,quanos"
+METHODS = "csq,bsq,msq,lsq,ste-uniform,dorefa,lq-nets,apot,zaq,measured,hawq,hawq-v2,hawq-v3,limpq,zeroq,quanos"
 DIGITS: dict[str, Any] = {
     "model": f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn", "data": "digits", "jobs": 2,
     "pretrain_epochs": 20, "epochs": 6, "finetune_epochs": 6, "importance_steps": 60,

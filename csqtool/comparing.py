@@ -28,7 +28,7 @@ from csqtool.exporting import export
 from csqtool.files import sha256, write_bytes, write_json
 from csqtool.progress import Progress
 from csqtool.searching.config import epochs_at_scheme
-from csqtool.searching.options import method_kind
+from csqtool.searching.options import FINETUNE_METHODS, method_kind
 from csqtool.sweeping.result import SweepResult, SweepRow
 from csqtool.verifying.verification import verify_file
 
@@ -94,11 +94,12 @@ class Comparison:
 
 
 def kind_and_data(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what a run's method is, and what data it needs: an allocator's scheme is trained with labelled data."""
+    """Return what a run's method is, and what data it needs: an allocator's scheme is trained by another method."""
     kind = method_kind(settings["method"])
     if kind.allocates and epochs_at_scheme(settings):
         trainer = settings.get("finetune_with", "lsq")
-        return f"allocator, {trainer}", "labelled" if kind.data == "labelled" else f"{kind.data}; training: labelled"
+        data = method_kind(FINETUNE_METHODS[trainer]).data
+        return f"allocator, {trainer}", kind.data if kind.data == data else f"{kind.data}; training: {data}"
     return kind.role, kind.data
 
 

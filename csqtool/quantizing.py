@@ -145,6 +145,7 @@ def quantize(
     batch_norm: bool,
     reconstruct: str = "lsq",
     ranges: str = "mse",
+    drop_activations: float = 0.0,
     data: DataSource,
     model: ModelSource | None = None,
     progress: Progress | None = None,
@@ -163,6 +164,7 @@ def quantize(
         batch_norm: re-estimate BatchNorm's statistics on the samples, augmented as in training; not without data.
         reconstruct: what is trained, a key of `csqtool.reconstruction.RECONSTRUCTIONS`.
         ranges: how activation ranges follow from histograms, a key of `csqtool.nn.ranges.RANGES`.
+        drop_activations: share of activation values that a step of the reconstruction does not round.
         data: training data; labels are not looked at.
         model: builds the module; None takes the factory in the settings.
         progress: is told of every step.
@@ -177,14 +179,16 @@ def quantize(
         if isinstance(limited.train, Synthetic):
             batch_norm = False  # its statistics are what the inputs are made from
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
-        return _Quantizing(session, told, reconstruct).result(steps, batch_norm=batch_norm, ranges=ranges)
+        return _Quantizing(session, told, reconstruct, drop_activations).result(
+            steps, batch_norm=batch_norm, ranges=ranges
+        )
 
 
 class _Quantizing:
     """The steps of `quantize`."""
 
-    def __init__(self, session: Session, told: Progress, reconstruct: str) -> None:
-        self.session, self.told, self.reconstruct = session, told, reconstruct
+    def __init__(self, session: Session, told: Progress, reconstruct: str, drop: float) -> None:
+        self.session, self.told, self.reconstruct, self.drop = session, told, reconstruct, drop
         self.network: Network = session.network
         self.config, self.data, self.device = session.config, session.data, session.device
         found = len(self.data.train)
@@ -266,7 +270,7 @@ class _Quantizing:
         network.method = method = kind(context)
         network.net.eval()
         if steps:
-            train(network, method, teacher, self._batches(steps), steps, self.told)
+            train(network, method, teacher, self._batches(steps), steps, self.told, drop=self.drop)
         return method
 
     def _batches(self, steps: int) -> Iterator[Any]:

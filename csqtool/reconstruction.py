@@ -15,6 +15,7 @@ from csqtool.errors import ConfigError, TrainingError
 from csqtool.evaluation import as_float
 from csqtool.nn.gates import BitGates
 from csqtool.nn.latent import LsqWeight
+from csqtool.nn.quantized_net import Observer, QuantizedNet
 from csqtool.nn.rounding import ANNEALING, RoundingGates
 from csqtool.nn.watched import Watched
 from csqtool.nn.weights import Weight
@@ -163,6 +164,8 @@ def train(
     batches: Iterable[Any],
     steps: int,
     told: Progress,
+    *,
+    drop: float = 0.0,
 ) -> None:
     """Train a network's sources, step sizes, biases and BatchNorm factors so that it follows its float teacher.
 
@@ -176,6 +179,7 @@ def train(
         batches: inputs, as many batches as steps.
         steps: how many.
         told: is told of every step.
+        drop: share of activation values that are not rounded in a step (QDrop, Wei et al. 2022), 0 to 1.
 
     Raises:
         TrainingError: the error is not finite.
@@ -200,7 +204,7 @@ def train(
                 wanted = as_float(call(teacher, inputs))
             with parametrize.cached():
                 compute_small_weights(net)
-                found = as_float(call(net, inputs))
+                found = as_float(net.observed(inputs, dropping(net, drop)) if drop else call(net, inputs))
             seen = [difference(ours.outputs[name], theirs.outputs[name]) for name in compared if name in ours.outputs]
             error = difference(found, wanted) + sum(seen) / max(len(seen), 1)
             if not math.isfinite(float(error.detach())):
@@ -215,6 +219,16 @@ def train(
                 quantizer.after_step()
             told.step("reconstruct", number + 1, steps, {"error": float(error.detach())})
     method.set_hard(True)
+
+
+def dropping(net: QuantizedNet, share: float) -> Observer:
+    """Return an observer that rounds activations but for a random share of their values (QDrop, Wei et al. 2022)."""
+    quantizers = net.quantizers
+
+    def observe(name: str, value: Tensor) -> Tensor:
+        return torch.where(torch.rand_like(value) < share, value, quantizers[name](value))
+
+    return observe
 
 
 def difference(found: Any, wanted: Any) -> Tensor:

@@ -84,6 +84,7 @@ def test_a_file_that_fails_is_named_and_fails_the_comparison(compared: Compariso
         ({"method": "hawq", "epochs": 0, "finetune_with": "lsq"}, ("allocator", "labelled")),
         ({"method": "zeroq", "epochs": 0}, ("allocator", "none")),
         ({"method": "zeroq", "epochs": 2}, ("allocator, lsq", "none; training: labelled")),
+        ({"method": "zeroq", "epochs": 2, "finetune_with": "zaq"}, ("allocator, zaq", "none")),
         ({"method": "hawq", "epochs": 2, "finetune_with": "csq"}, ("allocator, csq", "labelled")),
     ],
 )

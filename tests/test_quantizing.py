@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import csqtool
+from csqtool.nn.activation import ActivationFakeQuantizer
+from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.progress import Told
+from csqtool.reconstruction import dropping
 from tests.support.commands import DIGITS, invoke, ok
 
 
@@ -64,6 +68,27 @@ def test_inputs_are_taken_without_labels_and_the_budget_is_not_exceeded(given: C
     assert quantized.activations
 
 
+def test_dropping_rounds_all_but_the_asked_share_of_each_activation() -> None:
+    net = QuantizedNet(made(), [ActivationFakeQuantizer("2.output", 2)])
+    net.calibrate([inputs()])
+    values = torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        rounded, found = net.quantizers["2.output"](values), dropping(net, 0.3)("2.output", values)
+    kept = found == values
+    assert float(kept.float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(found[~kept], rounded[~kept])
+
+
+def test_the_share_of_dropped_activations_changes_what_is_trained_but_not_the_activations() -> None:
+    one, other = (csqtool.quantize(made(), inputs(), target_bits=2, act_bits=2, steps=3, drop_activations=share)
+                  for share in (0.0, 0.5))  # fmt: skip
+    assert [a.name for a in one.activations] == [a.name for a in other.activations]
+    assert one.activations[0].bits == other.activations[0].bits == 8
+    assert any(not np.array_equal(a.dequantized(), b.dequantized())
+               for a, b in zip(one.layers, other.layers, strict=True))  # fmt: skip
+
+
 @pytest.mark.long
 def test_the_command_writes_a_file_that_is_exported_and_verified(tmp_path: Path) -> None:
     model, onnx = tmp_path / "m.safetensors", tmp_path / "m.onnx"
@@ -91,6 +116,7 @@ def test_a_size_of_the_packed_file_is_not_exceeded(tmp_path: Path) -> None:
         (inputs(), {"target_bits": 3, "steps": -1}, "steps must be at least 0"),
         (inputs(), {"target_bits": 3, "reconstruct": "best"}, "reconstruct must be one of lsq, adaround, csq"),
         (inputs(), {"target_bits": 3, "ranges": "max"}, "ranges must be one of mse, percentile, min-max"),
+        (inputs(), {"target_bits": 3, "drop_activations": 1.5}, "drop_activations must be 0 to 1, got 1.5"),
         (None, {"target_bits": 3}, "needs calibration data"),
     ],
 )

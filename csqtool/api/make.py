@@ -143,6 +143,7 @@ def quantize(
     batch_norm: bool = True,
     reconstruct: str = "lsq",
     ranges: str = "mse",
+    drop_activations: float = 0.0,
     task: str | Task | None = None,
     progress: bool | Progress = False,
     **settings: Any,
@@ -160,6 +161,7 @@ def quantize(
             CSQ's bit gates.
         ranges: of activations: ``mse``, of least squared error; ``percentile``, without 0.01 % of the values; or
             ``min-max``.
+        drop_activations: share of activation values, 0 to 1, that a step of the reconstruction does not round (QDrop).
         task: the task that the file records, as in `search`.
         progress: as in `search`.
         settings: ``target_bits`` (planes a weight on average, without the sign), ``target_size`` or ``target_bops``,
@@ -179,6 +181,8 @@ def quantize(
     for name, value, least in (("samples", samples, 2), ("steps", steps, 0)):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
+    if not 0 <= drop_activations <= 1:
+        raise ConfigError(f"drop_activations must be 0 to 1, got {drop_activations:g}")
     for name, chosen, known in (("reconstruct", reconstruct, RECONSTRUCTIONS), ("ranges", ranges, RANGES)):
         if chosen not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
@@ -196,6 +200,7 @@ def quantize(
             batch_norm=batch_norm,
             reconstruct=reconstruct,
             ranges=ranges,
+            drop_activations=drop_activations,
             data=source,
             model=module,
             progress=told,

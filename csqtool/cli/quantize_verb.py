@@ -36,6 +36,12 @@ def _rows() -> list[Row]:
     default=None,
     help="How activation ranges follow from histograms. [default: mse]",
 )
+@click.option(
+    "--drop-activations",
+    type=float,
+    default=None,
+    help="Share of activation values that a step does not round, 0 to 1. [default: 0]",
+)
 def quantize(model: str, output: Path, **values: Any) -> None:
     """Quantize a trained MODEL to follow its own float outputs: a few hundred inputs, no labels, minutes.
 

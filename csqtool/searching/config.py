@@ -73,9 +73,9 @@ class SearchConfig:
         float, Setting("Epochs after the search, with the scheme fixed.", minimum=0, users=Users.SEARCHING, unused=0)
     ] = 20
     finetune_with: Annotated[
-        Literal["lsq", "csq", "entropy"],
-        Setting("Finetune latent weights with learned step sizes (lsq), bit gates with β from 1 again (csq), or for "
-                "the bytes of the packed file (entropy).", users=Users.FINETUNING, finetune=True),
+        Literal["lsq", "csq", "entropy", "lq-nets", "zaq"],
+        Setting("Finetune with learned step sizes (lsq), bit gates (csq), for the packed file's bytes (entropy), on a "
+                "learned basis (lq-nets) or without data (zaq).", users=Users.FINETUNING, finetune=True),
     ] = "lsq"  # fmt: skip
     distill: Annotated[
         float, Setting("Share of the loss that the float model teaches, 0 to 1.", minimum=0, maximum=1, finetune=True)

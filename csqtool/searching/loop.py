@@ -198,8 +198,8 @@ class StageTraining:
         times: list[float] = []
         while len(times) <= TIMED_STEPS:
             began = time.monotonic()
-            for batch in self.training_batches.epoch(self.name, 0):
-                self._step(batch, 0, 0)
+            for own in self.training_batches.shares(self.name, 0, self._mine):
+                self._step(*own, 0, 0)
                 now = time.monotonic()
                 times.append(now - began)
                 began = now
@@ -232,10 +232,11 @@ class StageTraining:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp == "bf16")
         with part("forward"), autocast, self.processes.whole_batch_norm(self.net), parametrize.cached():
             compute_small_weights(self.net)
-            own = self.method.own_loss(self.net, self._teacher, inputs) if self.method else None
-            if own is None:
+            loss = self.method.own_loss(self.net, self._teacher, inputs) if self.method else None
+            if loss is None:
                 outputs, taught = self._outputs(inputs)
-        loss = self._task_loss(outputs, taught, targets) if own is None else own
+        if loss is None:
+            loss = self._task_loss(outputs, taught, targets)
         extras = [self.method.regularization()] if self.method else []
         extras += [quantizer.regularization() for quantizer in self.net.quantizers.values()]
         penalty = sum(extra for extra in extras if extra is not None)

@@ -18,7 +18,7 @@ from csqtool.searching.declarations import Declared, Setting, check, declared
 METHODS = Registry("csqtool.methods", "method")
 ALLOCATORS = Registry("csqtool.allocators", "allocator")
 # The methods that finetune after a search, by their names for `finetune_with`.
-FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform", "entropy": "entropy"}
+FINETUNE_METHODS = {"lsq": "lsq", "csq": "csq-uniform", "entropy": "entropy", "lq-nets": "lq-nets", "zaq": "zaq"}
 
 Strength = Annotated[float, Setting("Regularization strength λ (CSQ, eq. 7; α in BSQ, eq. 5).", minimum=0)]
 
@@ -99,10 +99,13 @@ class LqNetsOptions(Options):
     basis: Annotated[
         Literal["layer", "channel"],
         Setting(
-            "A basis for each layer, or for each output channel as in the paper, at more bytes in the packed file."
+            "A basis for each layer, or for each output channel as in the paper, at more bytes in the packed file.",
+            finetune=True,
         ),
     ] = "layer"
-    level_bits: Annotated[int, Setting("Bits of the integers that levels are rounded to.", minimum=3, maximum=8)] = 8
+    level_bits: Annotated[
+        int, Setting("Bits of the integers that levels are rounded to.", minimum=3, maximum=8, finetune=True)
+    ] = 8
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,18 @@ class EntropyOptions(Options):
 class ZaqOptions(Options):
     """Options of ``zaq``."""
 
-    generator_rate: Annotated[float, Setting("Learning rate of the generator (Adam).", above=0)] = 1e-3
+    generator_rate: Annotated[float, Setting("Learning rate of the generator (Adam).", above=0, finetune=True)] = 1e-3
     relation_strength: Annotated[
-        float, Setting("α, the weight of the difference of features' relations.", minimum=0)
+        float, Setting("α, the weight of the difference of features' relations.", minimum=0, finetune=True)
     ] = 1.0
+    statistics_strength: Annotated[
+        float,
+        Setting("Weight, in the generator's loss, of how far images are from BatchNorm's statistics; published is 0.",
+                minimum=0, finetune=True),
+    ] = 10.0  # fmt: skip
     activity_strength: Annotated[
-        float, Setting("β, the weight of the float network's activity in the generator's loss.", minimum=0)
+        float,
+        Setting("β, the weight of the float network's activity in the generator's loss.", minimum=0, finetune=True),
     ] = 0.1
 
 

@@ -44,6 +44,7 @@ class Zaq(Lsq):
     _share = 0.0
     _far = 0.0
     _stages: tuple[str, ...] = ()
+    _norms: tuple[str, ...] = ()
 
     def at_step(self, share: float) -> None:
         """Remember how much of the training is done, on which the generator's learning rate depends."""
@@ -58,8 +59,12 @@ class Zaq(Lsq):
                 module.eval()
         if self._taken % STEPS_OF_THE_NETWORK == 0:
             images = generator(self._noise(inputs))
-            far, activity = self._difference(net, teacher, images)
+            with Watched(teacher, self._norms) as normalized:
+                far, activity = self._difference(net, teacher, images)
             loss = -far - self.options.activity_strength * activity
+            if normalized:
+                distances = [_from_standard(normalized[path], teacher.get_submodule(path)) for path in normalized]
+                loss = loss + self.options.statistics_strength * torch.stack(distances).mean()
             parameters = list(generator.parameters())
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
@@ -107,6 +112,7 @@ class Zaq(Lsq):
             raise ConfigError("zaq makes images, [N, C, H, W] numbers; the model takes something else")
         self._generator = ImageGenerator(found[0].shape[1:]).to(found[0].device)
         self._adam = torch.optim.Adam(self._generator.parameters(), lr=self.options.generator_rate)
+        self._norms = tuple(path for path, module in teacher.named_modules() if isinstance(module, _BatchNorm))
         self._stages = _last_of_each_size(teacher, torch.zeros_like(found[0]))
         if not self._stages:
             raise ConfigError("zaq compares feature maps of convolutions; the model has none")
@@ -117,7 +123,7 @@ class Zaq(Lsq):
         if self._generator is None:
             return {}
         return {"generator": self._generator.state_dict(), "adam": self._adam.state_dict(), "steps": self._taken,
-                "shape": self._generator.shape, "stages": list(self._stages)}  # fmt: skip
+                "shape": self._generator.shape, "stages": list(self._stages), "norms": list(self._norms)}  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue with the generator of a checkpoint."""
@@ -128,11 +134,25 @@ class Zaq(Lsq):
         self._generator.to(next(iter(self.sources.values())).latent.device)
         self._adam = torch.optim.Adam(self._generator.parameters())
         self._adam.load_state_dict(state["adam"])
-        self._taken, self._stages = int(state["steps"]), tuple(state["stages"])
+        self._taken = int(state["steps"])
+        self._stages, self._norms = tuple(state["stages"]), tuple(state["norms"])
 
 
 def _places(features: Tensor) -> int:
     return features.shape[2:].numel()
+
+
+def _from_standard(outputs: Tensor, norm: nn.Module) -> Tensor:
+    """Return how far a BatchNorm's inputs are from its statistics, seen in its outputs: 0 where both agree.
+
+    Outputs (x − μ)/σ·γ + β then have the mean β and the deviation |γ| in each channel.
+    """
+    assert isinstance(norm, _BatchNorm)
+    gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight.abs().clamp(min=1e-3)
+    beta = 0.0 if norm.bias is None else norm.bias
+    axes = [axis for axis in range(outputs.ndim) if axis != 1]
+    mean, deviation = outputs.mean(axes), outputs.var(axes, correction=0).add(1e-12).sqrt()
+    return (((mean - beta) / gamma).square() + (deviation / gamma - 1).square()).mean()
 
 
 @torch.no_grad()

@@ -73,6 +73,20 @@ def test_training_comes_nearer_to_the_float_network_and_keeps_batch_norms_statis
     assert far(10) < 0.6 * far(0.25)
 
 
+@pytest.mark.parametrize(("allocator", "trainer"), [("zeroq", "zaq"), ("hawq-v3", "lq-nets")])
+def test_an_allocators_scheme_is_trained_by_the_asked_method(allocator: str, trainer: str) -> None:
+    model = net()
+    settings = {**SETTINGS, "method": allocator, "finetune_with": trainer, "target_bits": 2.5, "epochs": 0.5}
+    few = {"synthetic_steps": 4} if allocator == "zeroq" else {"hessian_steps": 2}
+    quantized = csqtool.search(model, train=images(1), test=images(), **settings, **few).finalize()
+    assert quantized.average_precision <= 2.5
+    assert len({layer.precision for layer in quantized.layers}) > 1
+    statistics = torch.from_numpy(quantized.tensors["first.1.running_var"])
+    assert torch.equal(statistics, model.first[1].running_var) == (trainer == "zaq")
+    if trainer == "lq-nets":
+        assert all(len(np.unique(layer.q)) <= 2**layer.precision for layer in quantized.layers)
+
+
 def test_a_stopped_run_goes_on_with_its_generator(tmp_path: Path) -> None:
     data: dict[str, Any] = {"train": images(1), "test": images()}
     whole = csqtool.search(net(), **data, **SETTINGS).finalize()
