@@ -79,6 +79,16 @@ class BsqOptions(Options):
 
 
 @dataclass(frozen=True)
+class LsqOptions(Options):
+    """Options of ``lsq``, and of finetuning with it."""
+
+    power_of_two_scales: Annotated[
+        bool,
+        Setting("Step sizes of weights and activations are powers of two, zero points 0 or in the middle: for FPGAs."),
+    ] = False
+
+
+@dataclass(frozen=True)
 class EntropyOptions(Options):
     """Options of ``entropy``, and of finetuning with it."""
 
@@ -172,7 +182,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "csq-uniform": MethodKind(GateOptions),
     "dorefa": MethodKind(Options),
     "entropy": MethodKind(EntropyOptions, counts_bytes=True),
-    "lsq": MethodKind(Options),
+    "lsq": MethodKind(LsqOptions),
     "ste-uniform": MethodKind(Options),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
