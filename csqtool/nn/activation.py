@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.errors import ModelError
 from csqtool.nn.kernels import Kernel
+from csqtool.nn.power_of_two import nearest_power_of_two
 from csqtool.quantized_model import ActivationQuantizer
 
 
@@ -115,6 +117,7 @@ LARGEST_CHANGE = 0.02
 # Training may make a scale this many times larger or smaller than calibration did. The integers of eight bits then all
 # lie in one calibrated step, or all calibrated values in one step of theirs: the activation says nothing any more.
 WIDEST = 256.0
+MIN_EXPONENT = -126  # of the least power of two that is a normal float32
 
 
 class ActivationFakeQuantizer(nn.Module):
@@ -124,9 +127,12 @@ class ActivationFakeQuantizer(nn.Module):
         scale: step size, float32, a trained scalar.
         calibrated: the scale as calibration chose it.
         zero_point: the integer that represents 0.0; 0 where calibration saw no negative value, fixed afterwards.
+        power_of_two: whether values are rounded with the power of two next to the scale. The zero point is then 0 or
+            in the middle of the range.
     """
 
     description = "learned step size and fixed zero point (LSQ)"
+    power_of_two = False
     calibrated: Tensor
     zero_point_: Tensor
     bounds: Tensor
@@ -148,10 +154,15 @@ class ActivationFakeQuantizer(nn.Module):
         """The largest integer, 2^bits − 1."""
         return int(2**self.bits - 1)
 
+    @property
+    def step(self) -> Tensor:
+        """The step size that values are rounded with."""
+        return nearest_power_of_two(self.scale) if self.power_of_two else self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x rounded to the quantizer's grid, float32."""
         self.hold_scale()
-        return fake_quantize(x, self.scale, *self.bounds)
+        return fake_quantize(x, self.step, *self.bounds)
 
     @torch.no_grad()
     def calibrate(self, sample: Tensor) -> None:
@@ -172,9 +183,10 @@ class ActivationFakeQuantizer(nn.Module):
         if low == high:
             high = 1.0
         zero_point = round(-low / (high - low) * self.largest)
-        best, best_error = self._scale_of(high - low, 1.0), torch.inf
-        for share in torch.linspace(0.2, 1.0, 33).tolist() if sample.any() else ():
-            scale = self._scale_of(high - low, share)
+        if self.power_of_two and low < 0:
+            zero_point = (self.largest + 1) // 2
+        best, best_error = self._scales(low, high, zero_point)[-1], torch.inf
+        for scale in self._scales(low, high, zero_point) if sample.any() else ():
             rounded = (to_integers(sample, scale, zero_point, self.largest) - zero_point) * scale
             error = float((rounded - sample).square().sum())
             if error < best_error:
@@ -195,6 +207,14 @@ class ActivationFakeQuantizer(nn.Module):
     def hold_scale(self) -> None:
         """Keep the scale as it is now: the change of the next training step is measured from it."""
         self._before_step = self.scale.detach().clone()
+
+    def _scales(self, low: float, high: float, zero_point: int) -> list[Tensor]:
+        """Return step sizes to choose from, the last of which covers all of a range."""
+        if not self.power_of_two:
+            return [self._scale_of(high - low, share) for share in torch.linspace(0.2, 1.0, 33).tolist()]
+        needed = max(-low / zero_point if zero_point else 0.0, high / (self.largest - zero_point))
+        exponent = max(math.ceil(math.log2(needed)), MIN_EXPONENT)
+        return [torch.tensor(2.0**e) for e in range(max(exponent - 4, MIN_EXPONENT), exponent + 1)]
 
     def _scale_of(self, extent: float, share: float) -> Tensor:
         """Return the step size with which the integers cover `share` of a range, above zero also in float32."""
@@ -225,5 +245,5 @@ class ActivationFakeQuantizer(nn.Module):
 
     def finalized(self) -> ActivationQuantizer:
         """Return the quantizer as numbers."""
-        scale = np.float32(self.scale.detach().cpu().numpy()[()])
+        scale = np.float32(self.step.detach().cpu().numpy()[()])
         return ActivationQuantizer(self.name, scale, self.zero_point, self.bits)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.integers import mask_string, reduced
 from csqtool.nn.levels import AdditivePowers, Levels
+from csqtool.nn.power_of_two import nearest_power_of_two
 from csqtool.nn.weights import WeightSource
 from csqtool.quantized_model import LayerIntegers
 
@@ -102,23 +103,31 @@ class LsqWeight(LatentWeight):
 
     Attributes:
         scale: the step size, a trained scalar above zero.
+        power_of_two: whether weights are rounded with the power of two next to it.
     """
 
-    def __init__(self, weight: Tensor, kept: Sequence[int], *, n_planes: int) -> None:
+    def __init__(self, weight: Tensor, kept: Sequence[int], *, n_planes: int, power_of_two: bool = False) -> None:
         super().__init__(weight, kept, n_planes=n_planes)
+        self.power_of_two = power_of_two
         # The paper starts from 2·mean|w|/√Q; the least squared error changes a pretrained or searched weight less.
         self.scale = nn.Parameter(self.levels.fit_scale(weight))
         self._before_step = self.scale.detach().clone()
 
+    @property
+    def step(self) -> Tensor:
+        """The step size that weights are rounded with."""
+        return nearest_power_of_two(self.scale) if self.power_of_two else self.scale
+
     def quantized(self) -> tuple[Tensor, Tensor]:
-        """Return the integers nearest to latent / scale."""
-        return self.levels.project(self.latent, self.scale), self.scale.detach()
+        """Return the integers nearest to latent / step."""
+        step = self.step.detach()
+        return self.levels.project(self.latent, step), step
 
     def forward(self, _: Tensor | None = None) -> Tensor:
         """Return the rounded weight."""
         with torch.autocast(self.latent.device.type, enabled=False):
             q, self._before_step = self.quantized()[0], self.scale.detach().clone()
-            return lsq_round(self.latent, self.scale, q, self.levels.largest)
+            return lsq_round(self.latent, self.step, q, self.levels.largest)
 
     @torch.no_grad()
     def hold_step_size(self) -> None:

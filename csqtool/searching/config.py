@@ -193,6 +193,8 @@ class SearchConfig:
         if self.act_bits is None and self.act_quantizer != "learned":
             problem = f"{self.act_quantizer} has nothing to quantize: give act bits, 2 to 8"
             raise SettingError("act_quantizer", problem)
+        if self.options.get("power_of_two_scales") and self.act_quantizer != "learned":
+            raise SettingError("act_quantizer", "must be learned where scales are powers of two")
 
     @property
     def counts_bytes(self) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from csqtool.nn.latent import LsqWeight
+from csqtool.nn.latent import LatentWeight, LsqWeight
+from csqtool.nn.weights import Weight
 from csqtool.searching.fixed import FixedBits
+from csqtool.searching.options import LsqOptions
 
 
 class Lsq(FixedBits):
@@ -13,6 +15,13 @@ class Lsq(FixedBits):
 
     description = "learned step size, fixed planes (LSQ, Esser et al. 2020)"
     kind = LsqWeight
+    Options = LsqOptions
+    options: LsqOptions
+
+    def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> LatentWeight:
+        """Return the latent weight with its step size."""
+        planes, power_of_two = self.config.planes, self.options.power_of_two_scales
+        return LsqWeight(weight.parameter, exponents, n_planes=planes, power_of_two=power_of_two)
 
     def _steps(self) -> list[LsqWeight]:
         return [latent for latent in self.sources.values() if isinstance(latent, LsqWeight)]

@@ -72,6 +72,8 @@ class Network:
         self.inputs = inputs_of(sample, model)
         self.outputs = batch_outputs(model, sample, config.keep_output)
         quantizers = make_quantizers(self.placement, load_quantizer(config.act_quantizer))
+        for quantizer in quantizers:
+            quantizer.power_of_two = bool(config.options.get("power_of_two_scales"))
         self.net = QuantizedNet(model, quantizers, kept_outputs=config.keep_output)
         self.method: Method | None = None
 

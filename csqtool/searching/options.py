@@ -109,6 +109,16 @@ class LqNetsOptions(Options):
 
 
 @dataclass(frozen=True)
+class LsqOptions(Options):
+    """Options of ``lsq``, and of finetuning with it."""
+
+    power_of_two_scales: Annotated[
+        bool,
+        Setting("Step sizes of weights and activations are powers of two, zero points 0 or in the middle: for FPGAs."),
+    ] = False
+
+
+@dataclass(frozen=True)
 class EntropyOptions(Options):
     """Options of ``entropy``, and of finetuning with it."""
 
@@ -233,7 +243,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "dorefa": MethodKind(Options),
     "entropy": MethodKind(EntropyOptions, counts_bytes=True),
     "lq-nets": MethodKind(LqNetsOptions),
-    "lsq": MethodKind(Options),
+    "lsq": MethodKind(LsqOptions),
     "msq": MethodKind(MsqOptions, searches=True),
     "ste-uniform": MethodKind(Options),
     "zaq": MethodKind(ZaqOptions, data="none"),

@@ -230,7 +230,7 @@ def _notes(model: QuantizedModel) -> list[str]:
     if shifted:
         notes.append(
             f"{len(shifted)} of {len(model.activations)} activation quantizers have a zero point ({shifted[0].name}: "
-            f"{shifted[0].zero_point}), which neither FINN nor hls4ml takes"
+            f"{shifted[0].zero_point}), which neither FINN nor hls4ml takes; search with --power-of-two-scales"
         )
     scales = [(layer.name, float(layer.scale)) for layer in model.layers]
     scales += [(quantizer.name, float(quantizer.scale)) for quantizer in model.activations]
@@ -238,6 +238,6 @@ def _notes(model: QuantizedModel) -> list[str]:
     if others:
         notes.append(
             f"{len(others)} of {len(scales)} scales are no power of two ({others[0][0]}: {others[0][1]:.4g}), which "
-            "hls4ml wants for its fixed-point numbers"
+            "hls4ml wants for its fixed-point numbers; search with --power-of-two-scales"
         )
     return notes

@@ -191,7 +191,8 @@ def test_a_record_with_settings_of_other_methods_is_read() -> None:
     recorded = {**everything, "model": "m", "data": "d", "target_bits": 3, "method": "lsq", "epochs": 2,
                 "finetune_epochs": 3}  # fmt: skip
     config = SearchConfig.from_json(recorded, where="config.json")
-    assert (config.method, config.epochs, config.options) == ("lsq", 5, {})  # it trained for the sum of both
+    own = {"power_of_two_scales": False}
+    assert (config.method, config.epochs, config.options) == ("lsq", 5, own)  # it trained for the sum of both
     assert SearchConfig.from_json({**recorded, "method": "csq"}, where="config.json").finetune_epochs == 3
     with pytest.raises(ConfigError, match=r"config.json: unknown key 'epoch'; did you mean 'epochs'"):
         SearchConfig.from_json({**recorded, "epoch": 1}, where="config.json")
@@ -206,7 +207,8 @@ def tuned(config: SearchConfig, **changes: Any) -> SearchConfig:
 
 def test_finetuning_goes_on_with_the_settings_of_the_search() -> None:
     config = tuned(made(finetune_epochs=7, beta_max=50, batch_size=8, repair=False))
-    assert (config.method, config.epochs, config.batch_size, config.options) == ("lsq", 7, 8, {})
+    own = {"power_of_two_scales": False}
+    assert (config.method, config.epochs, config.batch_size, config.options) == ("lsq", 7, 8, own)
     assert (config.scheme, config.weights, config.pretrain_epochs) == (None, None, 0)
     again = tuned(made(beta_max=50), finetune_with="csq", epochs=2)
     assert (again.method, again.epochs, again.options["beta_max"]) == ("csq-uniform", 2, 50)
@@ -256,7 +258,7 @@ def test_every_setting_is_an_option_with_its_help_and_the_default_that_is_taken(
         if shown and row.name != "data":
             assert row.default.split("; ")[0] == shown, row.name
             assert f"[default: {row.default}]" in (option.help or "")
-        if row.name in base and row.name != "recipe":
+        if row.name in base and row.name in paper and row.name != "recipe":  # what both use
             assert ("; paper " in row.default) == (paper.get(row.name) != taken), row.name
 
 
