@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from csqtool.nn.latent import LatentWeight, LsqWeight
 from csqtool.nn.weights import Weight
@@ -14,14 +14,14 @@ class Lsq(FixedBits):
     """Trains latent weights together with one step size a layer."""
 
     description = "learned step size, fixed planes (LSQ, Esser et al. 2020)"
-    kind = LsqWeight
+    kind: ClassVar[type[LsqWeight]] = LsqWeight
     Options = LsqOptions
     options: LsqOptions
 
     def make_source(self, weight: Weight, exponents: tuple[int, ...]) -> LatentWeight:
         """Return the latent weight with its step size."""
         planes, power_of_two = self.config.planes, self.options.power_of_two_scales
-        return LsqWeight(weight.parameter, exponents, n_planes=planes, power_of_two=power_of_two)
+        return self.kind(weight.parameter, exponents, n_planes=planes, power_of_two=power_of_two)
 
     def _steps(self) -> list[LsqWeight]:
         return [latent for latent in self.sources.values() if isinstance(latent, LsqWeight)]

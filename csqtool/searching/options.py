@@ -142,7 +142,7 @@ class EntropyOptions(Options):
 
 
 @dataclass(frozen=True)
-class ZaqOptions(Options):
+class ZaqOptions(LsqOptions):
     """Options of ``zaq``."""
 
     generator_rate: Annotated[float, Setting("Learning rate of the generator (Adam).", above=0, finetune=True)] = 1e-3
@@ -236,7 +236,7 @@ class MethodKind:
 
 
 BUILT_IN: Mapping[str, MethodKind] = {
-    "apot": MethodKind(Options),
+    "apot": MethodKind(LsqOptions),
     "bsq": MethodKind(BsqOptions, searches=True),
     "csq": MethodKind(CsqOptions, searches=True),
     "csq-uniform": MethodKind(GateOptions),
