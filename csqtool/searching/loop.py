@@ -187,7 +187,7 @@ class StageTraining:
         return True
 
     def step_seconds(self) -> float:
-        """Take a few steps, on the first batches, and return the seconds of the fastest one, with reading its batch.
+        """Take a few steps, on the first batches, and return the mean seconds of one, with reading its batch.
 
         They change the network and are no part of the stage: its position stays.
         """
@@ -205,7 +205,7 @@ class StageTraining:
                 began = now
                 if len(times) > TIMED_STEPS:
                     break
-        return min(times[1:])  # the first one allocates, and on some devices chooses algorithms
+        return sum(times[1:]) / TIMED_STEPS  # the first one allocates, and on some devices chooses algorithms
 
     def _annealing(self, epochs_done: float) -> float:
         """Return the factor of the learning rate: a linear warm-up, times a cosine that falls to zero."""
