@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data.arrays import ArrayDataset
-from csqtool.data.datasets import Batch, Dataset, SelfAugmenting, ShareAugmenting, take
-from csqtool.data.named import Names, with_names
+from csqtool.data.datasets import Batch, BatchDataset, Dataset, SelfAugmenting, ShareAugmenting, take
+from csqtool.data.named import NamedDataset, Names, with_names
 from csqtool.data.preprocessing import Preprocessing
 from csqtool.data.streams import READING_SEED, Stream, is_finite
 from csqtool.data.synthetic import Synthetic
@@ -131,14 +131,17 @@ class DataSource:
     def training_share(self, indices: Sequence[int], seed: int, share: slice) -> Batch:
         """Return the samples `share` of the training batch that `training_batch` returns.
 
-        No others are read where that gives the same samples: where nothing is drawn at random, or for each sample by
-        itself. What augments a batch as a whole, or a data set that draws, needs all of it.
+        No others are read where that gives the same samples: of sets that say so, and of those that are read sample by
+        sample and draw nothing at random. What draws, or makes or augments a batch as a whole, needs all of it.
         """
         count = len(indices)
         if len(range(count)[share]) < count and self.augment is None:
             if isinstance(self.train, ShareAugmenting):
                 return self.train.augmented_share(indices, torch.Generator().manual_seed(seed), share)
-            if not isinstance(self.train, SelfAugmenting | Stream) and not self._reading_draws:
+            by_sample = isinstance(self.train, NamedDataset) or not isinstance(
+                self.train, BatchDataset | SelfAugmenting
+            )
+            if by_sample and not isinstance(self.train, Stream) and not self._reading_draws:
                 return take(self.train, indices[share])
         inputs, targets = self.training_batch(indices, seed)
         return chosen(inputs, share, count), chosen(targets, share, count)

@@ -6,7 +6,7 @@ as reset, update, new and as update, reset, hidden. ONNX joins the two biases an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,9 @@ def recurrent_problems(flat: onnx.ModelProto, expected: list[Expected]) -> Itera
         if node.op_type not in GATES or node.domain not in ("", "ai.onnx"):
             continue
         candidates = [layer for layer in expected if layer.operator == node.op_type]
-        problems = {layer.name: list(_node_problems(node, layer, stored)) for layer in candidates}
+        given = dict(zip(OPERANDS, [*node.input[1:4], "", ""], strict=False))
+        constants = {operand: stored.constant(name) for operand, name in given.items() if name}
+        problems = {layer.name: list(_node_problems(node, layer, constants)) for layer in candidates}
         if not problems:
             yield node.name or node.op_type, f"the model has no {node.op_type}"
             continue
@@ -117,13 +119,16 @@ def recurrent_problems(flat: onnx.ModelProto, expected: list[Expected]) -> Itera
             yield layer.name, f"no {layer.operator} node has its weights"
 
 
-def _node_problems(node: onnx.NodeProto, layer: Expected, stored: StoredWeights) -> Iterator[str]:
+def _node_problems(
+    node: onnx.NodeProto, layer: Expected, constants: Mapping[str, NDArray[Any] | None]
+) -> Iterator[str]:
+    """Yield what a node has that a layer has not; `constants` are those of its operands, None for what is none."""
     order = GATES[node.op_type][1]
     given = [*node.input, *[""] * (8 - len(node.input))]
-    for operand, name in zip(OPERANDS, given[1:4], strict=True):
-        wanted, found = layer.arrays.get(operand), stored.constant(name) if name else None
+    for operand in OPERANDS:
+        wanted, found = layer.arrays.get(operand), constants.get(operand)
         what = f"{operand} of its {node.op_type}"
-        if name and found is None:
+        if operand in constants and found is None:
             yield f"{what} is no constant"
         elif wanted is not None and found is not None:
             yield from array_differences(found, wanted, f"{what}, gates {order}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,23 @@ def test_a_data_set_that_draws_is_read_whole_and_another_one_by_shares(draws: bo
     read.seen.clear()
     list(batches.shares("search", 0, SHARES[1]))
     assert len(read.seen) == (13 if draws else 6)
+
+
+class Batched(Read):
+    """Makes batches by itself: padded to the longest sample, for instance."""
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        samples = [self[index] for index in indices]
+        return torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples])
+
+
+def test_a_data_set_that_makes_batches_by_itself_is_read_whole() -> None:
+    read = Batched(draws=False)
+    source = as_source(train=read, test=read)
+    assert_equal(shares_and_whole(source))
+    read.seen.clear()
+    list(training_batches(source, batch_size=13, seed=0).shares("search", 0, SHARES[0]))
+    assert len(read.seen) == 13
 
 
 def test_batches_that_are_augmented_as_a_whole_and_those_of_a_loader_are_shared_out_after_reading() -> None:
