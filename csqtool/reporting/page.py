@@ -91,7 +91,8 @@ def _without_control_characters(value: Any) -> Any:
 def _measured(found: Gathered) -> BenchDocument:
     from csqtool.benchmarking import bench as measure
 
-    files = [e.path for subject in found.subjects for e in subject.exports if e.path.suffix == ".onnx"]
+    paths = [e.path for subject in found.subjects for e in subject.exports if e.path.suffix == ".onnx"]
+    files = [path for path in paths if not path.name.endswith(".qonnx.onnx")]  # onnxruntime does not run these
     if not files:
         raise InputError("there is no ONNX file among the inputs whose latency could be measured")
     return BenchDocument(threads=1, batch=1, rounds=50, files=measure(files))

@@ -25,6 +25,8 @@ class Backend(Protocol):
         levels: the optimization levels at which it runs a file; the results of all are compared.
         max_samples: how many samples it computes; None for all.
         threads: threads of one operator, 0 for its own choice; set before it runs anything.
+
+    One with a true attribute ``reads_qonnx`` is given QONNX files as they are, others in standard operators.
     """
 
     name: str

@@ -137,6 +137,7 @@ OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "Abs": lambda x, a: np.abs(x[0]),
     "Add": lambda x, a: x[0] + x[1],
     "Clip": lambda x, a: _clip(*[*x, None, None][:3]),
+    "Concat": lambda x, a: np.concatenate(x, int(a["axis"])),
     "Div": lambda x, a: x[0] / x[1],
     "Erf": lambda x, a: _erf(x[0]),
     "Exp": lambda x, a: _exp(x[0]),

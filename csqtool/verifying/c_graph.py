@@ -182,7 +182,7 @@ class CReference:
         if node.op_type in PRODUCTS and isinstance(arguments[1], Weight):
             return self._product(node, attributes, arguments, computed)
         if node.op_type == "Concat":
-            return _joined([_curve(a) for a in arguments], int(attributes["axis"]))
+            return self._joined(node, attributes, arguments)
         if node.op_type in ("GlobalAveragePool", "AveragePool", "ReduceMean"):
             found = _average(node, attributes, arguments)
             return self._floats(node, attributes, arguments) if found is None else found
@@ -212,6 +212,16 @@ class CReference:
                     in_float=lambda: self._floats(node, attributes, arguments).x,
                 )
         return self._floats(node, attributes, arguments)
+
+    def _joined(self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending | Floats:
+        """Return values one after another: integers through tables where all are quantized, else floats."""
+        if not all(isinstance(a, Steps) for a in arguments):
+            return self._floats(node, attributes, arguments)
+        curves, axis = [_curve(a) for a in arguments], int(attributes["axis"])
+        return Pending(
+            lambda grid: np.concatenate([curve.on(grid) for curve in curves], axis),
+            in_float=lambda: self._floats(node, attributes, arguments).x,
+        )
 
     def _floats(
         self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any], which: int = 0
@@ -324,10 +334,6 @@ def _curve(value: Any) -> Curve:
     if isinstance(value, Curve):
         return value
     raise NotCoveredError("an operand in float")
-
-
-def _joined(curves: list[Curve], axis: int) -> Pending:
-    return Pending(lambda grid: np.concatenate([curve.on(grid) for curve in curves], axis))
 
 
 def _average(node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending | None:

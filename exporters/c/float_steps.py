@@ -39,6 +39,17 @@ class FloatValue:
         return 4 * self.elements
 
 
+@dataclass(frozen=True, eq=False)
+class FloatPart(FloatValue):
+    """A value from one of its bytes on, which a step of several writes.
+
+    Attributes:
+        offset: that byte.
+    """
+
+    offset: int = 0
+
+
 @dataclass
 class FloatStep(Step):
     """One call of a kernel that reads or writes floats.

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 import onnx
 
-from exporters.c.float_steps import CONSTANT, FloatStep, FloatValue
+from exporters.c.float_steps import CONSTANT, FloatPart, FloatStep, FloatValue
 from exporters.c.graph import refusal
 from exporters.c.layers import float_layer, layer_ending_at
 from exporters.c.program import Grid, Value
@@ -229,6 +229,24 @@ class Floats:
         taken = self._taken(node, source, list(range(len(source.shape))), {axis: start}, {}, part)
         return FloatValue(taken.buffer, self._graph.shape(node, name))
 
+    def concat(self, node: onnx.NodeProto, name: str) -> FloatValue:
+        """Return values one after another along an axis."""
+        shape = self._graph.shape(node, name)
+        axis = int(self._graph.attributes(node)["axis"]) % (len(shape) + 1) - 1
+        if axis < 0:
+            raise refusal(node, "it joins batches")
+        sources = [self.value(one, node) for one in node.input]
+        if any(source.data is not None for source in sources):
+            raise refusal(node, "it joins a constant")
+        output, after, at = self._new(shape), prod(shape[axis + 1 :]), 0
+        for source in sources:
+            count = source.shape[axis] * after
+            place = FloatPart(output.buffer, output.shape, offset=4 * at)
+            arguments = [source, place, prod(shape[:axis]), count, shape[axis] * after]
+            self._add(FloatStep((source,), place, kernel="join_floats", arguments=arguments))
+            at += count
+        return output
+
     def _taken(
         self, node: onnx.NodeProto, source: FloatValue, order: list[int], starts: Mapping[int, int],
         strides: Mapping[int, int], shape: tuple[int, ...],
@@ -250,5 +268,5 @@ class Floats:
 OPERATORS: Mapping[str, Callable[[Floats, onnx.NodeProto, str], FloatValue]] = {
     "Clip": Floats.clip, "MatMul": Floats.matmul, "Softmax": Floats.softmax, "LayerNormalization": Floats.layer_norm,
     "ReduceMean": Floats.reduce_mean, "Transpose": Floats.transpose, "Slice": Floats.slice, "Split": Floats.split,
-    "Gather": Floats.gather,
+    "Gather": Floats.gather, "Concat": Floats.concat,
 }  # fmt: skip

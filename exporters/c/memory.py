@@ -77,7 +77,8 @@ def _plan(program: Program) -> Plan:
         for value in step.inputs:
             last[value.buffer] = number
         if step.output is not None:
-            first[step.output.buffer] = last[step.output.buffer] = number
+            first.setdefault(step.output.buffer, number)  # joined values are written by several steps
+            last[step.output.buffer] = number
     root = list(range(len(program.sizes)))
     for number, step in enumerate(program.steps):
         if not step.in_place or step.output is None:

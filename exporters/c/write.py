@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from exporters.c.float_steps import FloatStep, FloatValue
+from exporters.c.float_steps import FloatPart, FloatStep, FloatValue
 from exporters.c.memory import Plan
 from exporters.c.program import (
     INPUT,
@@ -61,8 +61,9 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 KERNELS = (  # in the order in which they are written
     "filters", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool", "max_pool",
     "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary", "binary",
-    "matrices", "softmax", "normalize", "mean", "take_floats", "to_floats", "to_integers",
+    "matrices", "softmax", "normalize", "mean", "take_floats", "join_floats", "to_floats", "to_integers",
 )  # fmt: skip
+ON_GRID = {"round_sums", "add", "multiply", "average_pool"}  # kernels that round integers to a grid
 
 
 class Writer:
@@ -95,8 +96,8 @@ class Writer:
         head = f"/* Written by csqtool {self._version}: integer inference, defined in docs/c-inference.md. */\n\n"
         includes = INCLUDES.replace("#include <stddef.h>", "#include <float.h>\n#include <stddef.h>")
         parts = [
-            head, includes if "floats" in self._used else INCLUDES, TRACE, "\n", kernel("common"), "\n",
-            kernel("quantize"), most_taps, most_filters,
+            head, includes if "floats" in self._used else INCLUDES, TRACE, "\n",
+            f"{kernel('common')}\n" if self._used & ON_GRID else "", kernel("quantize"), most_taps, most_filters,
             *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
             "\n", *self._constants, "\n", self._quantize_input(),
             "\nvoid model_run(const uint8_t *input, float *output, uint8_t *arena) {\n",
@@ -196,6 +197,8 @@ class Writer:
     def _at(self, value: Value | FloatValue) -> str:
         if isinstance(value, FloatValue) and value.data is not None:
             return f"(const uint8_t *){self._floats(value.data)}"
+        if isinstance(value, FloatPart) and value.offset:
+            return f"arena + {self._plan.offsets[value.buffer] + value.offset}"
         return "input" if value.buffer == INPUT else f"arena + {self._plan.offsets[value.buffer]}"
 
     def _to(self, step: Step) -> str:

@@ -24,7 +24,7 @@ from exporters.c.memory import Block, plan
 from exporters.c.options import COptions
 from exporters.c.program import INPUT, Grid, Program, Table, Value
 from exporters.c.storage import TRITS, store
-from tests.support.c_nets import Branches, CExport, Functions, InFloat, OneDimension, Products, export_c
+from tests.support.c_nets import Branches, CExport, Functions, InFloat, JoinedInFloat, OneDimension, Products, export_c
 from tests.support.commands import ROOT
 from tests.support.onnx_nets import ConvNet
 
@@ -40,6 +40,7 @@ NETS = {
     "products": (Products, (2, 5, 4), {}),
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
     "in float": (InFloat, (5, 8), {}),
+    "joined in float": (JoinedInFloat, (4, 6), {}),
     "vision transformer": (
         lambda: build_model(f"{ROOT}/sample_models/digits_vit/model.py:digits_vit", {"depth": 1}),
         (1, 8, 8),

@@ -178,6 +178,21 @@ class OneDimension(nn.Module):
         return self.head(torch.relu(self.mix(x.transpose(1, 2))))
 
 
+class JoinedInFloat(nn.Module):
+    """Values that are joined before anything quantizes them, along the first and the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(6, 5), nn.Linear(6, 3), nn.Linear(8, 4)
+        self.register_buffer("token", torch.linspace(-1, 1, 8).reshape(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([torch.softmax(self.one(x), -1), self.other(x).exp()], -1)  # [N, 4, 8]
+        y = torch.cat([y[:, :1] * 0 + self.token, y], 1)
+        z = self.head(y)
+        return torch.cat([torch.softmax(z, -1), z.abs()], 1)
+
+
 class InFloat(nn.Module):
     """What computes between linear layers without a quantizer: functions, normalization, means, products, parts."""
 
