@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -83,7 +83,7 @@ class BlameReport(msgspec.Struct, frozen=True, tag_field="kind", tag="blame"):
     metric_float: Measured
     metric: Measured
     output_error: Measured
-    parts: list[BlamedPart]
+    parts: Annotated[list[BlamedPart], msgspec.Meta(min_length=1)]
     groups: list[BlamedPart]
 
 

@@ -160,18 +160,6 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON document in `path`.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-
-
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -176,7 +176,8 @@ def _json(path: Path, content: bytes) -> tuple[str, dict[str, Any]]:
         for keys, what, check in _KINDS:
             if keys <= document.keys():
                 record = check(document, str(path))
-                text = f"{path}: {what}\n\n{_settings_table({k: v for k, v in document.items() if k != 'checks'})}"
+                facts = {key: value for key, value in document.items() if key not in _LISTS}
+                text = f"{path}: {what}\n\n{_settings_table(facts)}"
                 if isinstance(record, VerifyReport):
                     checks = [(c.level, c.name, "ok" if c.passed else "FAIL", c.detail) for c in record.checks]
                     text += "\n\n" + table(("level", "check", "", "detail"), checks)
@@ -192,6 +193,18 @@ def _export_facts(document: Any, where: str) -> Any:
     from csqtool.pipeline_stages import ExportFacts  # not above: a pipeline needs torch
 
     return documents.convert(ExportFacts, document, where=where)
+
+
+def _blame(document: Any, where: str) -> Any:
+    from csqtool.blaming import BlameReport
+
+    return documents.convert(BlameReport, document, where=where)
+
+
+def _sensitivity(document: Any, where: str) -> Any:
+    from csqtool.layer_sensitivity import SensitivityReport
+
+    return documents.convert(SensitivityReport, document, where=where)
 
 
 def _stages(document: Any, where: str) -> Any:
@@ -212,11 +225,16 @@ _KINDS: tuple[tuple[set[str], str, Callable[[Any, str], Any]], ...] = (
     ({"rounds", "files"}, "latencies of csqtool bench", _is(BenchDocument)),
     ({"float32_bytes"}, "facts of an export", _export_facts),
     ({"place", "stages"}, "record of a pipeline's stages", _stages),
+    ({"kind", "parts", "groups"}, "shares of csqtool blame", _blame),
+    ({"kind", "layers", "loss"}, "sensitivities of csqtool sensitivity", _sensitivity),
     ({"metric_name"}, "summary of a search", _is(Summary)),
     ({"target_bits", "model"}, "settings of a search", _config),
     ({"inputs", "code"}, "what a search was begun from", _is(BegunFrom)),
     ({"run", "metric_float"}, "start of a finetuning run", _is(StartRecord)),
 )
+
+
+_LISTS = {"checks", "layers", "parts", "groups"}  # too much for a cell; --json has them
 
 
 def _settings_table(document: dict[str, Any], heads: tuple[str, str] = ("key", "value")) -> str:

@@ -24,7 +24,7 @@ FEW_RUNS = 5
 IN_CI = ("search", "pack")  # together with all other tests; a job of its own stops all commands
 RUNS = 100
 QUICK = ("pack", "unpack")  # stopped at each file operation in CI
-LENGTHY = ("export", "verify", "run", "sweep", "best", "compare")  # no full disk in CI
+LENGTHY = ("export", "verify", "run", "sweep", "blame")  # no full disk in CI
 HEEDED_SECONDS = 10
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 SHORT = ["--data", "npz:data.npz", "--target-bits", 3, "--act-bits", 8, "--batch-size", 32]
@@ -70,9 +70,6 @@ class Command:
     files: tuple[str, ...] = ()
 
 
-SWEEP = [*SHORT[:2], *SHORT[6:], "--methods", "lsq", "--target-bits", 3, "--jobs", 1, "--pretrain-epochs", 1,
-         "--epochs", 1, "--finetune-epochs", 0]  # fmt: skip
-SWEEP_FILES = ("files/lsq-3bits-seed0.csq", "files/lsq-3bits-seed0.safetensors")
 RUN_FILES = ("log.jsonl", "scheme.json", "float.safetensors")
 COMMANDS = {
     "search": Command(["search", "net.py:net", *SHORT, *EPOCHS, "--no-check", "-o", "run"], "run", files=RUN_FILES),
@@ -90,9 +87,10 @@ COMMANDS = {
     "report": Command(["report", "run", "m.safetensors", "-o", "r.html"], "r.html", ("run", "m.safetensors")),
     "run": Command(["run", "--no-check", "p.toml"], "build", files=("model.safetensors", "model.csq")),
     "blame": Command(["blame", "run", *SOME, "-o", "b.json"], "b.json", ("run",)),
-    "sweep": Command(["sweep", "net.py:net", *SWEEP, "-o", "sweep"], "sweep", files=SWEEP_FILES),
-    "best": Command(["best", "sweep", "--max-drop", 1, "-o", "best.safetensors"], "best.safetensors", ("sweep",)),
-    "compare": Command(["compare", "net.py:net", *SWEEP, "-o", "compared"], "compared", files=SWEEP_FILES),
+    "sweep": Command(["sweep", "net.py:net", *SHORT[:2], *SHORT[6:], "--methods", "lsq", "--target-bits", 3,
+                      "--jobs", 1, "--pretrain-epochs", 1, "--epochs", 1, "--finetune-epochs", 0, "-o", "sweep"],
+                     "sweep",
+                     files=("files/lsq-3bits-seed0.csq", "files/lsq-3bits-seed0.safetensors")),
 }  # fmt: skip
 
 

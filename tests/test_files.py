@@ -5,12 +5,13 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from csqtool import files
+from csqtool import documents, files
 from csqtool.errors import InputError
-from csqtool.files import read_bytes, read_json, replacing, sha256, unique_keys, write_bytes, write_json
+from csqtool.files import read_bytes, replacing, sha256, unique_keys, write_bytes, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -75,18 +76,18 @@ def test_what_cannot_be_read_says_which_file(tmp_path: Path) -> None:
 def test_json_is_read_back_and_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
     document = {"ä": [1, 2.5, None, True]}
     write_json(tmp_path / "x.json", document)
-    assert read_json(tmp_path / "x.json") == document
+    assert documents.read(Any, tmp_path / "x.json") == document
     assert (tmp_path / "x.json").read_bytes().endswith(b"}\n")
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "x.json", float("nan"))
-    assert read_json(tmp_path / "x.json") == document
+    assert documents.read(Any, tmp_path / "x.json") == document
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'"\\ud800"', b"[" * 100_000])
 def test_what_is_no_json_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.json is not valid JSON"):
-        read_json(tmp_path / "x.json")
+        documents.read(Any, tmp_path / "x.json")
 
 
 def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import csqtool
 from csqtool.errors import CheckFailed, ConfigError, InputError
 from csqtool.progress import Told
-from csqtool.sweeping.plan import SweepDirectory, compose, inputs_of
+from csqtool.sweeping.plan import Plan, SweepDirectory, compose, inputs_of
 from csqtool.sweeping.result import Outcome, SweepResult, SweepRow
 from csqtool.sweeping.runner import read_sweep
 from sample_models.digits_cnn.model import digits_cnn
@@ -248,3 +248,14 @@ def test_a_plan_from_a_file_cannot_name_other_places(name: str, tmp_path: Path) 
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": {name: {}}}))
     with pytest.raises(ConfigError, match="cannot name a run"):
         SweepDirectory(tmp_path).read_plan()
+
+
+def test_a_plan_from_a_file_without_a_method_or_with_a_setting_less_is_refused(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path)
+    plan = compose({"model": DIGITS, "data": "digits"}, methods=["lsq"], target_bits=[3.0])
+    (name, settings), *_ = plan.runs.items()
+    for less, message in (("method", "method is missing"), ("task", f"the run {name} .* was begun with task")):
+        fewer = {key: value for key, value in settings.items() if key != less}
+        directory.plan.write_text(json.dumps({"runs": {name: fewer}}))
+        with pytest.raises(InputError, match=message):
+            directory.begin(Plan({name: settings}))

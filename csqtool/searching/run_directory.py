@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from csqtool import documents
 from csqtool.errors import FormatError, InputError
-from csqtool.files import locked, read_bytes, read_json, write_bytes, write_json
+from csqtool.files import locked, read_bytes, write_bytes, write_json
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import BegunFrom, LogEntry, SchemeEntry, StartRecord, Summary
 
@@ -126,11 +126,12 @@ class RunDirectory:
 
         Raises:
             InputError: no search was begun here.
+            FormatError: the file is not JSON.
             ConfigError: the settings are damaged.
         """
         if not self.is_run:
             raise InputError(f"{self} holds no search (no {self.config.name})")
-        return SearchConfig.from_json(read_json(self.config), where=str(self.config))
+        return SearchConfig.from_json(documents.read(Any, self.config), where=str(self.config))
 
     def read_summary(self) -> Summary:
         """Return the result of the search.

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from csqtool import documents
-from csqtool.errors import ConfigError, InputError
+from csqtool.errors import ConfigError, FormatError, InputError
 from csqtool.factories import find_source
 from csqtool.files import locked, sha256, write_json
 from csqtool.fingerprints import fingerprint
@@ -97,8 +97,11 @@ class SweepDirectory:
         if not self.is_sweep:
             raise InputError(f"{self} holds no sweep (no {self.plan.name})")
         found = documents.read(Plan, self.plan)
-        for name in found.runs:
+        for name, settings in found.runs.items():
             check_name(name, where=str(self.plan))
+            SearchConfig.from_json(settings, where=f"{self.plan}: {name}")
+            if "method" not in settings:
+                raise FormatError(f"{self.plan}: {name}: method is missing")
         return found
 
     def begin(self, plan: Plan) -> None:
@@ -118,9 +121,10 @@ class SweepDirectory:
                     raise ConfigError(f"{what} has changed since the sweep in {self} was begun: name another folder")
         for name, settings in plan.runs.items():
             if name in runs and runs[name] != settings:
-                other = next(key for key in {**runs[name], **settings} if runs[name].get(key) != settings.get(key))
+                before = runs[name]
+                other = next(key for key in before | settings if before.get(key, ...) != settings.get(key, ...))
                 raise ConfigError(
-                    f"the run {name} in {self} was begun with {other} {runs[name].get(other)!r}, not "
+                    f"the run {name} in {self} was begun with {other} {before.get(other)!r}, not "
                     f"{settings.get(other)!r}: give the same settings to continue, or name another folder"
                 )
         write_json(self.plan, {"runs": runs | plan.runs, "inputs": inputs})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from csqtool.files import temporary_folder
 from csqtool.model_info import Input
 from csqtool.nn.signature import named_inputs
+from csqtool.quantized_model import ActivationQuantizer
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
@@ -116,6 +117,7 @@ class _Checks:
         subject.add_problems("weights", "integers, biases, factors", problems, len(wanted.layers))
         self._layers(chosen(inputs, slice(LAYER_SAMPLES), samples(inputs)), few, found)
         self._same_bits("under sanitizers", found.output, wanted.output)
+        self._step_ends(*next(iter(wanted.places.items())))
         self._beyond(inputs)
         subject.tell(f"outputs on {samples(inputs)} samples …")
         self._outputs(inputs, targets, arrays)
@@ -217,6 +219,21 @@ class _Checks:
             detail = f"{len(differ)} of {len(flat)} samples differ from docs/c-inference.md, first {differ[0]}"
         self._report.add("outputs", f"bit for bit, {name}", same, detail)
 
+    def _step_ends(self, name: str, integers: NDArray[np.uint8]) -> None:
+        """Compare the quantizer of the input where its rounding decides, which samples hardly reach."""
+        quantizer = next(one for one in self._subject.model.activations if one.name == name)
+        arrays = step_ends(quantizer, integers.shape[1:])
+        try:
+            run = self._traced.run(arrays, fill=170)
+        except RuntimeError as error:
+            self._report.add("layers", "runs under sanitizers", False, str(error))
+            return
+        wanted = self._reference.run(arrays)
+        differ = int((Place.of_input(arrays.shape[1:]).values(run.input) != wanted.places[name]).sum())
+        detail = f"{differ} of {arrays.size} integers differ from docs/c-inference.md" if differ else "equal"
+        self._report.add("layers", f"{name}, at the ends of each step", not differ, detail, name)
+        self._same_bits(f"{name} at the ends of each step", run.output, wanted.output)
+
     def _beyond(self, inputs: Any) -> None:
         """Compare synthetic inputs bit for bit, under sanitizers."""
         kinds = synthetic_inputs(inputs)
@@ -248,6 +265,18 @@ class _Checks:
         shaped = {name: found.reshape(like.shape)} if found.size == like.size else {name: found}
         compare_outputs(shaped, wanted, judge, False, "against PyTorch", "on", report)
         compare_task(shaped, wanted, targets, judge, report)
+
+
+def step_ends(quantizer: ActivationQuantizer, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return inputs [N, *shape] of the values at which a quantizer rounds up or down, and the floats next to them.
+
+    What is not finite comes with them.
+    """
+    steps = np.arange(-quantizer.zero_point - 2, quantizer.largest - quantizer.zero_point + 2, dtype=np.float32)
+    ends = (steps + np.float32(0.5)) * quantizer.scale
+    beside = [np.nextafter(ends, np.float32(way)) for way in (-np.inf, np.inf)]
+    values = np.concatenate([ends, *beside, np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, -0.0], np.float32)])
+    return np.resize(values, (-(-len(values) // int(np.prod(shape))), *shape))
 
 
 def weight_problems(found: list[tuple[str, list[Filter]]], wanted: list[LayerNumbers]) -> Iterator[Problem]:

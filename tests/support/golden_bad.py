@@ -252,6 +252,7 @@ OTHERS: dict[str, str] = {
     "sensitivity-of-different-planes.json": "layers rounded to different numbers of planes: the page's picture",
     "log-with-half-a-character.jsonl": "text that is not UTF-8 in a key that nothing reads",
     "sensitivity-without-layers.json": "no layer at all: the page's picture",
+    "blame-without-parts.json": "no part at all: the page's picture",
     "checkpoint-with-a-tensor-of-other-arguments.pt": "a pickle that builds a tensor from a number as its size",
 }
 # Where defects of other kinds are kept: made by the tests, a name for each.

@@ -18,6 +18,7 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying import VerifyReport
 from exporters.c import to_c
 from exporters.c.options import COptions
+from tests.support.c_edits import MORE, MUTATIONS, Edit, changed
 from tests.support.c_nets import CExport, Functions, InFloat, export_c
 from tests.support.commands import Built, invoke
 from tests.support.onnx_nets import ConvNet
@@ -27,88 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"),
 ]
 
-Edit = Callable[[str], str]
-
-
-def changed(pattern: str, to: str | Callable[[re.Match[str]], str], count: int = 1) -> Edit:
-    def edit(text: str) -> str:
-        found, times = re.subn(pattern, to, text, count=count)
-        assert times, pattern
-        assert found != text
-        return found
-
-    return edit
-
-
-def first_number(array: str, change: Callable[[int], int]) -> Edit:
-    return changed(rf"({array}\[\d+\] = {{\n\s+)(-?\d+)", lambda m: m[1] + str(change(int(m[2]))))
-
-
-def two_values_share_their_place(text: str) -> str:
-    """Let the first layer of the residual block write over its input, which the addition needs later."""
-    source, output = re.search(r"conv\(&layer_1, arena \+ (\d+), arena \+ (\d+),", text).groups()
-    start, end = text.index("conv(&layer_1,"), text.index("    add(")
-    return text[:start] + changed(rf"arena \+ {output}\b", f"arena + {source}", 0)(text[start:end]) + text[end:]
-
-
-def a_quantizer_is_not_handed_out(text: str) -> str:
-    return changed(r'    TRACE_VALUES\("[^\n]*\n', "")(text)
-
-
-# Each: the file, the change, the level at which verify must fail.
-MUTATIONS: dict[str, tuple[str, Edit, str]] = {
-    "a weight": ("weights.c", first_number("model_weights_1", lambda v: v ^ 1), "weights"),
-    "a bias": ("weights.c", first_number("model_bias_0", lambda v: v + 1), "weights"),
-    "a multiplier": ("weights.c", first_number("model_multiplier_2", lambda v: v + 1), "weights"),
-    "a shift": ("model.c", changed(r"\.shift = (\d+)", lambda m: f".shift = {int(m[1]) + 1}"), "weights"),
-    "rounding down": (
-        "model.c",
-        changed(r"product \+ below_half \+ is_odd", "product + 0 * (below_half + is_odd)"),
-        "layers",
-    ),
-    "padding with ones": (
-        "model.c",
-        changed(r"memset\(to, l->in_zero,", "memset(to, l->in_zero + 1,"),
-        "layers",
-    ),
-    "channels in another order": (
-        "model.c",
-        changed(r"out\[i\] = to_grid", "out[count - 1 - i] = to_grid", 0),
-        "layers",
-    ),
-    "a bound of a quantizer": ("model.c", changed(r"\.low = 0,\s+\.high = 255", ".low = 3, .high = 255"), "layers"),
-    "a stride": ("model.c", changed(r"\.pad_h = 1,\s+\.pad_w = 1", ".pad_h = 0, .pad_w = 2"), "layers"),
-    "a factor of the addition": ("model.c", first_number("numbers_3", lambda v: v + 1), "layers"),
-    "an arena overlap": ("model.c", two_values_share_their_place, "layers"),
-    "an arena that is too small": (
-        "model.h",
-        changed(r"ARENA_SIZE (\d+)", lambda m: f"ARENA_SIZE {int(m[1]) // 2}"),
-        "structure",
-    ),
-    "a quantizer left out": ("model.c", a_quantizer_is_not_handed_out, "structure"),
-    "a layer left out": ("model.c", changed(r"conv\(&layer_1,", "if (!arena) conv(&layer_1,"), "structure"),
-    "scores in another order": (
-        "model.c",
-        changed(
-            r"(conv_float\(&\w+, [^,]*, )\(uint8_t \*\)output, (.*), 1, (\d+)\)",
-            r"\1(uint8_t *)(output + \3 - 1), \2, -1, -\3)",
-        ),
-        "outputs",
-    ),
-    "the size of the input": ("model.h", changed(r"INPUT_SIZE 64", "INPUT_SIZE 65"), "structure"),
-    "a step of the output": (
-        "weights.c",
-        changed(r"(model_steps_\d+\[\d+\] = {\n\s+0x1\.)(\w)", r"\g<1>8\2"),
-        "outputs",
-    ),
-    "a warning": ("model.c", changed(r"(void model_run\([^{]*{)", r"\1\n    int unused;"), "integrity"),
-    "another model": ("model.h", changed(r'SHA256 "\w', 'SHA256 "x'), "integrity"),
-    "a shift that C does not define": (
-        "model.c",
-        changed(r"(void model_run\([^{]*{)", r"\1\n    arena[0] = (uint8_t)(1 << (32 + arena[0]));"),
-        "structure",
-    ),
-}
 QUICK = ("a weight", "rounding down", "an arena overlap")
 
 
@@ -131,12 +50,13 @@ def test_an_untouched_folder_passes_at_every_level(folder: Path, eight_bits: Bui
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in MUTATIONS
+    *(pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in MUTATIONS),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in MORE),
 ])  # fmt: skip
 def test_a_broken_inference_fails_at_its_level(
     name: str, folder: Path, eight_bits: Built, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    file, edit, level = MUTATIONS[name]
+    file, edit, level = (MUTATIONS | MORE)[name]
     copy = Path(shutil.copytree(folder, tmp_path / "net"))
     (copy / file).write_text(edit((copy / file).read_text()))
     report = verified(copy, eight_bits)
