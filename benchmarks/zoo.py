@@ -239,6 +239,12 @@ def covered(row: Mapping[str, Any]) -> str:
     return f"{row['coverage']:.0%}" + (f" ({never:.0%} never computed)" if never >= 0.01 else "")
 
 
+def commits(plain: Mapping[str, Any], eight: Mapping[str, Any]) -> str:
+    """Return the commits that a network was measured with, that of float activations apart where it is another one."""
+    own, other = (row.get("code", "older") if row else None for row in (eight, plain))
+    return " ".join([own] if own and other in (None, own) else [*([own] if own else []), f"(float: {other})"])
+
+
 def table(path: Path) -> str:
     """Return the table as Markdown."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -257,10 +263,10 @@ def table(path: Path) -> str:
         "Random weights that learned the inputs for 20 steps, BatchNorm statistics of the inputs, small random inputs, "
         "a search of two steps; torch "
         + torch.__version__
-        + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, two at a time. Coverage is the share "
-        "of parameters that are quantized, beside it the share in layers that forward never computes, where it is 1 % "
-        "and more; integer share that of compute nodes on onnxruntime's integer kernels; "
-        "bytes, seconds of the clock, also beside other work, and memory are those with 8-bit activations. "
+        + f", {platform.machine()}, {os.cpu_count()} CPUs, one thread a network, one or two at a time. Coverage is the "
+        "share of parameters that are quantized, beside it the share in layers that forward never computes, where it "
+        "is 1 % and more; integer share that of compute nodes on onnxruntime's integer kernels; "
+        "bytes, seconds of the clock, also beside much other work, and memory are those with 8-bit activations. "
         "What is refused is refused before training. "
         "Each row names the commit it was measured with." + (OLD_ROWS if any(map(is_older, latest.values())) else "")
         + " Repeat: `python -m benchmarks.zoo`.", "",
@@ -279,7 +285,7 @@ def table(path: Path) -> str:
             f"{best['csq_bytes'] / 1e6:.2f} MB" if "csq_bytes" in best else "",
             f"{best['onnx_bytes'] / best['float32_bytes']:.2f}" if best.get("float32_bytes") else "",
             str(best.get("seconds", "")), f"{best['peak_bytes'] / 1e9:.1f} GB" if "peak_bytes" in best else "",
-            best.get("code", "older"),
+            commits(plain, eight),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     wrong = [row for row in latest.values() if verdict(row) != "PASS"]
