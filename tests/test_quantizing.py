@@ -80,6 +80,7 @@ def test_dropping_rounds_all_but_the_asked_share_of_each_activation() -> None:
     assert torch.equal(found[~kept], rounded[~kept])
 
 
+@pytest.mark.long
 def test_the_share_of_dropped_activations_changes_what_is_trained_but_not_the_activations() -> None:
     one, other = (csqtool.quantize(made(), inputs(), target_bits=2, act_bits=2, steps=3, drop_activations=share)
                   for share in (0.0, 0.5))  # fmt: skip

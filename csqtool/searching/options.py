@@ -82,7 +82,7 @@ class BsqOptions(Options):
 class MsqOptions(Options):
     """Options of ``msq``."""
 
-    lsb_strength: Annotated[float, Setting("λ of the L1 on least significant bits, in squared steps.", minimum=0)] = 0.1
+    lsb_strength: Annotated[float, Setting("λ of the L1 on least significant bits, in squared steps.", minimum=0)] = 1.0
     drop_rounds: Annotated[int, Setting("How often, within the search, planes are dropped.", minimum=1)] = 12
     odd_share: Annotated[
         float, Setting("A layer loses its lowest plane where at most this share of its integers is odd.", minimum=0,

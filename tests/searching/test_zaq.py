@@ -46,7 +46,7 @@ def images(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_labels_and_images_of_the_training_set_make_no_difference_to_the_weights() -> None:
-    float_activations = {**SETTINGS, "act_bits": None}  # activation ranges are calibrated on images
+    float_activations = {**SETTINGS, "act_bits": None, "epochs": 1}  # activation ranges are calibrated on images
     test = images()
     one = csqtool.search(net(), train=images(1), test=test, **float_activations).finalize()
     x, y = images(2)
@@ -57,6 +57,7 @@ def test_labels_and_images_of_the_training_set_make_no_difference_to_the_weights
     assert all(np.array_equal(one.tensors[name], value) for name, value in other.tensors.items())
 
 
+@pytest.mark.long
 def test_training_comes_nearer_to_the_float_network_and_keeps_batch_norms_statistics() -> None:
     x, _ = images(3)
     wanted = net()(x).detach()
