@@ -133,10 +133,11 @@ def with_integers(*integers: list[int]) -> Any:
     return change
 
 
-@pytest.mark.parametrize("act_bits", [None, 4, 8])
+@pytest.mark.parametrize("act_bits", [pytest.param(None, marks=pytest.mark.long), 4, 8])
 def test_the_operators_give_by_their_definitions_what_pytorch_computes(act_bits: int | None) -> None:
     export = exported(ConvNet, (3, 6, 6), act_bits=act_bits)
     export.assert_same(export.output())
+    assert ("activations are float" in export.report.notes[0]) == (act_bits is None)
 
 
 def test_quantizers_state_each_layers_bits_range_and_sign() -> None:
@@ -189,6 +190,7 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.conv(torch.relu(self.conv(x)))).mean((2, 3)))
 
 
+@pytest.mark.long
 def test_every_use_of_a_weight_has_a_quantizer_of_its_own() -> None:
     export = exported(Tied, (2, 5, 5))
     weights = [n for n in export.nodes("Quant") if n.input[0] == "conv.weight"]
@@ -224,8 +226,6 @@ def test_notes_say_which_quantizers_and_scales_the_flows_do_not_take() -> None:
     assert [note.partition(" (")[0] for note in notes] == [
         "1 of 6 activation quantizers have a zero point", "10 of 10 scales are no power of two",
     ]  # fmt: skip
-    floats = exported(ConvNet, (3, 6, 6), act_bits=None).report.notes
-    assert "activations are float" in floats[0]
 
 
 def test_a_scale_that_float32_weights_do_not_survive_is_refused() -> None:

@@ -70,7 +70,9 @@ def searched(method: str, **settings: object) -> QuantizedModel:
     return found.finalize()
 
 
-@pytest.mark.parametrize("method", ["lsq", pytest.param("csq", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "method", [pytest.param("lsq", marks=pytest.mark.long), pytest.param("csq", marks=pytest.mark.slow)]
+)
 def test_a_search_ends_in_scales_and_zero_points_that_hardware_takes(method: str) -> None:
     settings = {"epochs": 2} if method == "lsq" else {"epochs": 1, "finetune_epochs": 1}
     model = searched(method, **settings)
