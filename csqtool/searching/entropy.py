@@ -28,6 +28,8 @@ LAST_PRICE = 1e8  # in rounding at the end; by then all integers are zero
 HALVINGS = 12
 TAILS = 2  # planes that the largest weights need beyond the bits of all
 MOST_PLANES = 7  # integers of eight bits
+FINE_BITS = 3.0  # a weight, from which steps may be made finer after training
+FINEST = 0.25  # by this factor at most
 LEAST_BITS = 0.01  # a weight; a course ends no lower
 
 
@@ -141,7 +143,11 @@ class Entropy(BaseMethod[CodedWeight]):
 
     @torch.no_grad()
     def tighten(self, too_large: Callable[[], bool]) -> bool:
-        """Round with the lowest price of a bit, not below the present one, at which the file is not too large."""
+        """Round with the lowest price of a bit at which the file is not too large.
+
+        Where no bit needs a price and there are many of them, steps are made finer until they take up the target: an
+        integer more is worth little to the loss then, but it is nearer to the trained weight.
+        """
         prices = [source.price for source in self.sources.values()]
 
         def fits(price: float) -> bool:
@@ -149,11 +155,31 @@ class Entropy(BaseMethod[CodedWeight]):
                 one.fill_(price)
             return not too_large()
 
-        low = float(prices[0])
-        high = low + 0.01
+        if fits(0.0):
+            if self.entropy() >= FINE_BITS:
+                self._refine(too_large)
+            return True
+        low, high = 0.0, 0.01
         while not fits(high) and high < LAST_PRICE:
             low, high = high, 2 * high
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (low, middle) if fits(middle) else (middle, high)
         return fits(high)
+
+    def _refine(self, too_large: Callable[[], bool]) -> None:
+        """Make all steps finer by one factor, up to the target size, and none so fine that a weight is clipped."""
+        sources = self.sources.values()
+        steps = [source.scale.detach().clone() for source in sources]
+        finest = [torch.minimum(s.scale, s.latent.abs().max() / s.largest).detach().clone() for s in sources]
+
+        def fits(factor: float) -> bool:
+            for source, step, least in zip(sources, steps, finest, strict=True):
+                source.scale.copy_(torch.maximum(step * factor, least))
+            return not too_large()
+
+        low, high = FINEST, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if fits(middle) else (middle, high)
+        fits(high)

@@ -162,7 +162,7 @@ class Session:
             elif stage == Stage.SEARCH and stage != self.stages[-1]:
                 self._settle()
             if stage == self.stages[-1]:
-                if not self._is_too_large() or self.method.tighten(self._is_too_large):
+                if self._fits():
                     return self._finish()
                 self._shrink()
                 self.stages.append(Stage.SHRINK)
@@ -300,6 +300,12 @@ class Session:
         if not self.costs.counts_bytes or not self.config.repair:
             return False
         return self.processes.agreed(self.costs.of(self.method.integers()) > self.costs.budget.limit)
+
+    def _fits(self) -> bool:
+        """Make the packed file meet a target size, where the method can do that; return whether it does."""
+        if self.costs.counts_bytes and self.config.repair and self.method.tighten(self._is_too_large):
+            return True
+        return not self._is_too_large()
 
     def _shrink(self) -> None:
         """Drop planes of trained weights by measured loss until the packed file meets its target size."""

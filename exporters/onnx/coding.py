@@ -203,7 +203,7 @@ def _summed(layers: Sequence[_Grouped]) -> Integers:
 def _cheapest_classes(counts: Integers) -> tuple[int, ...]:
     """Return the widths of the classes that take the fewest bits, for symbols that occur so often.
 
-    From the last symbol to the first: whatever stands before, what follows symbol s is coded best in the same way.
+    From the last symbol to the first: whatever precedes it, what follows symbol s is coded best in the same way.
     """
     symbols = len(counts)
     before = [0, *np.cumsum(counts).tolist()]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +131,25 @@ def test_the_last_rounding_has_the_lowest_price_at_which_the_file_fits(limit: fl
     assert isinstance(method, Entropy)
     assert method.tighten(lambda: method.price < limit)
     assert limit <= method.price < 1.01 * limit
+
+
+def entropy_bits(method: Entropy) -> float:
+    """Return the bits that the present integers of all layers take at their entropy."""
+    total = 0.0
+    for found in method.integers().values():
+        counts = np.unique(found.q, return_counts=True)[1]
+        total -= float((counts * np.log2(counts / counts.sum())).sum())
+    return total
+
+
+@pytest.mark.parametrize(("bits", "share"), [(5.0, 1.05), (1.5, 1.0)])
+def test_where_many_bits_have_no_price_the_last_steps_are_as_fine_as_the_size_allows(bits: float, share: float) -> None:
+    method = made("entropy", bits, small_net())
+    assert isinstance(method, Entropy)
+    coarse = entropy_bits(method)
+    assert method.tighten(lambda: entropy_bits(method) > 1.05 * coarse)
+    assert 0.995 * share * coarse <= entropy_bits(method) <= share * coarse
+    assert all((s.latent.abs().max() / s.scale).item() <= s.largest + 0.5 for s in method.sources.values())
 
 
 def test_no_layer_begins_with_zeros_only() -> None:
