@@ -128,7 +128,7 @@ class RunDirectory:
         """
         if not self.is_run:
             raise InputError(f"{self} holds no search (no {self.config.name})")
-        return SearchConfig.from_json(documents.read(Any, self.config), where=str(self.config))
+        return SearchConfig.from_json(documents.read(dict[str, Any], self.config), where=str(self.config))
 
     def read_summary(self) -> Summary:
         """Return the result of the search.
