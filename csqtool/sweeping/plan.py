@@ -124,8 +124,8 @@ class SweepDirectory:
                 before = runs[name]
                 other = next(key for key in before | settings if before.get(key, ...) != settings.get(key, ...))
                 raise ConfigError(
-                    f"the run {name} in {self} was begun with {other} {before.get(other)!r}, not "
-                    f"{settings.get(other)!r}: give the same settings to continue, or name another folder"
+                    f"the run {name} in {self} was begun with {other} {before.get(other, 'left out')!r}, not "
+                    f"{settings.get(other, 'left out')!r}: give the same settings to continue, or name another folder"
                 )
         write_json(self.plan, {"runs": runs | plan.runs, "inputs": inputs})
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1,
-           "os.chown": 1, "os.truncate": 1, "os.utime": 1}  # event to the number of its paths  # fmt: skip
+# Event to the number of its paths, and to where the descriptors of folders are that these are relative to.
+CHANGES = {"os.rename": (2, 2), "os.remove": (1, 1), "os.mkdir": (1, 2), "os.rmdir": (1, 1), "os.link": (2, 2),
+           "os.symlink": (2, 2), "os.chmod": (1, 2), "os.chown": (1, 3), "os.truncate": (1, 2),
+           "os.utime": (1, 3)}  # fmt: skip
 STARTS = {"os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn"}
 CONNECTS = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request",
             "http.client.connect", "ftplib.connect", "smtplib.connect"}  # fmt: skip
@@ -64,8 +66,20 @@ def paths_written(event: str, arguments: tuple[Any, ...]) -> list[str]:
         path, mode, flags = arguments
         paths = [path] if flags & WRITING or set(mode or "") & set("wax+") else []
     else:
-        paths = list(arguments[: CHANGES.get(event, 0)])
+        count, first = CHANGES.get(event, (0, 0))
+        folders = [*arguments[first:], -1, -1]
+        paths = [_within(path, folder) for path, folder in zip(arguments[:count], folders, strict=False)]
     return [os.path.realpath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | os.PathLike)]
+
+
+def _within(path: Any, folder: Any) -> Any:
+    """Return a path that may be relative to the descriptor of a folder."""
+    if not isinstance(folder, int) or folder == -1 or isinstance(path, int):
+        return path
+    try:
+        return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))
+    except OSError:  # of another system
+        return None
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
