@@ -18,6 +18,7 @@ FEATURES = {
     "openvino": "verify in a second runtime",
     "tensorboard": "search --tensorboard",
     "ray": "sweeps on a cluster",
+    "haq": "the allocator haq",
     "detection": "the metric of object detection",
     "zoo": "networks by name, such as timm:resnet18",
     "benchmarks": "pictures of benchmarks/ and docs/",

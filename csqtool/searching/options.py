@@ -128,6 +128,21 @@ class HawqOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
+class TrialOptions(AllocatorOptions):
+    """Options of allocators that try schemes."""
+
+    trial_rate: Annotated[float, Setting("Learning rate with which the allocator trains schemes.", above=0)] = 0.005
+
+
+@dataclass(frozen=True)
+class HaqOptions(TrialOptions):
+    """Options of ``haq``."""
+
+    haq_episodes: Annotated[int, Setting("Schemes that the agent tries, the first 20 at random.", minimum=1)] = 600
+    haq_steps: Annotated[int, Setting("Steps that each scheme is trained for before it is judged.", minimum=0)] = 0
+
+
+@dataclass(frozen=True)
 class LimpqOptions(Options):
     """Options of ``limpq``."""
 
@@ -184,6 +199,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "entropy": MethodKind(EntropyOptions, counts_bytes=True),
     "lsq": MethodKind(Options),
     "ste-uniform": MethodKind(Options),
+    "haq": MethodKind(HaqOptions, allocates=True),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
     "hawq-v3": MethodKind(HessianOptions, allocates=True),
