@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from csqtool.data import DataSource, batches_of
+from csqtool.errors import ConfigError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress
@@ -84,11 +86,13 @@ class BaseAllocator(ABC):
     Attributes:
         given: what it was constructed with.
         generator: of all its random numbers.
+        requires: a package that it imports, which the extra of the allocator's name installs.
     """
 
     description: ClassVar[str]
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = AllocatorOptions
+    requires: ClassVar[str] = ""
 
     def __init__(self, allocation: Allocation) -> None:
         self.given = allocation
@@ -161,6 +165,20 @@ def cheapest(harms: Harms, budget: Budget, *, order: Sequence[str] | None = None
         return budget.uniform(1)
     chosen = {name: uniform(choices(budget, name)[index]) for name, index in zip(names, found, strict=True)}
     return {name: chosen[name] for name in harms}
+
+
+def usable_allocator(name: str) -> type[Allocator]:
+    """Return the class of an allocator, once it is sure that what it imports is installed.
+
+    Raises:
+        ConfigError: no such allocator is installed, or a package that it needs is missing.
+    """
+    loaded = load_allocator(name)
+    package = getattr(loaded, "requires", "")
+    if package and find_spec(package) is None:
+        words = package.replace("_", "-")
+        raise ConfigError(f"{name} needs {words}: pip install 'csqtool[{name}]'")
+    return loaded
 
 
 def load_allocator(name: str) -> type[Allocator]:

@@ -187,6 +187,21 @@ class HawqOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
+class TrialOptions(AllocatorOptions):
+    """Options of allocators that try schemes."""
+
+    trial_rate: Annotated[float, Setting("Learning rate with which the allocator trains schemes.", above=0)] = 0.005
+
+
+@dataclass(frozen=True)
+class HaqOptions(TrialOptions):
+    """Options of ``haq``."""
+
+    haq_episodes: Annotated[int, Setting("Schemes that the agent tries, the first 20 at random.", minimum=1)] = 600
+    haq_steps: Annotated[int, Setting("Steps that each scheme is trained for before it is judged.", minimum=0)] = 0
+
+
+@dataclass(frozen=True)
 class LimpqOptions(Options):
     """Options of ``limpq``."""
 
@@ -247,6 +262,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "msq": MethodKind(MsqOptions, searches=True),
     "ste-uniform": MethodKind(Options),
     "zaq": MethodKind(ZaqOptions, data="none"),
+    "haq": MethodKind(HaqOptions, allocates=True),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),
     "hawq-v3": MethodKind(HessianOptions, allocates=True),

@@ -21,7 +21,7 @@ from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.state_dict import read_state, safetensors_bytes
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
-from csqtool.searching.allocation import Allocation, load_allocator
+from csqtool.searching.allocation import Allocation, usable_allocator
 from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import fitting, save_checkpoint
@@ -98,7 +98,7 @@ class Session:
         if problem := self.data.problem():
             raise DataError(problem)
         self._kind = method_kind(config.method)
-        self._allocator_class = load_allocator(config.method) if self._kind.allocates else None
+        self._allocator_class = usable_allocator(config.method) if self._kind.allocates else None
         sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)

@@ -53,7 +53,11 @@ def test_what_is_said_of_an_allocator_without_torch_is_what_its_class_says(name:
 
 @pytest.mark.parametrize("name", ALLOCATORS.names())
 def test_every_allocator_stays_within_budget_and_bounds_and_leaves_the_float_network_as_it_was(name: str) -> None:
-    allocation, net, _, _ = given(name, pin={"5.*": 4}, max_bits=5, act_bits=8)
+    package = getattr(load_allocator(name), "requires", "")
+    if package:
+        pytest.importorskip(package)
+    quick = {"haq": {"haq_episodes": 30}}.get(name, {})
+    allocation, net, _, _ = given(name, pin={"5.*": 4}, max_bits=5, act_bits=8, **quick)
     before = {key: value.clone() for key, value in allocation.network.model.state_dict().items()}
     scheme = load_allocator(name)(allocation).scheme()
     precisions = {key: len(planes) for key, planes in scheme.items()}
