@@ -34,6 +34,7 @@ class RunDirectory:
     ``scheme.json``        each layer's planes and bit width
     ``summary.json``       the result; written last, so if it exists, the search is finished
     ``tensorboard/``       events, with ``--tensorboard``
+    ``profile/``           tables and traces, with ``--profile``
     ====================== =====================================================================================
 
     Args:
@@ -54,6 +55,7 @@ class RunDirectory:
         self.scheme = self.path / "scheme.json"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -106,7 +108,8 @@ class RunDirectory:
         """
         leftover = self.path / "plots"  # written by versions before 0.1
         for old in (self.summary, self.config, self.begun_from, self.log, self.scheme, self.float_weights, self.start,
-                    self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, leftover):  # fmt: skip
+                    self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, self.profile,
+                    leftover):  # fmt: skip
             try:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             except OSError as error:

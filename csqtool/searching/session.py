@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from csqtool.data import DataSource, as_source, batches_of, check_fit
-from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError, ModelError, SearchInterrupted
 from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
 from csqtool.files import read_bytes, write_bytes
@@ -38,12 +37,11 @@ from csqtool.searching.recorded_info import recorded_info, with_stand_in_metrics
 from csqtool.searching.records import Stage, Summary, scheme_of
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, drop_planes
-from csqtool.searching.settling import Settled, StartingPoints, contiguous, within_budget
+from csqtool.searching.settling import Settled, StartingPoints, contiguous, saved_scheme, within_budget
 from csqtool.searching.stages import FIXED_SCHEME, stages_of
 from csqtool.searching.start import Start, data_of
 
 CALIBRATION_SAMPLES = 1024
-MOST_PLANES = 8  # of a layer
 
 
 class Session:
@@ -89,11 +87,9 @@ class Session:
         if model is None and config.model is None:
             raise ModelError(f"{directory} records no factory of its module; give --model FACTORY, or model= in Python")
         self.model_source = model or ModelSource(config.model, config.model_args, recorded=recorded)
-        data = data_of(config, directory, recorded=recorded) if data is None else data
+        data = data or data_of(config, directory, self.progress.line, recorded=recorded)
         module = self.model_source.build(near=directory.config)
         start.load_into(module)
-        if isinstance(data.train, Synthetic):
-            self.progress.line(f"making {len(data.train)} inputs that meet BatchNorm's statistics …")
         self.data = as_source(data).for_model(module)
         if problem := self.data.problem():
             raise DataError(problem)
@@ -187,9 +183,7 @@ class Session:
         with fitting(f"{self.directory}: the last checkpoint", f"{self.directory.config.name} and the model"):
             stage = Stage(state["stage"])
             self.float_metric = state["float_metric"]
-            self.scheme = None if state["scheme"] is None else {n: tuple(p) for n, p in state["scheme"].items()}
-            if not all(plane in range(MOST_PLANES) for planes in (self.scheme or {}).values() for plane in planes):
-                raise ValueError("a plane of its scheme is none that a search has")
+            self.scheme = None if state["scheme"] is None else saved_scheme(state["scheme"])
             if stage not in self.stages:
                 self.stages.append(stage)  # shrinking, which is appended when it turns out to be needed
             self._enter(stage, restoring=True)

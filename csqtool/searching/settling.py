@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from csqtool.searching.network import Network
 from csqtool.searching.scheme import LossProbe, close_holes, settle
 
 Settled = dict[str, tuple[int, ...]]
+MOST_PLANES = 8  # of a layer
 
 
 class StartingPoints:
@@ -67,6 +68,17 @@ class StartingPoints:
             self.load(name)
             losses[name] = probe.of_scheme(scheme)
         return min(losses, key=losses.__getitem__)
+
+
+def saved_scheme(saved: Mapping[str, Sequence[int]]) -> Settled:
+    """Return the planes of each layer that a checkpoint holds.
+
+    Raises:
+        ValueError: one of them is no plane that a search has.
+    """
+    if not all(plane in range(MOST_PLANES) for planes in saved.values() for plane in planes):
+        raise ValueError("a plane of its scheme is none that a search has")
+    return {name: tuple(planes) for name, planes in saved.items()}
 
 
 def contiguous(found: Scheme) -> Settled:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from csqtool.data import DataSource, load_data
+from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError, ModelError
 from csqtool.integers import planes_of
 from csqtool.model_source import ModelSource
@@ -117,12 +118,15 @@ class Start:
         return given
 
 
-def data_of(config: SearchConfig, directory: RunDirectory, *, recorded: bool) -> DataSource:
+def data_of(
+    config: SearchConfig, directory: RunDirectory, tell: Callable[[str], None], *, recorded: bool
+) -> DataSource:
     """Return the data that the settings name.
 
     Args:
         config: the settings.
         directory: the run directory; relative paths are also looked up beside it.
+        tell: told what will take a while when the data are first read.
         recorded: whether the settings are those of a file, not the user's; see `csqtool.trust`.
 
     Raises:
@@ -130,4 +134,7 @@ def data_of(config: SearchConfig, directory: RunDirectory, *, recorded: bool) ->
     """
     if config.data is None:
         raise DataError(f"{directory} records no data; give --data DATA, or data= in Python")
-    return load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
+    data = load_data(config.data, task=config.task, near=directory.config, recorded=recorded)
+    if isinstance(data.train, Synthetic):
+        tell(f"making {len(data.train)} inputs that meet BatchNorm's statistics …")
+    return data
