@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
 from csqtool.searching.profiling import part
+from csqtool.searching.unreached import telling_unreached
 from csqtool.task import main_output
 from csqtool.trees import call, mapped, tensors
 
@@ -154,7 +155,9 @@ class StageTraining:
             for batch in range(self.position.batch, batches):
                 if self.method:
                     self.method.at_step((epoch * self.batches + batch) / max(1, self.steps - 1))
-                loss = self._step(*next(training), epoch, batch)
+                first = self.method is not None and epoch == batch == 0
+                with telling_unreached(self.net, progress.line) if first else nullcontext():
+                    loss = self._step(*next(training), epoch, batch)
                 if not math.isfinite(loss):
                     where = f"{self.name} epoch {epoch + 1}, batch {batch + 1} of {batches}"
                     raise TrainingError(
