@@ -165,5 +165,5 @@ def test_constant_activations_and_layers_without_samples_are_named() -> None:
 def test_the_command_names_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
     result = invoke("quantize", DIGITS, "-o", tmp_path / "m.safetensors")
     assert result.exit_code == 2
-    assert "quantize needs --data, --target-bits or --target-size" in result.stderr
+    assert "quantize needs --data, --target-bits, --target-size or --target-bops" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -53,10 +53,12 @@ def test_the_layer_table_ends_in_totals_weighted_by_elements() -> None:
 
 
 def test_a_budget_is_shown_as_it_was_given() -> None:
-    assert target_text(3.0, None) == "target 3 bits"
-    assert target_text(2.5, None) == "target 2.5 bits"
-    assert target_text(None, "60KB") == "target 60KB"
-    assert target_text(None, None) == "no target"
+    none = {"target_bits": None, "target_size": None, "target_bops": None}
+    assert target_text(none | {"target_bits": 3.0}) == "target 3 bits"
+    assert target_text(none | {"target_bits": 2.5}) == "target 2.5 bits"
+    assert target_text(none | {"target_size": "60KB"}) == "target 60KB"
+    assert target_text(none | {"target_bops": "1.5G"}) == "target 1.5G BOPs"
+    assert target_text(none) == "no target"
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def _comes_from(subject: Subject, run: Subject) -> bool:
         return False
     if metrics is not None and metrics.float_model != (run.summary and run.summary.metric_float):
         return False
-    recorded = msgspec.structs.asdict(method)
+    recorded = msgspec.to_builtins(method)  # without what is not set
     recorded["method"] = recorded.pop("name")
     return all(config[key] == value for key, value in recorded.items() if key in config)
 

@@ -78,7 +78,8 @@ def _text(profiler: profile, stage: str) -> str:
     """
     events = profiler.key_averages()
     on_device = any(event.self_device_time_total for event in events)
-    parts, operators, whole_steps = [], [], []
+    parts, operators = [], []
+    steps, step_time = 1, 0.0  # all steps are one event
     for event in events:
         own = event.self_device_time_total if on_device else event.self_cpu_time_total
         if event.key.startswith(PARTS):
@@ -86,7 +87,7 @@ def _text(profiler: profile, stage: str) -> str:
                 (event.key.removeprefix(PARTS), event.device_time_total if on_device else event.cpu_time_total)
             )
         elif event.key.startswith("ProfilerStep"):
-            whole_steps.append(event.cpu_time_total)
+            steps, step_time = event.count, event.cpu_time_total
         else:
             operators.append((event.key, event.count, own))
     total = sum(own for *_, own in operators) or 1.0
@@ -94,9 +95,7 @@ def _text(profiler: profile, stage: str) -> str:
         (f"{own / 1e3:.2f}", f"{own / total:.1%}", count, name)
         for name, count, own in sorted(operators, key=lambda one: -one[2])
     ]
-    steps = max(1, len(whole_steps))
     shares = ", ".join(f"{name} {microseconds / steps / 1e3:.2f} ms" for name, microseconds in parts)
     where = "on the GPU" if on_device else "on the CPU"
     heads = (f"own ms {where}", "share", "calls", "operator")
-    a_step = sum(whole_steps) / steps / 1e3
-    return f"profile of {stage}, {steps} steps of {a_step:.2f} ms: {shares}\n\n{table(heads, rows)}"
+    return f"profile of {stage}, {steps} steps of {step_time / steps / 1e3:.2f} ms: {shares}\n\n{table(heads, rows)}"

@@ -125,7 +125,7 @@ def test_methods_and_formats_are_listed() -> None:
     kinds = {name: (methods[name]["kind"], methods[name]["data"]) for name in ("csq", "lsq", "hawq-v3")}
     assert kinds == {"csq": ("both", "labelled"), "lsq": ("trainer", "labelled"), "hawq-v3": ("allocator", "labelled")}
     assert "beta_max" in methods["csq-uniform"]["options"]
-    assert methods["lsq"]["options"] == []
+    assert methods["ste-uniform"]["options"] == []
     assert "options of bsq: --strength" in ok("methods").stdout
     assert {"csq", "onnx"} <= set(json.loads(ok("formats", "--json").stdout))
 

@@ -44,7 +44,7 @@ def test_a_golden_file_is_read(name):
 
 
 def test_the_golden_files_hold_every_encoding_and_dtype():
-    found = [e for path in GOLDEN.glob("v*") for e in CsqFile(path.read_bytes(), where="x").entries.values()]
+    found = [e for path in GOLDEN.glob("*.csq") for e in CsqFile(path.read_bytes(), where="x").entries.values()]
     assert {e.encoding for e in found} == set(Encoding)
     assert {e.dtype for e in found} == set(DTYPES)
     assert {e.bits for e in found if e.encoding is Encoding.DENSE} == set(range(1, 10))

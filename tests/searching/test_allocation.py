@@ -268,7 +268,10 @@ def test_a_size_of_the_packed_file_is_met(tmp_path: Path) -> None:
         ({"method": "csq", "epochs": 0}, "epochs must be above 0, got 0"),
         ({"method": "lsq", "epochs": 0}, "epochs must be above 0, got 0"),
         ({"method": "hawq", "finetune_epochs": 3}, "finetune_epochs is not an option of hawq; it belongs to bsq, csq"),
-        ({"method": "hawq", "scheme": "s.json"}, "scheme is not an option of hawq; it belongs to csq-uniform, dorefa"),
+        (
+            {"method": "hawq", "scheme": "s.json"},
+            "scheme is not an option of hawq; it belongs to apot, csq-uniform, dorefa",
+        ),
         ({"method": "hawq", "strength": 0.1}, "strength is not an option of hawq; it belongs to bsq, csq"),
         ({"method": "measured", "hessian_steps": 9}, "hessian_steps is not an option of measured; it belongs to hawq"),
         ({"method": "hawq", "finetune_with": "entropy"}, "entropy trains for the packed file's bytes"),

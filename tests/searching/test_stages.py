@@ -160,7 +160,7 @@ def test_small_weights_are_computed_once_and_before_the_net_to_the_same_gradient
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.register_forward_pre_hook(lambda *_: events.append("layer"))
         events.clear()
-        session.training._step(session.data.training_batch(range(32), seed=0), 0, 0)
+        session.training._step(session.data.training_batch(range(32), seed=0), 32, 0, 0)
         layers = events.count("layer")
         assert layers > 2
         assert events == (["weight"] * layers + ["layer"] * layers if ahead else ["layer", "weight"] * layers) + ["end"]

@@ -18,9 +18,9 @@ from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.onnx_file import flattened
 from csqtool.quantized_model import QuantizedModel
-from csqtool.verifying.expected_graph import ExpectedGraph, expected_graph
+from csqtool.verifying.expected_graph import ExpectedGraph
 from csqtool.verifying.findings import Check, VerifyReport
-from csqtool.verifying.structure import check_structure
+from csqtool.verifying.structure import check_structure, expected_beside
 from csqtool.verifying.subject import Subject
 from exporters.onnx import OnnxOptions, to_onnx
 
@@ -73,7 +73,8 @@ class Sample:
             build_net=lambda model: finalized_net(copy.deepcopy(self.module), model), source=unused, samples=None,
             report=report, tell=unused, backends=(), threads=0, allow_unaccounted=frozenset(allowed),
         )  # fmt: skip
-        check_structure(proto, flattened(proto, where="file"), subject, lambda: self._expected(subject))
+        flat = flattened(proto, where="file")
+        check_structure(proto, flat, subject, lambda: self._expected(flat, subject))
         return list(report.checks)
 
     def failures(self, edit: Edit) -> dict[str, set[str]]:
@@ -84,10 +85,11 @@ class Sample:
                 found.setdefault(check.name, set()).add(str(check.layer))
         return found
 
-    def _expected(self, subject: Subject) -> ExpectedGraph:
+    def _expected(self, flat: Proto, subject: Subject) -> ExpectedGraph:
         """Capture the network once: edits do not change it."""
         if not self._captured:
-            self._captured.append(expected_graph(subject.build_net(self.model), self.model, ()))
+            with expected_beside(flat, subject) as expected:
+                self._captured.append(expected())
         return self._captured[0]
 
 

@@ -22,7 +22,7 @@ from csqtool.verifying import backends
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.gates import Gates
 from csqtool.verifying.qonnx_checks import in_standard_operators
-from csqtool.verifying.structure import check_structure
+from csqtool.verifying.structure import check_structure, expected_beside
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.weights import onnx_activation_problems, onnx_weight_problems
 from exporters.qonnx import to_qonnx
@@ -66,7 +66,8 @@ class Example:
             flat = flattened(lowered, where="file")
             for problems in (onnx_weight_problems, onnx_activation_problems):
                 standard.add_problems("weights", "values", problems(flat, standard.model), 1)
-            check_structure(lowered, flat, standard)
+            with expected_beside(flat, standard) as expected:
+                check_structure(lowered, flat, standard, expected)
         return {(check.level, check.layer) for check in report.failures}
 
 
