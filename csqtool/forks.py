@@ -6,6 +6,7 @@ process, which may have threads and devices at work, is never forked.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -74,6 +75,7 @@ def beside(
 def _answer(function: Callable[[], bytes], receiver: Connection, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, and the first one ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what was there before is no garbage of the fork's, and looking at it copies its memory
     receiver.close()
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -19,7 +19,7 @@ LAYERS = {"resnet": 4, "mobilenet v3": 7, "efficientnet": 7, "convnext": 5, "sha
 
 # The others are slow tests.
 QUICK = {("ignored results", 8), ("anchors", 8), ("own names", None)}
-LONG = {("resnet", 8), ("mobilenet v3", 8), ("auxiliary head", 8), ("swin", 8), ("recurrent", 8),
+LONG = {("resnet", 8), ("auxiliary head", 8), ("swin", 8), ("recurrent", 8),
         ("reparametrized", 8), ("shared activation", 8), ("attention", 8)}  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def begun(folder: Path, *, epochs: float) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGKILL, marks=pytest.mark.long), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_a_stopped_sweep_goes_on_to_the_same_files(number: signal.Signals, tmp_path: Path) -> None:
     whole = begun(tmp_path / "whole", epochs=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import traceback
 from typing import Any
@@ -151,6 +152,7 @@ def main() -> None:
     """Run the command line."""
     signals_interrupt()
     allow_forks()
+    gc.set_threshold(100_000)  # imports and captures make objects that stay: at 700, looking for garbage takes a fifth
     try:
         cli(prog_name="csqtool")
     finally:

@@ -37,7 +37,7 @@ def packed(run: Path) -> int:
     return (run.parent / "m.csq").stat().st_size
 
 
-@pytest.mark.parametrize(("method", "act_bits"), [pytest.param("csq", "8", marks=pytest.mark.long), ("bsq", "float")])
+@pytest.mark.parametrize(("method", "act_bits"), [pytest.param("csq", "8", marks=pytest.mark.slow), ("bsq", "float")])
 def test_a_target_size_is_what_the_packed_file_comes_near_and_never_exceeds(
     method: str, act_bits: str, tmp_path: Path
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_run_of_the_papers_recipe_is_finetuned_from_its_weights(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "quantizer", [pytest.param("pact", marks=pytest.mark.long), pytest.param("dorefa", marks=pytest.mark.slow)]
+    "quantizer", [pytest.param("pact", marks=pytest.mark.slow), pytest.param("dorefa", marks=pytest.mark.slow)]
 )
 def test_other_static_activation_quantizers_export_and_verify(quantizer: str, tmp_path: Path) -> None:
     built = Built(tmp_path, "4", "--act-quantizer", quantizer, "--pretrain-epochs", 2, "--epochs", 0.5,

@@ -25,7 +25,7 @@ IMPORTED = (
     "csqtool.verifying.verification", "csqtool.quantizing", "csqtool.layer_sensitivity", "csqtool.pipeline_runner",
     "csqtool.sweeping.runner", "csqtool.reporting.page", "csqtool.searching.csq", "csqtool.searching.lsq",
     "exporters.onnx.capture", "exporters.c", "exporters.csq", "torch._dynamo", "torch.onnx", "networkx", "onnxscript",
-     "torch.export", "torchmetrics.classification", "rich.progress",
+    "torch.export", "torchmetrics.classification", "rich.progress", "encodings.cp437",
 )  # fmt: skip
 
 
