@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from csqtool.data import DataSource, batches_of
+from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.errors import ConfigError
 from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress
+from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.budget import Budget, uniform
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.integer_program import Choices, least_harm
@@ -55,6 +56,25 @@ class Allocation:
     budget: Budget
     probe: Callable[[int], LossProbe]
     progress: Progress
+
+    def training_batches(self, stage: str, steps: int) -> Iterator[tuple[Any, Any]]:
+        """Yield so many training batches on the device, epoch after epoch; each is preceded by a seed of its own.
+
+        Args:
+            stage: what they are for, on which their order depends.
+            steps: how many.
+        """
+        done, epoch = 0, 0
+        batches = training_batches(self.data, batch_size=self.config.batch_size, seed=self.config.seed)
+        while done < steps:
+            for x, y in batches.epoch(stage, epoch):
+                if done == steps:
+                    return
+                seed_all(hash_seed(self.config.seed, stage, done))  # for dropout
+                done += 1
+                inputs = laid_out(x, self.device, channels_last=bool(self.config.channels_last))
+                yield inputs, mapped(y, lambda tensor: tensor.to(self.device))
+            epoch += 1
 
 
 class Allocator(Protocol):

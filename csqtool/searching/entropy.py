@@ -13,7 +13,7 @@ from csqtool import csq
 from csqtool.nn.coded import CodedWeight, bisected_step, code_lengths
 from csqtool.nn.levels import Levels
 from csqtool.nn.weights import Weight
-from csqtool.searching.method import BaseMethod, MethodContext
+from csqtool.searching.method import BaseMethod, MethodContext, groups_with_steps
 from csqtool.searching.options import EntropyOptions
 from csqtool.searching.packed_size import SLACK
 
@@ -83,12 +83,7 @@ class Entropy(BaseMethod[CodedWeight]):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return groups for the latent weights and the step sizes, with the rates of LSQ."""
-        rate, sources = self.config.learning_rate, self.sources.values()
-        latents, steps = [source.latent for source in sources], [source.scale for source in sources]
-        return [
-            {"params": latents, "lr": rate, "weight_decay": self.config.weight_decay},
-            {"params": steps, "lr": 0.1 * rate, "weight_decay": 0.0},
-        ]
+        return groups_with_steps(self.sources.values(), self.config)
 
     def at_step(self, share: float) -> None:
         """Remember how much of the training is done, on which the course depends."""

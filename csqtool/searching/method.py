@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -255,3 +255,22 @@ def load_method(name: str) -> type[Method]:
     """
     loaded: type[Method] = METHODS.load(name)
     return loaded
+
+
+class _WithStep(Protocol):
+    @property
+    def latent(self) -> nn.Parameter: ...
+
+    @property
+    def scale(self) -> nn.Parameter: ...
+
+
+def groups_with_steps(sources: Iterable[_WithStep], config: SearchConfig) -> list[dict[str, Any]]:
+    """Return optimizer groups for latent weights and their step sizes, with the rates of LSQ."""
+    pairs = [(source.latent, source.scale) for source in sources]
+    rate = config.learning_rate
+    return [
+        {"params": [latent for latent, _ in pairs], "lr": rate, "weight_decay": config.weight_decay},
+        # A step size is orders of magnitude smaller than a weight.
+        {"params": [step for _, step in pairs], "lr": 0.1 * rate, "weight_decay": 0.0},
+    ]

@@ -11,7 +11,7 @@ from csqtool.nn.sparsified import SparsifiedWeight
 from csqtool.nn.weights import Weight
 from csqtool.randomness import hash_seed
 from csqtool.searching.budget import uniform
-from csqtool.searching.method import BaseMethod, MethodContext
+from csqtool.searching.method import BaseMethod, MethodContext, groups_with_steps
 from csqtool.searching.options import MsqOptions
 
 AT_ONCE = 2  # planes that an insensitive layer loses in a round
@@ -41,12 +41,7 @@ class Msq(BaseMethod[SparsifiedWeight]):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return groups for the latent weights and the step sizes, with the rates of LSQ."""
-        rate, sources = self.config.learning_rate, self.sources.values()
-        latents, steps = [source.latent for source in sources], [source.scale for source in sources]
-        return [
-            {"params": latents, "lr": rate, "weight_decay": self.config.weight_decay},
-            {"params": steps, "lr": 0.1 * rate, "weight_decay": 0.0},
-        ]
+        return groups_with_steps(self.sources.values(), self.config)
 
     def at_step(self, share: float) -> None:
         """Drop planes in the rounds that are due, evenly spread over the first part of the training."""

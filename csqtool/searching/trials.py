@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from csqtool.data import training_batches
-from csqtool.evaluation import as_float, laid_out
+from csqtool.evaluation import as_float
 from csqtool.nn.latent import LARGEST_CHANGE, lsq_round
 from csqtool.nn.levels import Levels
 from csqtool.nn.modes import evaluating, keeping_modes
-from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.allocation import BaseAllocator
 from csqtool.task import main_output
-from csqtool.trees import Arguments, mapped, samples
+from csqtool.trees import Arguments, samples
 
 MOMENTUM = 0.9
 
@@ -64,7 +62,7 @@ class Trials:
             net.train()
             optimizer = torch.optim.SGD([*values.values(), *sizes.values()], lr=self._rate, momentum=MOMENTUM)
             annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-            for inputs, targets in self._training_batches(steps):
+            for inputs, targets in self._given.training_batches("trials", steps):
                 optimizer.zero_grad()
                 torch.autograd.backward(self._loss_of(values, buffers, sizes, planes, inputs, targets))
                 before = [size.detach().clone() for size in sizes.values()]
@@ -83,19 +81,6 @@ class Trials:
         if (name, planes) not in self._sizes:
             self._sizes[name, planes] = Levels(range(planes)).fit_scale(self._weights[name])
         return self._sizes[name, planes]
-
-    def _training_batches(self, steps: int) -> Iterator[tuple[Any, Any]]:
-        given, done, epoch = self._given, 0, 0
-        batches = training_batches(given.data, batch_size=given.config.batch_size, seed=given.config.seed)
-        while done < steps:
-            for x, y in batches.epoch("trials", epoch):
-                if done == steps:
-                    return
-                seed_all(hash_seed(given.config.seed, "trials", done))  # for dropout
-                done += 1
-                inputs = laid_out(x, given.device, channels_last=bool(given.config.channels_last))
-                yield inputs, mapped(y, lambda tensor: tensor.to(given.device))
-            epoch += 1
 
     def _loss_of(
         self,

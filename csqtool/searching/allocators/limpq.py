@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from csqtool.data import training_batches
 from csqtool.errors import TrainingError
-from csqtool.evaluation import as_float, laid_out
+from csqtool.evaluation import as_float
 from csqtool.nn.latent import LARGEST_CHANGE, lsq_round
 from csqtool.nn.modes import keeping_modes
-from csqtool.randomness import hash_seed, seed_all
 from csqtool.searching.allocation import BaseAllocator, Harms
 from csqtool.searching.options import LimpqOptions, Options
 from csqtool.task import main_output
-from csqtool.trees import Arguments, mapped
+from csqtool.trees import Arguments
 
 MOMENTUM = 0.9
 LARGEST_GRADIENT = 1.0  # the norm of all gradients together, as in the published code
@@ -62,26 +60,14 @@ class Limpq(BaseAllocator):
         training = _Training(self, options.importance_rate, options.importance_steps)
         with keeping_modes(self.given.network.net):
             self.given.network.net.train()
-            for number, (inputs, targets) in enumerate(self._batches(options.importance_steps), 1):
+            batches = self.given.training_batches("importances", options.importance_steps)
+            for number, (inputs, targets) in enumerate(batches, 1):
                 loss = training.step(inputs, targets)
                 if not math.isfinite(loss):
                     raise TrainingError("the loss of limpq's importances is not finite: lower --importance-rate")
                 self.given.progress.step("importances", number, options.importance_steps, {"loss": loss})
         self.given.network.net.zero_grad(set_to_none=True)  # activation quantizers are not trained here
         return {name: {k: float(size.detach()) for k, size in sizes.items()} for name, sizes in training.sizes.items()}
-
-    def _batches(self, steps: int) -> Iterator[tuple[Any, Any]]:
-        given, done, epoch = self.given, 0, 0
-        batches = training_batches(given.data, batch_size=given.config.batch_size, seed=given.config.seed)
-        while True:
-            for x, y in batches.epoch("importances", epoch):
-                if done == steps:
-                    return
-                seed_all(hash_seed(given.config.seed, "importances", done))  # for dropout
-                done += 1
-                inputs = laid_out(x, given.device, channels_last=bool(given.config.channels_last))
-                yield inputs, mapped(y, lambda tensor: tensor.to(given.device))
-            epoch += 1
 
 
 class _Training:
