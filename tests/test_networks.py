@@ -19,8 +19,8 @@ LAYERS = {"resnet": 4, "mobilenet v3": 7, "efficientnet": 7, "convnext": 5, "sha
 
 # The others are slow tests.
 QUICK = {("ignored results", 8), ("anchors", 8), ("own names", None)}
-LONG = {("resnet", 8), ("auxiliary head", 8), ("swin", 8), ("recurrent", 8),
-        ("reparametrized", 8), ("shared activation", 8), ("attention", 8)}  # fmt: skip
+LONG = {("resnet", 8), ("auxiliary head", 8), ("recurrent", 8),
+        ("reparametrized", 8), ("shared activation", 8)}  # fmt: skip
 
 
 def marks(case: tuple[str, int | None]) -> list[pytest.MarkDecorator]:

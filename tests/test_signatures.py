@@ -173,7 +173,10 @@ def wrong(model: Any, module: nn.Module, tmp_path: Path, output: str) -> list[st
     return [f"{check.level} {check.name}" for check in report.failures]
 
 
-@pytest.mark.parametrize("output", ["logits", "features.0", "features.1.deep"])
+@pytest.mark.parametrize(
+    "output",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("logits", "features.0")), "features.1.deep"],
+)
 def test_every_output_is_compared_and_a_wrong_one_is_named(output: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Text().eval()

@@ -103,7 +103,10 @@ def test_a_pipeline_runs_and_skips_what_has_not_changed(tmp_path: Path) -> None:
 def test_the_sample_pipeline_ends_in_pass_in_a_process_of_its_own(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "sample_models" / "digits_cnn", tmp_path / "sample", ignore=shutil.ignore_patterns("build"))
     command = [sys.executable, "-m", "csqtool", "run", "sample/pipeline.toml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run beside it
+    done = subprocess.run(
+        command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, check=False, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith("PASS")
     summary = json.loads((tmp_path / "sample" / "build" / "run" / "summary.json").read_text())

@@ -111,7 +111,7 @@ def test_malformed_documents_are_refused_by_every_command_that_takes_a_file(tmp_
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("report", marks=pytest.mark.long),
+        pytest.param("report", marks=pytest.mark.slow),
         "bench",
         "facts",
         "scheme",
@@ -167,7 +167,7 @@ def test_logs_with_wrong_keys_are_refused_and_cut_or_foreign_ones_are_shown(eigh
     [
         pytest.param("config.json", marks=pytest.mark.slow),
         "scheme.json",
-        pytest.param("summary.json", marks=pytest.mark.long),
+        pytest.param("summary.json", marks=pytest.mark.slow),
         "log.jsonl",
         "begun-from.json",
     ],

@@ -89,8 +89,9 @@ def test_settings_whose_search_fails_never_pass_with_the_old_model(tmp_path: Pat
         assert "PASS" not in result.stdout
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("act_bits", ["8", "float"])
+@pytest.mark.parametrize(
+    "act_bits", [pytest.param("8", marks=pytest.mark.long), pytest.param("float", marks=pytest.mark.slow)]
+)
 def test_a_pipeline_with_layers_kept_in_float_passes(tmp_path: Path, act_bits: str) -> None:
     bits = "act_bits = 8\n" if act_bits == "8" else ""
     short = f"{bits}pretrain_epochs = 1\nepochs = 1\nfinetune_epochs = 1\nexclude = ['stem.*', 'mix.*']\n"

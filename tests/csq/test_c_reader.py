@@ -208,7 +208,7 @@ def test_a_coverage_guided_fuzzer_finds_nothing_in_a_short_run(tmp_path):
                    "-DCSQ_FUZZ", cc="clang")  # fmt: skip
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    done = subprocess.run([str(fuzzer), "-runs=20000", "-max_len=4096", "-seed=1", str(corpus), str(GOLDEN)],
+    done = subprocess.run([str(fuzzer), "-runs=5000", "-max_len=4096", "-seed=1", str(corpus), str(GOLDEN)],
                           capture_output=True, text=True, check=False, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -100,7 +100,7 @@ def test_export_with_options_writes_what_pack_writes(eight_bits: Built, tmp_path
         assert packed | {"file": ""} == exported | {"file": ""}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pipeline_packs_with_the_options_of_its_file_and_verifies(tmp_path):
     def run(options):
         text = f"""

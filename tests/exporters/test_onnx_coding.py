@@ -144,6 +144,7 @@ def test_coded_weights_are_folded_at_load_and_reach_integer_kernels(act_bits: in
         assert export.report.float_nodes == []
 
 
+@pytest.mark.slow
 def test_auto_is_never_larger_than_packed_or_coded() -> None:
     for width in (4, 64):
         sizes = {kind: len(coded_export(width=width, weights=kind).content) for kind in ("auto", "packed", "coded")}

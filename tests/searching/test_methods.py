@@ -20,7 +20,7 @@ from tests.support.commands import Built
 from tests.support.methods import made, small_net
 
 # The others are run by hand: their files have nothing that those of `lsq` or `lq-nets` have not.
-RUN_HERE = {"csq": [], "bsq": [], "lsq": [], "lq-nets": [pytest.mark.long]}
+RUN_HERE = {"csq": [], "bsq": [pytest.mark.slow], "lsq": [], "lq-nets": [pytest.mark.long]}
 
 
 @pytest.mark.parametrize("method", [

@@ -58,7 +58,7 @@ def few_weights(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["lsq", pytest.param("dorefa", marks=pytest.mark.long)])
+@pytest.mark.parametrize("method", ["lsq", pytest.param("dorefa", marks=pytest.mark.slow)])
 def test_weights_that_pack_worse_once_trained_lose_planes_until_the_file_is_small_enough(
     method: str, tmp_path: Path
 ) -> None:

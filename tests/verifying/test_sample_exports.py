@@ -39,13 +39,13 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "cla
 PAIRS = [*((s, 8) for s in SAMPLES), *((s, None) for s in SMALL)]
 
 
-def marks(spec: str) -> list[pytest.MarkDecorator]:
-    if spec in LARGE:
-        return [pytest.mark.slow]
-    return [pytest.mark.long] * spec.startswith(("resnet_cifar", "digits_vit", "digits_autoencoder", "keyword"))
+def marks(spec: str, act_bits: int | None) -> list[pytest.MarkDecorator]:
+    if spec.startswith("digits_cnn"):
+        return []
+    return [pytest.mark.slow if spec in LARGE or act_bits is None else pytest.mark.long]
 
 
-@pytest.mark.parametrize(("spec", "act_bits"), [pytest.param(*pair, marks=marks(pair[0])) for pair in PAIRS])
+@pytest.mark.parametrize(("spec", "act_bits"), [pytest.param(*pair, marks=marks(*pair)) for pair in PAIRS])
 def test_the_untouched_export_of_a_sample_model_passes(spec: str, act_bits: int | None, tmp_path: Path) -> None:
     rounded(spec, act_bits, tmp_path)
     export(tmp_path / "model.safetensors", tmp_path / "model.onnx", format="onnx")
