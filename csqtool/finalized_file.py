@@ -22,6 +22,7 @@ from csqtool.model_info import ModelInfo
 from csqtool.quantized_model import FORMAT_VERSION, ActivationQuantizer, QuantizedLayer, QuantizedModel
 
 METADATA_KEY = "csqtool"
+MOST_NESTED = 500  # objects and lists in one another in the metadata
 EPSILON_KEY = "batch_norm_epsilon"  # of the document: BatchNorm's module name to its epsilon
 
 
@@ -98,6 +99,17 @@ def from_tensors(tensors: dict[str, NDArray[Any]], metadata: str, *, where: str)
         raise FormatError(f"{where}: damaged csqtool metadata: {error}") from error
 
 
+def _is_deeper(document: Any, limit: int) -> bool:
+    """Tell whether a document has more than `limit` objects and lists in one another; deep ones need no deep stack."""
+    level = [document]
+    for _ in range(limit):
+        inside = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [value for part in inside for value in part]
+        if not level:
+            return False
+    return any(isinstance(value, dict | list) for value in level)
+
+
 def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
     """Return the metadata document: an object without repeated keys, infinite numbers or lone surrogates.
 
@@ -114,6 +126,8 @@ def parse_document(metadata: str, *, where: str) -> dict[str, Any]:
 
     try:
         document = json.loads(metadata, object_pairs_hook=unique_keys, parse_constant=number, parse_float=number)
+        if _is_deeper(document, MOST_NESTED):  # Python 3.14 reads what earlier ones refuse
+            raise ValueError(f"more than {MOST_NESTED} objects and lists in one another")
         json.dumps(document, ensure_ascii=False).encode()  # escapes may yield lone surrogates
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the csqtool metadata are not JSON: {error}") from error

@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -54,13 +55,16 @@ def beside(
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     fork = context.Process(target=_answer, args=(lambda: to_bytes(function()), receiver, sender), daemon=True)
-    fork.start()
+    with warnings.catch_warnings():
+        # Of processes with threads; ours wait for work, and the fork takes none of their locks.
+        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+        fork.start()
     sender.close()
 
     def result() -> T:
         try:
             content = receiver.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):  # it ended before its result, or in the middle of it
             return function()
         return from_bytes(content)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,15 @@ def test_a_fork_that_nobody_waits_for_is_ended_with_the_block(allowed: None, tmp
             time.sleep(0.01)
     with pytest.raises(ProcessLookupError):
         os.kill(int(number.read_text()), 0)
+
+
+def test_a_fork_that_dies_in_the_middle_of_its_answer_is_not_believed(
+    allowed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_an_answer(_function: object, _receiver: Connection, sender: Connection) -> None:
+        os.write(sender.fileno(), (100).to_bytes(4, "big") + b"half")  # a length, and not so many bytes
+        os._exit(1)
+
+    monkeypatch.setattr(forks, "_answer", half_an_answer)
+    with running(lambda: "done") as result:
+        assert result() == "done"

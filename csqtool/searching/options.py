@@ -187,16 +187,10 @@ class HawqOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
-class TrialOptions(AllocatorOptions):
-    """Options of allocators that try schemes."""
-
-    trial_rate: Annotated[float, Setting("Learning rate with which the allocator trains schemes.", above=0)] = 0.005
-
-
-@dataclass(frozen=True)
-class HaqOptions(TrialOptions):
+class HaqOptions(AllocatorOptions):
     """Options of ``haq``."""
 
+    trial_rate: Annotated[float, Setting("Learning rate with which the allocator trains schemes.", above=0)] = 0.005
     haq_episodes: Annotated[int, Setting("Schemes that the agent tries, the first 20 at random.", minimum=1)] = 600
     haq_steps: Annotated[int, Setting("Steps that each scheme is trained for before it is judged.", minimum=0)] = 0
 

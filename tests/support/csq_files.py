@@ -144,6 +144,7 @@ WRONG_METADATA = [
     ('"format_version":1', '"format_version":true', "format version True"),
     ('"format_version":1', '"format_version":1.0', "format version 1.0"),
     ('"format_version":1', '"format_version":1,"x":' + "[" * 10_000 + "]" * 10_000, "not JSON"),
+    ('"format_version":1', '"format_version":1,"x":' + "[" * 500 + "]" * 500, "more than 500 objects and lists"),
     ('"format_version":1', '"format_version":1,"x":NaN', "not finite"),
     ('"format_version":1', '"format_version":1,"x":[-Infinity]', "not finite"),
     ('"format_version":1', '"format_version":1,"x":1e999', "not finite"),
