@@ -114,10 +114,16 @@ def _own_modules() -> Iterator[tuple[str, ModuleType, Path]]:
 
 def _installed_version(package: str) -> str | None:
     """Return the version of the installed distribution that contains a package; None if there is none."""
-    from importlib.metadata import packages_distributions, version
+    from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
-    names = packages_distributions().get(package)
-    return version(names[0]) if names and package not in OWN else None
+    if package in OWN:
+        return None
+    # An operating system's packages do not always list their modules; they are looked up by name.
+    names = packages_distributions().get(package) or [package]
+    try:
+        return version(names[0])
+    except PackageNotFoundError:
+        return None
 
 
 def _of_data(path: Path) -> str | None:

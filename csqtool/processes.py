@@ -8,7 +8,7 @@ the whole batch, up to float32 rounding. BatchNorm, too, uses the statistics of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
@@ -101,20 +101,6 @@ class Processes:
             return slice(None), 1 / self.count
         mine = slice(self.index, None, self.count)
         return mine, len(range(samples)[mine]) / samples
-
-    def add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes, in one exchange.
-
-        PyTorch's DistributedDataParallel cannot be used: it needs to know which parameters take part in a step. Here
-        they change, as closed planes are left out, and penalties may reach parameters that the net does not use.
-        """
-        if self.count == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.added_up(torch.cat([g.reshape(-1) for g in gradients]))
-        totals = torch.split(flat, [g.numel() for g in gradients])
-        for gradient, total in zip(gradients, totals, strict=True):
-            gradient.copy_(total.view_as(gradient))
 
     @contextmanager
     def whole_batch_norm(self, net: nn.Module) -> Iterator[None]:

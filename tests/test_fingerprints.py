@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -51,6 +52,14 @@ def test_a_factory_of_an_installed_package_is_known_by_its_version() -> None:
     found = fingerprint(config(model="torch.nn:Linear", data="click:echo"))
     assert found.keys() == {"csqtool", "version of torch.nn", "version of click"}
     assert fingerprint(config(model="csqtool.nn.gates:BitGates")) == {"csqtool": __version__}
+
+
+def test_an_installed_package_that_does_not_list_its_modules_is_known_by_its_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
+    found = fingerprint(config(model="torch.nn:Linear", data="no_such_package.data:make"))
+    assert found == {"csqtool": __version__, "version of torch.nn": importlib.metadata.version("torch")}
 
 
 def test_weights_schemes_and_data_files_are_known_by_their_content(tmp_path: Path) -> None:

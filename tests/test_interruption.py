@@ -100,6 +100,6 @@ time.sleep(20)
 def test_an_interruption_that_python_drops_is_raised_again(ignored: str) -> None:
     code = f"import signal\n{ignored}{DROPPED}"  # a script's background processes ignore SIGINT
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15)
-    assert "Exception ignored in" in done.stderr
+    assert "Exception ignored" in done.stderr
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
     assert done.returncode == -signal.SIGINT

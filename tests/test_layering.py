@@ -23,7 +23,7 @@ ORDER = [
     "csqtool.data",
     "csqtool.nn",
     "csqtool.processes",
-    "csqtool.rebuild csqtool.evaluation csqtool.model_source",
+    "csqtool.gradient_sums csqtool.rebuild csqtool.evaluation csqtool.model_source",
     "csqtool.csq",
     "csqtool.exporting csqtool.searching",
     "csqtool.float16 csqtool.reconstruction",

@@ -86,7 +86,9 @@ class SparsifiedWeight(WeightSource):
         scale = self.scale.detach()
         v = self.latent / scale
         even = 2 * torch.round(v.detach() / 2).clamp(-(self.largest // 2), self.largest // 2)
-        return (v - even).clamp(-1, 1)
+        distance = v - even
+        # `torch.clamp` would do, but the gradient it has at its ends differs between versions of torch.
+        return torch.where(distance.abs() <= 1, distance, distance.detach().sign())
 
     @torch.no_grad()
     def odd_share(self) -> Tensor:

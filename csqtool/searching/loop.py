@@ -23,6 +23,7 @@ from csqtool.data import DataSource, batches_of, training_batches
 from csqtool.data.datasets import Batch
 from csqtool.errors import ConfigError, SearchInterrupted, TrainingError
 from csqtool.evaluation import as_float, laid_out
+from csqtool.gradient_sums import GradientSums
 from csqtool.nn.kernels import Kernel
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.processes import Processes
@@ -95,6 +96,7 @@ class StageTraining:
         net.to(self.device)
         self._optimizer = make_optimizer(parameter_groups(net, method, config), config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._gradient_sums = GradientSums(processes, self._parameters)
         self._teacher = None if teacher is None else teacher.to(self.device).eval().requires_grad_(False)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._choose_kernels()
@@ -246,9 +248,8 @@ class StageTraining:
         value = float(self.processes.added_up(weight * loss.detach()))
         if not math.isfinite(value):
             return value  # the step is not taken
-        with part("backward"), self._early_steps():
+        with part("backward"), self._early_steps(), self._gradient_sums.of_backward():
             torch.autograd.backward(weight * loss + penalty / self.processes.count)
-        self.processes.add_up_gradients(self._parameters)
         with part("optimizer"):
             self._optimizer.step()
             if self.method:
@@ -277,7 +278,7 @@ class StageTraining:
         """Let large parameters take their step within the backward pass, once their gradient is computed.
 
         By then the gradient is complete, and the rest of the pass does not read the parameter: the step is the same as
-        after the pass. Several processes first exchange all gradients, and take no early steps.
+        after the pass. Several processes exchange gradients, and take no early steps.
         """
 
         def step(_parameter: Tensor) -> None:

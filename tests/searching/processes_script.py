@@ -22,13 +22,18 @@ from csqtool.searching.session import Session
 from tests.support.sessions import opened
 
 
-def one_step(session: Session, output: Path) -> None:
-    """Write the gradients of the whole batch, the running statistics and the loss."""
+def two_steps(session: Session, output: Path) -> None:
+    """Write the second step's gradients of the whole batch, the running statistics and the loss.
+
+    In the second step gradients are exchanged while the backward pass computes others.
+    """
     training = session.training
     training.net.train()
     count = session.config.batch_size
     own = session.data.training_share(range(count), seed=0, share=training._mine(count))
-    loss = training._step(own, count, epoch=0, batch=0)
+    training._gradient_sums._bucket_bytes = 1000
+    for batch in range(2):
+        loss = training._step(own, count, epoch=0, batch=batch)
     tensors = {name: p.grad for name, p in training.net.named_parameters() if p.grad is not None}
     tensors |= {name: buffer for name, buffer in training.net.named_buffers() if "running" in name}
     tensors |= {"loss": torch.tensor(loss), "processes": torch.tensor(session.processes.count)}
@@ -72,7 +77,7 @@ if __name__ == "__main__":
         session = opened(config, output)
         session._enter(Stage.SEARCH)
         evaluation(session, output)
-        one_step(session, output)
+        two_steps(session, output)
         session.processes.wait()
     else:
         result = begin(config, output, progress=Killed() if what == "killed" else None)
