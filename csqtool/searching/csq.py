@@ -12,6 +12,7 @@ from csqtool.nn.gates import LAST_PLANE_LOGIT, BitGates, soft_gate
 from csqtool.nn.weights import Weight
 from csqtool.searching.method import BaseMethod, MethodContext
 from csqtool.searching.options import CsqOptions, GateOptions
+from csqtool.searching.plane_bits import plane_bits
 
 
 class CsqUniform(BaseMethod[BitGates]):
@@ -145,14 +146,25 @@ class Csq(CsqUniform):
             gates.leave_closed_planes()
 
     def regularization(self) -> Tensor | None:
-        """λ·Δ_S·Σ_layers Σ_b f_β(m_B) (CSQ, eq. 6 and 7), Δ_S in planes and a constant in the gradient."""
+        """λ·Δ_S·Σ_layers Σ_b c_b·f_β(m_B) (CSQ, eq. 6 and 7), Δ_S and c_b constants in the gradient.
+
+        Of a budget of planes, c_b is 1 as in the paper, and Δ_S the planes above the budget. Of a budget of bytes, c_b
+        is by how many bits a weight the plane raises the entropy of its layer's integers, and Δ_S is in bits a weight.
+        """
         logits: list[Tensor] = [gates.m_b for gates in self._masked.values() if gates.m_b is not None]
         if not logits:
             return None
         beta = next(iter(self._masked.values())).beta  # the same in all layers
         kept = soft_gate(torch.cat(logits), beta)
-        excess = self._average() - self.budget.target_bits
-        return self.options.strength * excess * torch.dot(self._pressure.to(kept.device), kept)
+        pressure = self._pressure.to(kept.device)
+        if self.budget.unit != "bytes":
+            excess: float | Tensor = self._average() - self.budget.target_bits
+        else:
+            found, elements = plane_bits(self.sources), self.budget.elements
+            pressure = pressure * torch.cat([found.planes[name] for name in self._masked])
+            bits = sum(elements[name] * entropy for name, entropy in found.layers.items())
+            excess = (bits - 8 * self.budget.room) / sum(elements.values())
+        return self.options.strength * excess * torch.dot(pressure, kept)
 
     def _mask_logits(self) -> dict[str, list[float]]:
         """Read the mask logits of all layers at once: every read makes an accelerator wait."""

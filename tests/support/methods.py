@@ -32,7 +32,7 @@ def made(name: str, target: float, model: nn.Module, **settings: object) -> Meth
     """
     bits = target * sum(p.numel() for p in model.parameters() if p.ndim == 2)
     budgets = {"target_size": f"{bits / 8:.0f}B"} if BUILT_IN[name].counts_bytes else {"target_bits": target}
-    config = SearchConfig.make(model="m", data="d", method=name, **budgets, **settings)
+    config = SearchConfig.make(model="m", data="d", method=name, **{**budgets, **settings})
     features = next(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
     weights = quantizable_weights(model, record(model, [torch.zeros(2, features)]).weights)
     kind = load_method(name)
