@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from csqtool.interruption import signals_wait
+
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
@@ -55,11 +57,6 @@ def beside(
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     fork = context.Process(target=_answer, args=(lambda: to_bytes(function()), receiver, sender), daemon=True)
-    with warnings.catch_warnings():
-        # Of processes with threads; ours wait for work, and the fork takes none of their locks.
-        warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-        fork.start()
-    sender.close()
 
     def result() -> T:
         try:
@@ -69,10 +66,16 @@ def beside(
         return from_bytes(content)
 
     try:
+        with signals_wait(), warnings.catch_warnings():
+            # Of processes with threads; ours wait for work, and the fork takes none of their locks.
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+            fork.start()
+        sender.close()
         yield result
     finally:
-        fork.kill()
-        fork.join()
+        if fork.pid is not None:
+            fork.kill()
+            fork.join()
         receiver.close()
 
 

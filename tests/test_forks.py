@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -91,3 +92,25 @@ def test_a_fork_that_dies_in_the_middle_of_its_answer_is_not_believed(
     monkeypatch.setattr(forks, "_answer", half_an_answer)
     with running(lambda: "done") as result:
         assert result() == "done"
+
+
+INTERRUPTED = """
+import os, signal, time
+from csqtool import forks, interruption
+
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+os.sched_getaffinity = lambda _: {0, 1}
+interruption.AGAIN_SECONDS = 60
+interruption.signals_interrupt()
+forks.allow_forks()
+try:
+    with forks.beside(lambda: time.sleep(60) or "", str.encode, bytes.decode):
+        print("went on")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_while_a_fork_begins_interrupts_as_soon_as_it_has_begun() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from csqtool import interruption
-from csqtool.interruption import interruptible
+from csqtool.interruption import interruptible, signals_wait
 
 
 def send(number: int) -> None:
@@ -76,6 +76,36 @@ def test_a_block_that_comes_to_no_step_is_interrupted_after_some_seconds(monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         comes_to_no_step()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_block_that_it_must_not_interrupt_is_raised_at_its_end(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.default_int_handler)
+    done = []
+
+    def forks() -> None:
+        with signals_wait():
+            send(number)
+            done.append("the block")
+        done.append("what follows")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            forks()
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert done == ["the block"]
+
+
+def test_a_signal_that_is_ignored_stays_so_in_a_block_that_it_must_not_interrupt() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals_wait():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            send(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 DROPPED = """

@@ -61,6 +61,11 @@ def test_arrays_of_every_type_come_back_as_they_were(box: Sandbox) -> None:
         assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes())
 
 
+def test_an_array_of_texts_is_an_error(box: Sandbox) -> None:
+    with pytest.raises(SandboxError, match="an array of objects or texts cannot be sent"):
+        box.call("numpy:array", object=["a", "b"])
+
+
 def test_limits_are_set_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CSQTOOL_TIME_LIMIT", "7")
     monkeypatch.setenv("CSQTOOL_MEMORY_LIMIT", "3")

@@ -59,8 +59,8 @@ def _packed(value: Any, blobs: list[memoryview | bytes]) -> Any:
         blobs.append(value)
         return {"bytes": len(blobs) - 1}
     if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError("an array of objects cannot be sent")
+        if value.dtype.hasobject or value.dtype.kind in "US":
+            raise TypeError("an array of objects or texts cannot be sent")
         blobs.append(np.ascontiguousarray(value).tobytes())
         return {"array": len(blobs) - 1, "dtype": value.dtype.name, "shape": list(value.shape)}
     if isinstance(value, dict):
@@ -88,7 +88,10 @@ def _array(content: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     except TypeError:
         import ml_dtypes  # noqa: F401 - numpy knows int4, bfloat16 and so on by their names then
 
-        kind = np.dtype(dtype)
+        try:
+            kind = np.dtype(dtype)
+        except TypeError as error:
+            raise ValueError(f"an array of an unknown type {dtype!r}") from error
     if min(shape, default=0) < 0 or prod(shape) * kind.itemsize != len(content):
         raise ValueError("an array has another size than it says")
     return np.frombuffer(bytearray(content), kind).reshape(shape)
