@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,38 @@ def evaluate(
                 metric.update(outputs, targets)
 
 
+@contextmanager
+def measuring(net: nn.Module, *, running_statistics: bool = False) -> Iterator[bool]:
+    """Put a network in evaluation mode for losses on training samples; every module gets its mode back.
+
+    Args:
+        net: the network.
+        running_statistics: BatchNorm normalises by its running statistics, as it does once it is deployed. Otherwise
+            it takes those of each batch, where the running ones are those of other weights; they are not changed.
+
+    Yields:
+        Whether a batch needs more than one sample: one has no variance.
+    """
+    norms = [] if running_statistics else _batch_norms(net)
+    tracking = [norm.track_running_stats for norm in norms]
+    with evaluating(net):
+        try:
+            for norm in norms:
+                norm.train()
+                norm.track_running_stats = False
+            yield bool(norms)
+        finally:
+            for norm, tracked in zip(norms, tracking, strict=True):
+                norm.track_running_stats = tracked
+
+
+def batch_loss(net: nn.Module, task: Task, batch: Batch, device: torch.device, *, channels_last: bool) -> Tensor:
+    """Return the task's loss on a batch, a scalar."""
+    x, y = batch
+    outputs = main_output(as_float(call(net, laid_out(x, device, channels_last=channels_last))), task)
+    return task.loss(outputs, mapped(y, lambda tensor: tensor.to(device)))
+
+
 @torch.no_grad()
 def training_loss(
     net: nn.Module,
@@ -105,29 +138,16 @@ def training_loss(
         device: where the net is.
         samples: how many.
         channels_last: the memory layout of images.
-        running_statistics: BatchNorm normalises by its running statistics, as it does once it is deployed. Otherwise
-            it takes those of each batch, where the running ones are those of other weights; they are not changed.
+        running_statistics: of BatchNorm, see `measuring`.
         heed: called before each batch; it may raise.
     """
-    norms = [] if running_statistics else _batch_norms(net)
-    tracking = [norm.track_running_stats for norm in norms]
     total = count = 0.0
-    with evaluating(net):
-        try:
-            for norm in norms:
-                norm.train()
-                norm.track_running_stats = False
-            for x, y in heeding(batches_of(data.train, max_samples=samples, size=LOSS_BATCH), heed):
-                size = samples_in(x)
-                if size > 1 or not norms:  # one sample has no variance
-                    outputs = main_output(
-                        as_float(call(net, laid_out(x, device, channels_last=channels_last))), data.task
-                    )
-                    total += float(data.task.loss(outputs, mapped(y, lambda tensor: tensor.to(device)))) * size
-                    count += size
-        finally:
-            for norm, tracked in zip(norms, tracking, strict=True):
-                norm.track_running_stats = tracked
+    with measuring(net, running_statistics=running_statistics) as needs_two:
+        for batch in heeding(batches_of(data.train, max_samples=samples, size=LOSS_BATCH), heed):
+            size = samples_in(batch[0])
+            if size > 1 or not needs_two:
+                total += float(batch_loss(net, data.task, batch, device, channels_last=channels_last)) * size
+                count += size
     return total / max(count, 1.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -196,13 +197,8 @@ class LossProbe:
     @torch.no_grad()
     def __call__(self, name: str, exponents: tuple[int, ...]) -> float:
         """Return the loss; the weight is restored."""
-        parameter = self._parameters[name]
-        before = parameter.data
-        parameter.data = round_to(before, exponents)
-        try:
+        with rounded(self._parameters[name], exponents):
             return self._loss()
-        finally:
-            parameter.data = before
 
     @torch.no_grad()
     def of_scheme(self, scheme: Scheme) -> float:
@@ -215,6 +211,17 @@ class LossProbe:
         finally:
             for name, parameter in self._parameters.items():
                 parameter.data = before[name]
+
+
+@contextmanager
+def rounded(parameter: nn.Parameter, exponents: tuple[int, ...]) -> Iterator[None]:
+    """Round a weight to given planes until the block ends."""
+    before = parameter.data
+    parameter.data = round_to(before, exponents)
+    try:
+        yield
+    finally:
+        parameter.data = before
 
 
 def integers_at(weight: Tensor, exponents: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.data import DataSource, as_source, batches_of, check_fit
 from csqtool.errors import DataError, ModelError, SearchInterrupted
-from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm, training_loss
+from csqtool.evaluation import evaluate, reestimate_batch_norm, refresh_batch_norm
 from csqtool.files import read_bytes, write_bytes
 from csqtool.model_info import ModelInfo
 from csqtool.model_source import ModelSource
@@ -32,6 +31,7 @@ from csqtool.searching.loop import StageTraining
 from csqtool.searching.method import Method, MethodContext, load_method
 from csqtool.searching.network import Network
 from csqtool.searching.options import FINETUNE_METHODS, method_kind
+from csqtool.searching.probes import make_probe
 from csqtool.searching.profiling import profiled
 from csqtool.searching.recorded_info import recorded_info, with_stand_in_metrics
 from csqtool.searching.records import Stage, Summary, scheme_of
@@ -319,9 +319,8 @@ class Session:
         """Return a function that measures the loss on training samples with one plain weight rounded."""
         # The measurements are lost when stopped. Several processes may differ in their number, and cannot agree on it.
         heed = self._heed if self.processes.count == 1 else None
-        loss = partial(training_loss, self.network.net, self.data, self.device, samples=samples,
-                       channels_last=bool(self.config.channels_last), heed=heed)  # fmt: skip
-        return LossProbe(self.network.parameters, loss)
+        return make_probe(self.network, self.data, self.device, self.costs.budget, samples=samples, heed=heed,
+                          channels_last=bool(self.config.channels_last), progress=self.progress)  # fmt: skip
 
     def _evaluate(self, net: nn.Module) -> float:
         channels_last, device = bool(self.config.channels_last), next(net.parameters()).device
