@@ -22,7 +22,7 @@ from csqtool.nn.activation_variants import QUANTIZERS
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.declarations import declared
 from csqtool.searching.records import LogEntry, SchemeEntry, Summary
-from csqtool.searching.settings import QUANTIZE_SETTINGS, reference
+from csqtool.searching.settings import quantize_settings, reference
 from csqtool.verifying import Gates, Tolerances, VerifyReport
 from csqtool.verifying.backends import BACKENDS
 from csqtool.verifying.findings import BisectedNode, Bisection, Check, LayerFinding
@@ -139,7 +139,7 @@ It is declared once, in the code that uses it. `quantize` has those marked with 
 """
     heads = ("setting", "option", "type", "default", "meaning", "used by")
     rows = [
-        (f"`{row.name}`" + (" *q*" if row.name in QUANTIZE_SETTINGS else ""),
+        (f"`{row.name}`" + (" *q*" if row.name in quantize_settings() else ""),
          "`MODEL`" if row.name == "model" else f"`{row.flag}`",
          " or ".join(f"`{choice}`" for choice in row.declared.choices) or row.type, row.default, prose(row.help),
          row.methods)

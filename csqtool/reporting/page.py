@@ -204,6 +204,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         "data": f"{data.source or 'data handed over in Python'} ({data.task})" if data else settings.get("data"),
         "preprocessing": preprocessing_text(data.preprocessing) if data and data.preprocessing else None,
         "method": settings.get("method"),
+        "planes by": settings.get("allocator") or None,
         "target": _target(subject).removeprefix("target "),
         "activations": (f"{act_bits} bits" if act_bits else "float") if settings else None,
     }

@@ -94,7 +94,7 @@ class Session:
         if problem := self.data.problem():
             raise DataError(problem)
         self._kind = method_kind(config.method)
-        self._allocator_class = usable_allocator(config.method) if self._kind.allocates else None
+        self.allocator_class = usable_allocator(config.method) if self._kind.allocates else None
         sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
@@ -221,7 +221,7 @@ class Session:
 
     def _allocated(self) -> Settled:
         """Let the allocator find the scheme of the float model, with its activation quantizers calibrated."""
-        assert self._allocator_class is not None
+        assert self.allocator_class is not None
         network, config, costs = self.network, self.config, self.costs
         network.net.to(self.device)
         self._calibrate()
@@ -229,7 +229,7 @@ class Session:
         self.progress.line(f"allocating planes with {config.method} …")
         options = config.options_of(config.method)
         given = Allocation(network, self.data, self.device, config, options, costs.budget, self._probe, self.progress)
-        self.scheme = self.processes.agreed(self._allocator_class(given).scheme())
+        self.scheme = self.processes.agreed(self.allocator_class(given).scheme())
         self.progress.line(self._log_scheme(Stage.ALLOCATE, self.scheme))
         return self.scheme
 
