@@ -28,7 +28,7 @@ from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
 from csqtool.reconstruction import RECONSTRUCTIONS, difference, train
-from csqtool.searching.allocation import Allocation, Planes
+from csqtool.searching.allocation import Allocation, Planes, allocate
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.files_ahead import check_files_ahead
 from csqtool.searching.method import Method, MethodContext
@@ -264,7 +264,6 @@ class _Quantizing:
             self.told.line("measuring the output error of each layer …")
             probe = LossProbe(network.parameters, self._output_error(teacher))
             return allotted(session.costs.budget, loss_with=probe)
-        self.told.line(f"allocating planes with {config.method} …")
 
         def losses(samples: int) -> LossProbe:
             loss = partial(training_loss, network.net, self._labelled, self.device, samples=samples,
@@ -273,7 +272,7 @@ class _Quantizing:
 
         given = Allocation(network, self._labelled, self.device, config, config.options_of(config.method),
                            session.costs.budget, losses, self.told)  # fmt: skip
-        return session.allocator_class(given).scheme()
+        return allocate(session.allocator_class, given)[0]
 
     @property
     def _labelled(self) -> DataSource:

@@ -21,7 +21,7 @@ from csqtool.installation import Finding
 from csqtool.nn.activation_variants import QUANTIZERS
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.declarations import declared
-from csqtool.searching.records import LogEntry, SchemeEntry, Summary
+from csqtool.searching.records import AllocationRecord, Harm, LayerHarms, LogEntry, SchemeEntry, Summary
 from csqtool.searching.settings import quantize_settings, reference
 from csqtool.verifying import Gates, Tolerances, VerifyReport
 from csqtool.verifying.backends import BACKENDS
@@ -49,6 +49,9 @@ RECORDS: dict[type, str] = {
     Tolerances: "`tolerances` in a report, `[verify.tolerances]` in a pipeline",
     Summary: "`summary.json` in a run directory",
     SchemeEntry: "an entry of `scheme.json` in a run directory",
+    AllocationRecord: "`allocation.json` in a run directory, with an allocator",
+    LayerHarms: "an entry of `layers` in `allocation.json`",
+    Harm: "an entry of `harms` of a layer",
     LogEntry: "a line of `log.jsonl` in a run directory",
     Finding: "an entry of `csqtool doctor --json`",
 }
