@@ -27,6 +27,7 @@ from csqtool.model_source import ModelSource
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
+from csqtool.randomness import drawing_from
 from csqtool.reconstruction import RECONSTRUCTIONS, difference, train
 from csqtool.searching.allocation import Allocation, Planes, allocate
 from csqtool.searching.config import SearchConfig
@@ -107,7 +108,8 @@ class Inputs:
 def are_inputs_alone(given: Any) -> bool:
     """Return whether calibration data have no labels: an array, or batches of which the first is one."""
     if isinstance(given, DataLoader | list):
-        first = next(iter(given), None)
+        with drawing_from(0):  # a loader draws its order
+            first = next(iter(given), None)
         return _is_tensor(first) or (isinstance(first, list | tuple) and len(first) == 1)
     return _is_tensor(given)
 

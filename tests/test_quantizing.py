@@ -196,6 +196,18 @@ def test_an_allocator_is_given_the_labels_and_its_scheme_is_what_the_weights_are
     assert "post-training, planes by hawq-v3, target 2.1 bits" in origin_text(found)
 
 
+def test_a_loader_with_labels_serves_an_allocator_and_its_random_state_stays() -> None:
+    net, loader = made(), DataLoader(TensorDataset(inputs(), labels()), 32, shuffle=True)
+    given = {name: value for name, value in SETTINGS.items() if name != "batch_size"}  # which is the loader's
+    before = torch.get_rng_state()
+    with pytest.raises(csqtool.InputError, match="needs labels"):
+        csqtool.quantize(net, DataLoader(TensorDataset(inputs()), 32, shuffle=True), allocator="hawq", **given)
+    assert torch.equal(torch.get_rng_state(), before)
+    found = csqtool.quantize(net, loader, allocator="measured", **given)
+    assert found.info.method is not None
+    assert found.info.method.allocator == "measured"
+
+
 def test_an_allocator_that_needs_no_data_takes_inputs_alone() -> None:
     given: dict[str, Any] = {"synthetic_samples": 8, "synthetic_steps": 2, **SETTINGS}
     found = csqtool.quantize(made(), inputs(), allocator="zeroq", **given)

@@ -141,7 +141,7 @@ class Harm(msgspec.Struct, frozen=True):
         harm: in the allocator's own unit.
     """
 
-    planes: Count
+    planes: Annotated[int, msgspec.Meta(ge=1, le=8)]
     harm: Measured
 
 

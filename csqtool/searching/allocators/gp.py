@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
+from csqtool.randomness import drawing_from
 from csqtool.searching.allocation import BaseAllocator, Harms, Planes, choices
 from csqtool.searching.budget import Budget, uniform
 from csqtool.searching.options import GpOptions, Options
@@ -86,7 +88,8 @@ def best_curve(
         if number < FIRST:  # the first curve is the flat one
             chosen, task = drawn[0] if number else torch.full_like(drawn[0], 0.5), top - number % len(SHARES)
         else:
-            with warnings.catch_warnings():
+            # The tasks' covariance starts at random.
+            with warnings.catch_warnings(), drawing_from(number), one_thread():
                 warnings.simplefilter("ignore")  # few steps of fitting, and what the libraries say of each other
                 model = fitted(points, losses, model)
                 chosen = most_promising(model, drawn)
@@ -98,6 +101,17 @@ def best_curve(
             best, least = planes, losses[-1]
         told(number + 1, least)
     return best
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread within the block: matrices of some 60 rows only wait for others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def fitted(points: Points, losses: Sequence[float], before: Any = None) -> Any:
