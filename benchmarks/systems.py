@@ -55,7 +55,8 @@ def main() -> None:
     settings = dict(DIGITS if given.network == "digits" else RESNET20)
     settings |= {"target_bits": 2, "act_bits": 8} | ({"weights": given.weights} if given.weights else {})
     model, methods = settings.pop("model"), given.methods.split(",")
-    used = {name for method in methods for name in settings_used({**settings, "method": method})} | {"jobs"}
+    used = {name for method in methods for name in settings_used({**settings, "method": method})}
+    used |= {"jobs", "finetune_epochs"}  # the latter are added to the epochs of methods that do not search
     settings = {name: value for name, value in settings.items() if name in used}
     found = csqtool.compare(model, given.folder, methods=methods, progress=True, **settings)
     place = re.compile(rf"(<!-- table of {given.network} -->\n).*?(<!-- end of table -->)", re.DOTALL)
