@@ -19,10 +19,14 @@ from typing import Any
 import csqtool
 from csqtool.data import DataSource, load_data
 from csqtool.quantizing import FirstSamples
+from csqtool.searching.config import settings_used
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "systems.md"
-METHODS = "csq,bsq,msq,lsq,ste-uniform,dorefa,lq-nets,apot,zaq,measured,hawq,hawq-v2,hawq-v3,limpq,zeroq,quanos"
+METHODS = (
+    "csq,bsq,msq,lsq,ste-uniform,dorefa,lq-nets,apot,zaq,measured,hawq,hawq-v2,hawq-v3,limpq,zeroq,quanos,"
+    "gp,haq"  # need their extras
+)
 DIGITS: dict[str, Any] = {
     "model": f"{ROOT}/sample_models/digits_cnn/model.py:digits_cnn", "data": "digits", "jobs": 2,
     "pretrain_epochs": 20, "epochs": 6, "finetune_epochs": 6, "importance_steps": 60,
@@ -50,8 +54,11 @@ def main() -> None:
     given = parser.parse_args()
     settings = dict(DIGITS if given.network == "digits" else RESNET20)
     settings |= {"target_bits": 2, "act_bits": 8} | ({"weights": given.weights} if given.weights else {})
-    model = settings.pop("model")
-    found = csqtool.compare(model, given.folder, methods=given.methods.split(","), progress=True, **settings)
+    model, methods = settings.pop("model"), given.methods.split(",")
+    used = {name for method in methods for name in settings_used({**settings, "method": method})}
+    used |= {"jobs", "finetune_epochs"}  # the latter are added to the epochs of methods that do not search
+    settings = {name: value for name, value in settings.items() if name in used}
+    found = csqtool.compare(model, given.folder, methods=methods, progress=True, **settings)
     place = re.compile(rf"(<!-- table of {given.network} -->\n).*?(<!-- end of table -->)", re.DOTALL)
     before = RESULTS.read_text()
     RESULTS.write_text(place.sub(lambda marks: marks[1] + found.table() + marks[2], before))

@@ -20,6 +20,7 @@ FEATURES = {
     "tensorboard": "search --tensorboard",
     "ray": "sweeps on a cluster",
     "datasets": "data sets of Hugging Face",
+    "gp": "the allocator gp",
     "haq": "the allocator haq",
     "detection": "the metric of object detection",
     "zoo": "networks by name, such as timm:resnet18",

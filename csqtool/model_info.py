@@ -74,6 +74,8 @@ class MethodInfo(msgspec.Struct, frozen=True):
         epochs: epochs of the search.
         finetune_epochs: epochs with the scheme fixed.
         seed: seed of the search.
+        allocator: what allotted the planes of a model that was quantized after training; not written where it was the
+            measured output error.
     """
 
     name: str
@@ -84,6 +86,7 @@ class MethodInfo(msgspec.Struct, frozen=True):
     finetune_epochs: float | None = None
     seed: int | None = None
     target_bops: str | msgspec.UnsetType = msgspec.UNSET
+    allocator: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Metrics(msgspec.Struct, frozen=True):

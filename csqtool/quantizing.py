@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,25 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from csqtool.data import DataSource, as_source, batches_of, training_batches
+from csqtool.data import DataSource, as_source, batches_of, check_fit, training_batches
 from csqtool.data.data_source import Part
 from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import Stream
 from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError
-from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
+from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm, training_loss
 from csqtool.files import temporary_folder
 from csqtool.model_info import MethodInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
+from csqtool.randomness import drawing_from
 from csqtool.reconstruction import RECONSTRUCTIONS, difference, train
+from csqtool.searching.allocation import Allocation, Planes, allocate
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.files_ahead import check_files_ahead
 from csqtool.searching.method import Method, MethodContext
 from csqtool.searching.network import Network
 from csqtool.searching.options import Options as NoOptions
+from csqtool.searching.options import method_kind
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, allotted, drop_planes
 from csqtool.searching.session import Session
@@ -39,6 +43,7 @@ from csqtool.searching.start import Start
 from csqtool.task import Task, as_task, new_metric
 from csqtool.trees import call, mapped
 
+OUTPUT_ERROR = "output-error"  # what allots planes if no allocator is named
 PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
 
 
@@ -100,21 +105,38 @@ class Inputs:
             yield (alone, torch.zeros(len(alone), dtype=torch.int64)) if _is_tensor(alone) else alone
 
 
+def are_inputs_alone(given: Any) -> bool:
+    """Return whether calibration data have no labels: an array, or batches of which the first is one."""
+    if isinstance(given, DataLoader | list):
+        with drawing_from(0):  # a loader draws its order
+            first = next(iter(given), None)
+        return _is_tensor(first) or (isinstance(first, list | tuple) and len(first) == 1)
+    return _is_tensor(given)
+
+
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) and value.ndim > 0
 
 
-def calibration_data(given: Any, task: str | Task | None, batch_size: int | None) -> DataSource:
+def calibration_data(
+    given: Any, task: str | Task | None, batch_size: int | None, *, labels_for: str | None = None
+) -> DataSource:
     """Return calibration data, with labels or without, as a source.
 
     Args:
         given: inputs [N, …]; a `DataLoader`, or a list, of batches of inputs; or what a search takes as training data.
         task: the task that the file records.
         batch_size: the setting, if it was given.
+        labels_for: the allocator that needs labels; None if none does.
 
     Raises:
-        InputError: they cannot be read.
+        InputError: they cannot be read, or have no labels and need some.
     """
+    if labels_for is not None and are_inputs_alone(given):
+        raise DataError(
+            f"{labels_for} needs labels, and the calibration data are inputs alone: give pairs (inputs, labels), or "
+            f"choose an allocator without, such as {OUTPUT_ERROR}"
+        )
     if isinstance(given, np.ndarray | Tensor):
         if given.ndim < 2:
             raise DataError(f"calibration inputs must have shape [N, …], got {list(given.shape)}")
@@ -153,19 +175,21 @@ def quantize(
     """Quantize a trained network against its own float outputs.
 
     BatchNorm is re-estimated on the samples; activation ranges follow from histograms of all samples; planes are
-    allotted by measured output error under the budget; then all rounded weights, step sizes and biases are trained
-    together so that the layers and outputs follow the float network's (as in BRECQ, Li et al. 2021, with the whole
-    network as one block). Where nothing is trained, BatchNorm is re-estimated once more, with the rounded weights.
+    allotted under the budget, by measured output error or by the allocator in the settings; then all rounded weights,
+    step sizes and biases are trained together so that the layers and outputs follow the float network's (as in BRECQ,
+    Li et al. 2021, with the whole network as one block). Where nothing is trained, BatchNorm is re-estimated once more,
+    with the rounded weights.
 
     Args:
-        config: the settings; of a search, those of the budget and of what is quantized are used.
+        config: the settings; of a search, those of the budget and of what is quantized are used, and the method if it
+            is an allocator.
         samples: how many training samples are read.
         steps: of the reconstruction; 0 rounds to the nearest.
         batch_norm: re-estimate BatchNorm's statistics on the samples, augmented as in training; not without data.
         reconstruct: what is trained, a key of `csqtool.reconstruction.RECONSTRUCTIONS`.
         ranges: how activation ranges follow from histograms, a key of `csqtool.nn.ranges.RANGES`.
         drop_activations: share of activation values that a step of the reconstruction does not round.
-        data: training data; labels are not looked at.
+        data: training data; labels are looked at only by allocators that need them.
         model: builds the module; None takes the factory in the settings.
         progress: is told of every step.
 
@@ -179,7 +203,7 @@ def quantize(
         if isinstance(limited.train, Synthetic):
             batch_norm = False  # its statistics are what the inputs are made from
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
-        return _Quantizing(session, told, reconstruct, drop_activations).result(
+        return _Quantizing(session, data.task, told, reconstruct, drop_activations).result(
             steps, batch_norm=batch_norm, ranges=ranges
         )
 
@@ -187,8 +211,8 @@ def quantize(
 class _Quantizing:
     """The steps of `quantize`."""
 
-    def __init__(self, session: Session, told: Progress, reconstruct: str, drop: float) -> None:
-        self.session, self.told, self.reconstruct, self.drop = session, told, reconstruct, drop
+    def __init__(self, session: Session, task: Task, told: Progress, reconstruct: str, drop: float) -> None:
+        self.session, self.task, self.told, self.reconstruct, self.drop = session, task, told, reconstruct, drop
         self.network: Network = session.network
         self.config, self.data, self.device = session.config, session.data, session.device
         found = len(self.data.train)
@@ -197,11 +221,14 @@ class _Quantizing:
 
     def result(self, steps: int, *, batch_norm: bool, ranges: str) -> QuantizedModel:
         network, config = self.network, self.config
+        if (kind := method_kind(config.method)).allocates and kind.data == "labelled":
+            check_fit(network.model, self._labelled)
         info = self.session.info()
         info = info.replace(method=MethodInfo(
             name="post-training", target_bits=config.target_bits, target_size=config.target_size,
             act_bits=config.act_bits, epochs=0.0, finetune_epochs=0.0, seed=config.seed,
-            target_bops=config.target_bops or msgspec.UNSET))  # fmt: skip
+            target_bops=config.target_bops or msgspec.UNSET,
+            allocator=config.method if kind.allocates else msgspec.UNSET))  # fmt: skip
         check_files_ahead(network, info)
         network.net.to(self.device)
         if batch_norm:
@@ -213,8 +240,7 @@ class _Quantizing:
         teacher = copy.deepcopy(network.model).eval().requires_grad_(False)
         costs = self.session.costs
         costs.measure_sizes(lambda: network.parameters)
-        self.told.line("measuring the output error of each layer …")
-        scheme = allotted(costs.budget, loss_with=LossProbe(network.parameters, self._output_error(teacher)))
+        scheme = self._allotted(teacher)
         self.told.line(f"scheme: {costs.budget.describe(costs.budget.cost(scheme))}, "
                        f"budget {costs.budget.describe(costs.budget.limit)}")  # fmt: skip
         while True:
@@ -232,6 +258,28 @@ class _Quantizing:
             costs.measure_sizes(lambda: network.parameters)
             probe = LossProbe(network.parameters, self._output_error(teacher))
             scheme, steps = drop_planes(scheme, costs.budget, loss_with=probe), 0
+
+    def _allotted(self, teacher: nn.Module) -> Planes:
+        """Return the planes of each layer of the float network."""
+        network, config, session = self.network, self.config, self.session
+        if session.allocator_class is None:
+            self.told.line("measuring the output error of each layer …")
+            probe = LossProbe(network.parameters, self._output_error(teacher))
+            return allotted(session.costs.budget, loss_with=probe)
+
+        def losses(samples: int) -> LossProbe:
+            loss = partial(training_loss, network.net, self._labelled, self.device, samples=samples,
+                           channels_last=bool(config.channels_last))  # fmt: skip
+            return LossProbe(network.parameters, loss)
+
+        given = Allocation(network, self._labelled, self.device, config, config.options_of(config.method),
+                           session.costs.budget, losses, self.told)  # fmt: skip
+        return allocate(session.allocator_class, given)[0]
+
+    @property
+    def _labelled(self) -> DataSource:
+        """The samples with their labels, for allocators."""
+        return replace(self.data, task=self.task)
 
     def _inputs(self) -> Iterator[Any]:
         return (mapped(x, lambda tensor: tensor.to(self.device)) for x, _ in batches_of(self.data.train))

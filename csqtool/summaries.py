@@ -106,7 +106,8 @@ def origin_text(model: QuantizedModel) -> str:
     activations = "float" if method.act_bits is None else f"{method.act_bits} bits"
     seed = "" if method.seed is None else f", seed {method.seed}"
     target = target_text(msgspec.structs.asdict(method))
-    return "\n".join([*lines, f"method     {method.name}, {target}, activations {activations}{seed}"])
+    name = f"{method.name}, planes by {method.allocator}" if method.allocator else method.name
+    return "\n".join([*lines, f"method     {name}, {target}, activations {activations}{seed}"])
 
 
 def model_text(model: QuantizedModel) -> str:

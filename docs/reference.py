@@ -21,8 +21,8 @@ from csqtool.installation import Finding
 from csqtool.nn.activation_variants import QUANTIZERS
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.declarations import declared
-from csqtool.searching.records import LogEntry, SchemeEntry, Summary
-from csqtool.searching.settings import QUANTIZE_SETTINGS, reference
+from csqtool.searching.records import AllocationRecord, Harm, LayerHarms, LogEntry, SchemeEntry, Summary
+from csqtool.searching.settings import quantize_settings, reference
 from csqtool.verifying import Gates, Tolerances, VerifyReport
 from csqtool.verifying.backends import BACKENDS
 from csqtool.verifying.findings import BisectedNode, Bisection, Check, LayerFinding
@@ -49,6 +49,9 @@ RECORDS: dict[type, str] = {
     Tolerances: "`tolerances` in a report, `[verify.tolerances]` in a pipeline",
     Summary: "`summary.json` in a run directory",
     SchemeEntry: "an entry of `scheme.json` in a run directory",
+    AllocationRecord: "`allocation.json` in a run directory, with an allocator",
+    LayerHarms: "an entry of `layers` in `allocation.json`",
+    Harm: "an entry of `harms` of a layer",
     LogEntry: "a line of `log.jsonl` in a run directory",
     Finding: "an entry of `csqtool doctor --json`",
 }
@@ -139,7 +142,7 @@ It is declared once, in the code that uses it. `quantize` has those marked with 
 """
     heads = ("setting", "option", "type", "default", "meaning", "used by")
     rows = [
-        (f"`{row.name}`" + (" *q*" if row.name in QUANTIZE_SETTINGS else ""),
+        (f"`{row.name}`" + (" *q*" if row.name in quantize_settings() else ""),
          "`MODEL`" if row.name == "model" else f"`{row.flag}`",
          " or ".join(f"`{choice}`" for choice in row.declared.choices) or row.type, row.default, prose(row.help),
          row.methods)

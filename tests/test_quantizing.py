@@ -17,6 +17,7 @@ from csqtool.nn.activation import ActivationFakeQuantizer
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.progress import Told
 from csqtool.reconstruction import dropping
+from csqtool.summaries import origin_text
 from tests.support.commands import DIGITS, invoke, ok
 
 
@@ -167,3 +168,79 @@ def test_the_command_names_what_is_missing_and_writes_nothing(tmp_path: Path) ->
     assert result.exit_code == 2
     assert "quantize needs --data, --target-bits, --target-size or --target-bops" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+# --- allocators --------------------------------------------------------------------------------------------
+
+
+def labels() -> Tensor:
+    with torch.no_grad():
+        return made()(inputs()).argmax(1)
+
+
+SETTINGS: dict[str, Any] = {"target_bits": 2, "steps": 0, "batch_size": 32, "device": "cpu", "batch_norm": False}
+
+
+def test_an_allocator_is_given_the_labels_and_its_scheme_is_what_the_weights_are_rounded_to() -> None:
+    x, y = inputs(), labels()
+    given = {**SETTINGS, "target_bits": 2.1}  # room for 545 planes in two layers of 54 and 96 weights
+    found = csqtool.quantize(made(), (x, y), allocator="hawq-v3", hessian_steps=5, **given)
+    searched = csqtool.search(made(), train=(x, y), test=(x, y), method="hawq-v3", epochs=0, hessian_steps=5,
+                              target_bits=2.1, batch_size=32, device="cpu")  # fmt: skip
+    planes = {layer.name: layer.precision for layer in found.layers}
+    assert planes == {layer.name: layer.precision for layer in searched.scheme}
+    assert planes != {layer.name: layer.precision for layer in csqtool.quantize(made(), x, **given).layers}
+    method = found.info.method
+    assert method is not None
+    assert (method.name, method.allocator) == ("post-training", "hawq-v3")
+    assert "post-training, planes by hawq-v3, target 2.1 bits" in origin_text(found)
+
+
+def test_a_loader_with_labels_serves_an_allocator_and_its_random_state_stays() -> None:
+    net, loader = made(), DataLoader(TensorDataset(inputs(), labels()), 32, shuffle=True)
+    given = {name: value for name, value in SETTINGS.items() if name != "batch_size"}  # which is the loader's
+    before = torch.get_rng_state()
+    with pytest.raises(csqtool.InputError, match="needs labels"):
+        csqtool.quantize(net, DataLoader(TensorDataset(inputs()), 32, shuffle=True), allocator="hawq", **given)
+    assert torch.equal(torch.get_rng_state(), before)
+    found = csqtool.quantize(net, loader, allocator="measured", **given)
+    assert found.info.method is not None
+    assert found.info.method.allocator == "measured"
+
+
+def test_an_allocator_that_needs_no_data_takes_inputs_alone() -> None:
+    given: dict[str, Any] = {"synthetic_samples": 8, "synthetic_steps": 2, **SETTINGS}
+    found = csqtool.quantize(made(), inputs(), allocator="zeroq", **given)
+    elements = sum(layer.elements for layer in found.layers)
+    assert sum(layer.precision * layer.elements for layer in found.layers) <= 2 * elements
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda x: x, lambda x: list(x.split(64)), lambda x: DataLoader(TensorDataset(x), 64)],
+    ids=["tensor", "batches", "loader"],
+)
+def test_an_allocator_that_needs_labels_is_refused_on_inputs_alone(given: Callable[[Tensor], Any]) -> None:
+    message = "^hawq-v2 needs labels, and the calibration data are inputs alone: give pairs"
+    with pytest.raises(csqtool.InputError, match=message):
+        csqtool.quantize(made(), given(inputs()), allocator="hawq-v2", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"allocator": "hawq-v4"}, "allocator must be one of output-error, .*hawq-v3.*, got 'hawq-v4'"),
+        ({"allocator": "lsq"}, "allocator must be one of output-error"),
+        ({"allocator": "zeroq", "hessian_steps": 9}, "hessian_steps is not an option of zeroq; it belongs to hawq"),
+        ({"hessian_steps": 9}, "hessian_steps is not an option of output-error; it belongs to hawq"),
+        ({"allocator": "hawq", "strength": 0.1}, "quantize has no setting 'strength'"),
+        ({"allocator": "zeroq", "task": "regression"}, "zeroq compares class probabilities"),
+        ({"allocator": "hawq-v3", "labels": 99}, "99"),
+    ],
+)
+def test_what_does_not_go_with_an_allocator_is_refused_in_one_line(settings: dict[str, Any], message: str) -> None:
+    number = settings.pop("labels", None)
+    given: Any = inputs() if number is None else (inputs(), torch.full((192,), number))
+    with pytest.raises(csqtool.InputError, match=message) as caught:
+        csqtool.quantize(made(), given, **{**SETTINGS, **settings})
+    assert "\n" not in str(caught.value)

@@ -138,6 +138,7 @@ def quantize(
     model: nn.Module | str,
     calibration: Any = None,
     *,
+    allocator: str = "output-error",
     samples: int = 1024,
     steps: int = 400,
     batch_norm: bool = True,
@@ -148,12 +149,14 @@ def quantize(
     progress: bool | Progress = False,
     **settings: Any,
 ) -> QuantizedModel:
-    """Quantize a trained network without training data that have labels, in minutes.
+    """Quantize a trained network without training on labels, in minutes.
 
     Args:
         model: a trained module, which is copied and never changed, or a name such as ``net.py:build``.
         calibration: inputs alone: an array or tensor [N, …], a `DataLoader`, or a list of batches [B, …]; or data as
-            `search` takes them for training, or a source name; their labels are not looked at.
+            `search` takes them for training, or a source name; only some allocators look at their labels.
+        allocator: what allots the planes: ``output-error`` measures how much each layer's rounding changes the
+            network's outputs, without labels; or an allocator of ``csqtool methods``. Most need labels.
         samples: how many of them are read.
         steps: of the reconstruction against the float network; 0 rounds to the nearest.
         batch_norm: re-estimate BatchNorm's statistics on the samples, augmented where their source does that.
@@ -165,7 +168,8 @@ def quantize(
         task: the task that the file records, as in `search`.
         progress: as in `search`.
         settings: ``target_bits`` (planes a weight on average, without the sign), ``target_size`` or ``target_bops``,
-            ``act_bits``, ``weights``, ``pin``, ``exclude``, ``min_bits``, ``max_bits``, ``batch_size``, ``seed`` …
+            ``act_bits``, ``weights``, ``pin``, ``exclude``, ``min_bits``, ``max_bits``, ``batch_size``, ``seed`` …,
+            and the allocator's own, such as ``hessian_steps``.
 
     Raises:
         InputError: the model, the data or a setting cannot be used, or the budget cannot be met.
@@ -173,11 +177,18 @@ def quantize(
     from csqtool import quantizing
     from csqtool.nn.ranges import RANGES
     from csqtool.reconstruction import RECONSTRUCTIONS
-    from csqtool.searching.config import SearchConfig
-    from csqtool.searching.settings import QUANTIZE_SETTINGS
+    from csqtool.searching.config import SearchConfig, not_used
+    from csqtool.searching.options import method_kinds
+    from csqtool.searching.settings import quantize_settings
 
-    if unused := sorted(set(settings) - set(QUANTIZE_SETTINGS)):
-        raise ConfigError(f"quantize has no setting {unused[0]!r}; {nearest(unused[0], QUANTIZE_SETTINGS)}")
+    allocators = {name: kind for name, kind in method_kinds().items() if kind.allocates}
+    if allocator not in (quantizing.OUTPUT_ERROR, *allocators):
+        names = ", ".join((quantizing.OUTPUT_ERROR, *allocators))
+        raise ConfigError(f"allocator must be one of {names}, got {allocator!r}")
+    if unused := sorted(set(settings) - set(quantize_settings(allocator))):
+        if unused[0] in quantize_settings():
+            raise not_used(unused[0], allocator)
+        raise ConfigError(f"quantize has no setting {unused[0]!r}; {nearest(unused[0], quantize_settings())}")
     for name, value, least in (("samples", samples, 2), ("steps", steps, 0)):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
@@ -189,10 +200,14 @@ def quantize(
     if calibration is None:
         raise ConfigError("quantize needs calibration data: inputs, or a source name")
     named_model, module = named_or_module(model)
-    source = quantizing.calibration_data(calibration, task, settings.get("batch_size"))
+    labelled = allocator in allocators and allocators[allocator].data == "labelled"
+    source = quantizing.calibration_data(
+        calibration, task, settings.get("batch_size"), labels_for=allocator if labelled else None
+    )
     named_data = {} if source.source is None else {"data": source.source}
+    method = {"method": allocator, "epochs": 0} if allocator in allocators else {}
     with shown(progress) as told:
-        config = SearchConfig.make("", **named_model, **named_data, **settings)
+        config = SearchConfig.make("", **named_model, **named_data, **method, **settings)
         return quantizing.quantize(
             config,
             samples=samples,

@@ -10,17 +10,24 @@ import click
 from csqtool.cli.output import OUTPUT, show
 from csqtool.cli.settings import flags_named, given, settings_command
 from csqtool.errors import ConfigError
-from csqtool.searching.settings import QUANTIZE_SETTINGS, Row, reference
+from csqtool.searching.settings import Row, quantize_settings, reference
 from csqtool.searching.targets import has_target
 
 
 def _rows() -> list[Row]:
-    return [row for row in reference() if row.name in QUANTIZE_SETTINGS]
+    names = quantize_settings()
+    return [row for row in reference() if row.name in names]
 
 
 @click.command(cls=settings_command(_rows))
 @click.argument("model")
 @click.option("-o", "--output", type=OUTPUT, required=True, help="The .safetensors file to write.")
+@click.option(
+    "--allocator",
+    default=None,
+    help="What allots the planes: output-error (measured, without labels), or an allocator of csqtool methods. "
+    "[default: output-error]",
+)
 @click.option("--samples", type=int, default=None, help="Training samples that are read. [default: 1024]")
 @click.option("--steps", type=int, default=None, help="Steps of the reconstruction; 0 rounds only. [default: 400]")
 @click.option("--batch-norm/--no-batch-norm", default=None, help="Re-estimate BatchNorm's statistics. [default: yes]")
@@ -44,6 +51,8 @@ def _rows() -> list[Row]:
 )
 def quantize(model: str, output: Path, **values: Any) -> None:
     """Quantize a trained MODEL to follow its own float outputs: a few hundred inputs, no labels, minutes.
+
+    Labels are needed only by most of the allocators that --allocator may name; zeroq needs none.
 
     MODEL is as for search. --target-bits counts planes, without the sign: 3 planes deploy as 4 bits.
     """

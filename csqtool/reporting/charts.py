@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +131,19 @@ def heatmap(
     largest: float,
     unit: str,
     columns: Sequence[str] | None = None,
+    share: Callable[[float], float] | None = None,
 ) -> Markup:
     """Return a row of cells for each name; the nearer a value is to `largest`, the more opaque its cell.
 
     Args:
         title: what it shows, also read aloud.
-        rows: names and values.
+        rows: names and values; where a value is NaN there is no cell.
         largest: the value of a cell that is not transparent at all.
         unit: of the values.
         columns: what a column is called; None numbers epochs.
+        share: how opaque the cell of a value is, 0 to 1; None divides by `largest`.
     """
+    opaque = share or (lambda value: value / largest)
     count = max(len(values) for _, values in rows)
     names = columns or [f"epoch {number + 1}" for number in range(count)]
     left, cell, tall = 190, max(4.0, min(16.0, 520 / count)), 16
@@ -151,9 +154,11 @@ def heatmap(
         shown = name if len(name) <= 28 else f"…{name[-27:]}"
         _text(svg, left - 6, tall * index + 12, shown, "end")
         for column, value in enumerate(values):
+            if math.isnan(value):
+                continue
             rect = ET.SubElement(svg, "rect", {
                 "class": "heat", "x": f"{left + cell * column:.1f}", "y": str(tall * index + 1), "width": f"{cell:.1f}",
-                "height": str(tall - 2), "fill-opacity": f"{0.06 + 0.94 * min(1, value / largest):.2f}",
+                "height": str(tall - 2), "fill-opacity": f"{0.06 + 0.94 * min(1, opaque(value)):.2f}",
             })  # fmt: skip
             ET.SubElement(rect, "title").text = printable(f"{name}, {names[column]}: {value:g} {unit}")
     return _markup(svg)

@@ -17,6 +17,7 @@ from csqtool.benchmarking import BenchDocument
 from csqtool.errors import ConfigError, InputError
 from csqtool.files import write_bytes
 from csqtool.model_info import ModelInfo
+from csqtool.reporting.allocations import view as view_of_allocation
 from csqtool.reporting.arena import picture as picture_of_arena
 from csqtool.reporting.blames import view as view_of_blame
 from csqtool.reporting.charts import Series, chart, heatmap, histogram
@@ -76,6 +77,7 @@ def render(found: Gathered) -> str:
         benches=found.benches,
         sweeps=[view_of_sweep(one) for one in found.sweeps],
         sensitivities=[view_of_sensitivity(one, label) for label, one in found.sensitivities],
+        allocations=[view_of_allocation(one.allocation, one.label) for one in found.subjects if one.allocation],
         blames=[view_of_blame(one, label) for label, one in found.blames],
         parts=PARTS,
     )
@@ -204,6 +206,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         "data": f"{data.source or 'data handed over in Python'} ({data.task})" if data else settings.get("data"),
         "preprocessing": preprocessing_text(data.preprocessing) if data and data.preprocessing else None,
         "method": settings.get("method"),
+        "planes by": settings.get("allocator") or None,
         "target": _target(subject).removeprefix("target "),
         "activations": (f"{act_bits} bits" if act_bits else "float") if settings else None,
     }

@@ -23,7 +23,7 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.reporting import arena
 from csqtool.reporting.arena import ArenaPlan
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.records import LogEntry, SchemeEntry, Summary
+from csqtool.searching.records import AllocationRecord, LogEntry, SchemeEntry, Summary
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.sweeping.plan import SweepDirectory
 from csqtool.sweeping.result import SweepResult
@@ -53,6 +53,7 @@ class Subject:
     Attributes:
         label: a name that differs from other subjects'.
         config, summary, scheme, log: of the run directory; an unfinished run has no summary and scheme.
+        allocation: what the run's allocator found out about each layer.
         model: the finalized model, with its path and the SHA-256 of its file.
         exports: exported files.
         verifications: reports of ``verify``.
@@ -64,6 +65,7 @@ class Subject:
     summary: Summary | None = None
     scheme: list[SchemeEntry] | None = None
     log: list[LogEntry] = field(default_factory=list)
+    allocation: AllocationRecord | None = None
     model: QuantizedModel | None = None
     model_path: Path | None = None
     model_sha256: str | None = None
@@ -216,7 +218,7 @@ def _pipeline_output(path: Path, found: Gathered) -> Subject:
 
 
 def _add_run(subject: Subject, run: RunDirectory) -> Subject:
-    subject.config, subject.log = run.read_config(), run.read_log()
+    subject.config, subject.log, subject.allocation = run.read_config(), run.read_log(), run.read_allocation()
     if run.is_finished:
         subject.summary, subject.scheme = run.read_summary(), run.read_scheme()
         if not subject.scheme:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
@@ -18,16 +19,18 @@ from csqtool.evaluation import as_float, laid_out
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress
 from csqtool.randomness import hash_seed, seed_all
-from csqtool.searching.budget import Budget, uniform
+from csqtool.searching.budget import Budget, Scheme, uniform
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.integer_program import Choices, least_harm
 from csqtool.searching.network import Network
 from csqtool.searching.options import ALLOCATORS, AllocatorOptions, Options
+from csqtool.searching.records import AllocationRecord, Harm, LayerHarms
 from csqtool.searching.scheme import LossProbe, round_to
 from csqtool.task import main_output
 from csqtool.trees import call, mapped, samples
 
 BATCH = 128
+LARGEST_RECORDED = 1e300
 Planes = dict[str, tuple[int, ...]]
 # What each number of planes costs in quality, by layer; only differences within and ratios between layers matter.
 Harms = Mapping[str, Mapping[int, float]]
@@ -77,6 +80,40 @@ class Allocation:
             epoch += 1
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What an allocator found out about each layer.
+
+    Attributes:
+        harm: what `harms` are.
+        harms: by layer and planes; those that were looked at.
+        sensitivity: what `sensitivities` are; may be empty.
+        sensitivities: by layer.
+    """
+
+    harm: str
+    harms: Harms
+    sensitivity: str = ""
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+
+    def record(self, allocator: str, scheme: Scheme, elements: Mapping[str, int]) -> AllocationRecord:
+        """Return the record for the run directory; figures that are not finite are left out.
+
+        Args:
+            allocator: its name.
+            scheme: the planes that it allotted.
+            elements: number of weights of each layer.
+        """
+        layers = []
+        for name, planes in scheme.items():
+            harms = sorted(self.harms.get(name, {}).items())
+            kept = [Harm(k, harm) for k, harm in harms if abs(harm) <= LARGEST_RECORDED]
+            sensitivity = self.sensitivities.get(name, math.nan)
+            known = sensitivity if abs(sensitivity) <= LARGEST_RECORDED else None
+            layers.append(LayerHarms(name, elements[name], len(planes), known, kept))
+        return AllocationRecord(allocator, self.sensitivity or None, self.harm, layers)
+
+
 class Allocator(Protocol):
     """Finds a scheme. Register the class under the entry point group ``csqtool.allocators``.
 
@@ -107,15 +144,22 @@ class BaseAllocator(ABC):
         given: what it was constructed with.
         generator: of all its random numbers.
         requires: a package that it imports, which the extra of the allocator's name installs.
+        harm: what its harms are.
+        sensitivity: what `sensitivities` are, if it sets them.
+        findings: what it found out, once it has a scheme; None if it judges schemes as a whole.
     """
 
     description: ClassVar[str]
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = AllocatorOptions
     requires: ClassVar[str] = ""
+    harm: ClassVar[str] = "harm"
+    sensitivity: ClassVar[str] = ""
 
     def __init__(self, allocation: Allocation) -> None:
         self.given = allocation
+        self.findings: Findings | None = None
+        self.sensitivities: Mapping[str, float] = {}
         self.generator = torch.Generator().manual_seed(allocation.config.seed)
 
     @abstractmethod
@@ -124,7 +168,12 @@ class BaseAllocator(ABC):
 
     def scheme(self) -> Planes:
         """Return the scheme of least summed harm within the budget."""
-        return cheapest(self.harms(), self.given.budget)
+        return self.of_least_harm(self.harms())
+
+    def of_least_harm(self, harms: Harms, *, order: Sequence[str] | None = None) -> Planes:
+        """Return the scheme of least summed harm within the budget, see `cheapest`, and keep the findings."""
+        self.findings = Findings(self.harm, harms, self.sensitivity, self.sensitivities)
+        return cheapest(harms, self.given.budget, order=order)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -159,6 +208,16 @@ class BaseAllocator(ABC):
         count = sum(samples(x) for x, _ in batches)
         for x, y in batches:
             yield self.given.data.task.loss(self.outputs(x), y), samples(x) / count
+
+
+def allocate(kind: type[Allocator], given: Allocation) -> tuple[Planes, AllocationRecord | None]:
+    """Return the scheme that an allocator finds, and the record of what it found out; None if it tells nothing."""
+    name = given.config.method
+    given.progress.line(f"allocating planes with {name} …")
+    allocator = kind(given)
+    scheme = allocator.scheme()
+    findings: Findings | None = getattr(allocator, "findings", None)
+    return scheme, None if findings is None else findings.record(name, scheme, given.budget.elements)
 
 
 def choices(budget: Budget, name: str) -> range:

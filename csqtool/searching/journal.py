@@ -1,16 +1,17 @@
-"""Records that a search writes while it runs: lines of its log, and TensorBoard events."""
+"""Records that a search writes while it runs: lines of its log, TensorBoard events, what an allocator found out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from csqtool.searching.records import AllocationRecord
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.tensorboard import Events, check_available
 
 
 class Journal:
-    """Writes log entries into a run directory.
+    """Writes log entries and what an allocator found out into a run directory.
 
     Args:
         directory: the run directory.
@@ -43,3 +44,12 @@ class Journal:
                 first = len(self._directory.read_log()) - 1
                 self._events = Events(self._directory.tensorboard, first_step=first)
             self._events.add(entry)
+
+    def keep(self, record: AllocationRecord | None) -> None:
+        """Write what an allocator found out, if it told anything.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        if self._writes and record is not None:
+            self._directory.write_allocation(record)

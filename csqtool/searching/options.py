@@ -187,6 +187,18 @@ class HawqOptions(HessianOptions):
 
 
 @dataclass(frozen=True)
+class GpOptions(AllocatorOptions):
+    """Options of ``gp``."""
+
+    trial_rate: Annotated[float, Setting("Learning rate with which the allocator trains schemes.", above=0)] = 0.005
+    gp_curves: Annotated[int, Setting("Curves that are tried.", minimum=1)] = 61
+    gp_controls: Annotated[int, Setting("Values that describe a curve.", minimum=1, maximum=8)] = 2
+    gp_steps: Annotated[
+        int, Setting("A curve is trained for 0, 1, 2 or 10 times this many steps before it is judged.", minimum=1)
+    ] = 10
+
+
+@dataclass(frozen=True)
 class HaqOptions(AllocatorOptions):
     """Options of ``haq``."""
 
@@ -256,6 +268,7 @@ BUILT_IN: Mapping[str, MethodKind] = {
     "msq": MethodKind(MsqOptions, searches=True),
     "ste-uniform": MethodKind(Options),
     "zaq": MethodKind(ZaqOptions, data="none"),
+    "gp": MethodKind(GpOptions, allocates=True),
     "haq": MethodKind(HaqOptions, allocates=True),
     "hawq": MethodKind(HawqOptions, allocates=True),
     "hawq-v2": MethodKind(HessianOptions, allocates=True),

@@ -133,6 +133,52 @@ class LogEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     limit: Measured | None = None
 
 
+class Harm(msgspec.Struct, frozen=True):
+    """What some planes of a layer cost in quality, as an allocator sees it.
+
+    Attributes:
+        planes: of the layer.
+        harm: in the allocator's own unit.
+    """
+
+    planes: Annotated[int, msgspec.Meta(ge=1, le=8)]
+    harm: Measured
+
+
+class LayerHarms(msgspec.Struct, frozen=True):
+    """One layer of ``allocation.json``.
+
+    Attributes:
+        name: the parameter.
+        elements: number of weights.
+        precision: planes allotted.
+        sensitivity: how sensitive the layer is, whatever its planes; None if the allocator has no such figure.
+        harms: an entry for each number of planes that was looked at, ascending.
+    """
+
+    name: str
+    elements: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    precision: Count
+    sensitivity: Measured | None
+    harms: list[Harm]
+
+
+class AllocationRecord(msgspec.Struct, frozen=True):
+    """``allocation.json``: what an allocator found out about each layer.
+
+    Attributes:
+        allocator: its name.
+        sensitivity: what the layers' sensitivities are; None if there are none.
+        harm: what their harms are.
+        layers: in the network's order.
+    """
+
+    allocator: str
+    sensitivity: str | None
+    harm: str
+    layers: Annotated[list[LayerHarms], msgspec.Meta(min_length=1)]
+
+
 class StartRecord(msgspec.Struct, frozen=True):
     """``start.json`` of a finetuning run: the run that it continues, and that run's float metric."""
 

@@ -17,7 +17,7 @@ from csqtool import documents
 from csqtool.errors import FormatError, InputError
 from csqtool.files import locked, read_bytes, write_bytes, write_json
 from csqtool.searching.config import SearchConfig
-from csqtool.searching.records import BegunFrom, LogEntry, SchemeEntry, StartRecord, Summary
+from csqtool.searching.records import AllocationRecord, BegunFrom, LogEntry, SchemeEntry, StartRecord, Summary
 
 
 class RunDirectory:
@@ -31,6 +31,7 @@ class RunDirectory:
     ``float.safetensors``  the float model, if there is one
     ``start.json``         of a finetuning run: the run that it continues; with ``start.safetensors`` (weights) and
                            ``start-scheme.json`` (planes)
+    ``allocation.json``    with an allocator that tells it: each layer's sensitivity, and what fewer planes cost
     ``scheme.json``        each layer's planes and bit width
     ``summary.json``       the result; written last, so if it exists, the search is finished
     ``tensorboard/``       events, with ``--tensorboard``
@@ -52,6 +53,7 @@ class RunDirectory:
         self.start = self.path / "start.json"
         self.start_weights = self.path / "start.safetensors"
         self.start_scheme = self.path / "start-scheme.json"
+        self.allocation = self.path / "allocation.json"
         self.scheme = self.path / "scheme.json"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
@@ -107,9 +109,9 @@ class RunDirectory:
             InputError: a file cannot be removed, or a folder not created.
         """
         leftover = self.path / "plots"  # written by versions before 0.1
-        for old in (self.summary, self.config, self.begun_from, self.log, self.scheme, self.float_weights, self.start,
-                    self.start_weights, self.start_scheme, self.checkpoints, self.tensorboard, self.profile,
-                    leftover):  # fmt: skip
+        for old in (self.summary, self.config, self.begun_from, self.log, self.allocation, self.scheme,
+                    self.float_weights, self.start, self.start_weights, self.start_scheme, self.checkpoints,
+                    self.tensorboard, self.profile, leftover):  # fmt: skip
             try:
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             except OSError as error:
@@ -155,6 +157,14 @@ class RunDirectory:
         """
         return read_scheme(self.scheme)
 
+    def read_allocation(self) -> AllocationRecord | None:
+        """Return what the allocator found out about each layer; None if there is no record of it.
+
+        Raises:
+            FormatError: the file is damaged.
+        """
+        return documents.read(AllocationRecord, self.allocation) if self.allocation.is_file() else None
+
     def read_log(self) -> list[LogEntry]:
         """Return the log; it is empty before the first epoch ends.
 
@@ -197,6 +207,10 @@ class RunDirectory:
         write_bytes(self.start_weights, weights)
         self.write_start_scheme(scheme)
         write_json(self.start, documents.plain(start))
+
+    def write_allocation(self, record: AllocationRecord) -> None:
+        """Write what an allocator found out."""
+        write_json(self.allocation, documents.plain(record))
 
     def append_log(self, entry: Mapping[str, Any]) -> None:
         """Add a line to the log; figures that are not finite become null, as JSON has no word for them.

@@ -19,7 +19,7 @@ from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.state_dict import read_state, safetensors_bytes
 from csqtool.processes import start_processes
 from csqtool.progress import Progress, Silent
-from csqtool.searching.allocation import Allocation, usable_allocator
+from csqtool.searching.allocation import Allocation, allocate, usable_allocator
 from csqtool.searching.automatic import resolve
 from csqtool.searching.budget import Scheme, uniform, uniform_scheme
 from csqtool.searching.checkpoint import fitting, save_checkpoint
@@ -94,7 +94,7 @@ class Session:
         if problem := self.data.problem():
             raise DataError(problem)
         self._kind = method_kind(config.method)
-        self._allocator_class = usable_allocator(config.method) if self._kind.allocates else None
+        self.allocator_class = usable_allocator(config.method) if self._kind.allocates else None
         sample, _ = next(batches_of(self.data.test, max_samples=2))
         self.network = Network(module, config, sample)
         check_fit(module, self.data)
@@ -215,21 +215,21 @@ class Session:
         network.method = load_method(name)(context)
         taught = config.distill or method_kind(name).data == "none"
         teacher = self._start.teacher(self.model_source, self.directory) if taught else None
-        self.training = StageTraining(
-            stage.value, epochs, network.net, network.method, config, self.data, self.processes, teacher=teacher
-        )
+        self.training = StageTraining(stage.value, epochs, network.net, network.method, config, self.data,
+                                      self.processes, teacher=teacher)  # fmt: skip
 
     def _allocated(self) -> Settled:
         """Let the allocator find the scheme of the float model, with its activation quantizers calibrated."""
-        assert self._allocator_class is not None
-        network, config, costs = self.network, self.config, self.costs
+        assert self.allocator_class is not None
+        network, config = self.network, self.config
         network.net.to(self.device)
         self._calibrate()
-        costs.measure_sizes(lambda: network.parameters)
-        self.progress.line(f"allocating planes with {config.method} …")
-        options = config.options_of(config.method)
-        given = Allocation(network, self.data, self.device, config, options, costs.budget, self._probe, self.progress)
-        self.scheme = self.processes.agreed(self._allocator_class(given).scheme())
+        self.costs.measure_sizes(lambda: network.parameters)
+        given = Allocation(network, self.data, self.device, config, config.options_of(config.method), self.costs.budget,
+                           self._probe, self.progress)  # fmt: skip
+        scheme, record = allocate(self.allocator_class, given)
+        self._journal.keep(record)
+        self.scheme = self.processes.agreed(scheme)
         self.progress.line(self._log_scheme(Stage.ALLOCATE, self.scheme))
         return self.scheme
 

@@ -18,6 +18,12 @@ QUANTIZE_SETTINGS = ("data", "target_bits", "target_size", "target_bops", "size_
                      "model_args")  # fmt: skip
 
 
+def quantize_settings(allocator: str | None = None) -> tuple[str, ...]:
+    """Return the names of the settings of quantization after training: general ones, and an allocator's, or all's."""
+    kinds = [kind for name, kind in method_kinds().items() if kind.allocates and allocator in (None, name)]
+    return (*QUANTIZE_SETTINGS, *dict.fromkeys(name for kind in kinds for name in declared(kind.options)))
+
+
 @dataclass(frozen=True)
 class Row:
     """A setting in the reference.

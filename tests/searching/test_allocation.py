@@ -56,7 +56,7 @@ def test_every_allocator_stays_within_budget_and_bounds_and_leaves_the_float_net
     package = getattr(load_allocator(name), "requires", "")
     if package:
         pytest.importorskip(package)
-    quick = {"haq": {"haq_episodes": 30}}.get(name, {})
+    quick = {"gp": {"gp_curves": 10, "gp_steps": 1}, "haq": {"haq_episodes": 30}}.get(name, {})
     allocation, net, _, _ = given(name, pin={"5.*": 4}, max_bits=5, act_bits=8, **quick)
     before = {key: value.clone() for key, value in allocation.network.model.state_dict().items()}
     scheme = load_allocator(name)(allocation).scheme()

@@ -79,10 +79,13 @@ def test_the_agent_sees_columns_from_zero_to_one() -> None:
     assert found.max() == 1
 
 
-def test_a_missing_library_is_named_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "package"), [("gp", "botorch"), ("haq", "stable-baselines3")])
+def test_a_missing_library_is_named_before_anything_is_trained(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(allocation_module, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"haq needs stable-baselines3: pip install 'csqtool\[haq\]'"):
-        given("haq")
+    with pytest.raises(ConfigError, match=rf"{name} needs {package}: pip install 'csqtool\[{name}\]'"):
+        given(name)
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ class Hawq(BaseAllocator):
 
     description = "largest eigenvalue of the loss's Hessian times rounding error (HAWQ, Dong et al. 2019)"
     Options: ClassVar[type[Options]] = HawqOptions
+    harm: ClassVar[str] = "squared rounding error × |λ|/n, in shares of the largest |λ|/n"
+    sensitivity: ClassVar[str] = "|λ|/n, the Hessian's eigenvalue of largest magnitude over the weights"
 
     def harms(self) -> Harms:
         """Return |λ_i|/n_i · ‖Q(W_i) − W_i‖²."""
@@ -30,6 +32,7 @@ class Hawq(BaseAllocator):
         for number, (name, eigenvalue) in enumerate(zip(parameters, eigenvalues, strict=True), 1):
             found[name] = abs(eigenvalue) / parameters[name].numel()
             self.given.progress.step("eigenvalues", number, len(parameters), {"eigenvalue": eigenvalue})
+        self.sensitivities = found
         return weighted(found, {name: self.errors(name) for name in parameters})
 
 

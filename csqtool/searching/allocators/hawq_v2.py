@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from csqtool.nn.hessian import traces
-from csqtool.searching.allocation import BaseAllocator, Harms, Planes, cheapest
+from csqtool.searching.allocation import BaseAllocator, Harms, Planes
 from csqtool.searching.allocators.hawq import weighted
 from csqtool.searching.options import HessianOptions, Options
 
@@ -14,6 +14,8 @@ class HessianTraces(BaseAllocator):
     """Base of the allocators that weight each layer's rounding error by Tr(H_i)/n_i."""
 
     Options: ClassVar[type[Options]] = HessianOptions
+    harm: ClassVar[str] = "squared rounding error × Tr(H)/n, in shares of the largest Tr(H)/n"
+    sensitivity: ClassVar[str] = "Tr(H)/n, the average trace of the loss's Hessian"
 
     def average_traces(self) -> dict[str, float]:
         """Return Tr(H_i)/n_i of each layer, by Hutchinson's method."""
@@ -28,7 +30,9 @@ class HessianTraces(BaseAllocator):
         )  # fmt: skip
         error = sum(one**2 for one in found.errors) ** 0.5
         self.given.progress.line(f"trace {sum(found.values):.4g}, standard error {error:.2g} after {found.draws} draws")
-        return {name: value / parameters[name].numel() for name, value in zip(parameters, found.values, strict=True)}
+        averages = [value / one.numel() for value, one in zip(found.values, parameters.values(), strict=True)]
+        self.sensitivities = dict(zip(parameters, averages, strict=True))
+        return dict(self.sensitivities)
 
 
 class HawqV2(HessianTraces):
@@ -44,4 +48,4 @@ class HawqV2(HessianTraces):
         """Return the scheme of least Σ Ω_i within the budget."""
         self._average = self.average_traces()
         order = sorted(self._average, key=self._average.__getitem__, reverse=True)
-        return cheapest(self.harms(), self.given.budget, order=order)
+        return self.of_least_harm(self.harms(), order=order)

@@ -14,7 +14,7 @@ from csqtool.errors import TrainingError
 from csqtool.evaluation import as_float
 from csqtool.nn.latent import LARGEST_CHANGE, lsq_round
 from csqtool.nn.modes import keeping_modes
-from csqtool.searching.allocation import BaseAllocator, Harms
+from csqtool.searching.allocation import BaseAllocator, Findings, Harms, Planes
 from csqtool.searching.options import LimpqOptions, Options
 from csqtool.task import main_output
 from csqtool.trees import Arguments
@@ -35,6 +35,13 @@ class Limpq(BaseAllocator):
     description = "learned step sizes of all widths, trained at once, as importances (LIMPQ, Tang et al. 2022)"
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = LimpqOptions
+    harm: ClassVar[str] = "step size that training has learned"
+
+    def scheme(self) -> Planes:
+        """Return the scheme of least summed harm, and tell of step sizes as they were learned."""
+        found = super().scheme()
+        self.findings = Findings(self.harm, self._learned)
+        return found
 
     def harms(self) -> Harms:
         """Return s_i(k), the step size of layer i at k planes.
@@ -42,7 +49,7 @@ class Limpq(BaseAllocator):
         A layer's step size should rise as planes are dropped. Where it does not, training has not understood the layer:
         such a number of planes is taken only if the budget leaves nothing else, as others are worth less together.
         """
-        found = self.step_sizes()
+        self._learned = found = self.step_sizes()
         forbidden = 1.0 + sum(max(sizes.values()) for sizes in found.values())
         return {
             name: {k: size if size >= sizes.get(k + 1, 0.0) else forbidden for k, size in sizes.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from csqtool.searching.allocation import Allocation, Planes
+from csqtool.searching.allocation import Allocation, Findings, Planes
 from csqtool.searching.budget import uniform
 from csqtool.searching.options import AllocatorOptions, Options
 from csqtool.searching.scheme import allotted
@@ -19,10 +19,19 @@ class Measured:
 
     def __init__(self, allocation: Allocation) -> None:
         self._given = allocation
+        self.findings: Findings | None = None
 
     def scheme(self) -> Planes:
         """Return the settled scheme."""
         budget, options = self._given.budget, self._given.options
         assert isinstance(options, AllocatorOptions)
-        found = allotted(budget, loss_with=self._given.probe(options.allocation_samples))
+        probe = self._given.probe(options.allocation_samples)
+        losses: dict[str, dict[int, float]] = {}
+
+        def loss_with(name: str, planes: tuple[int, ...]) -> float:
+            losses.setdefault(name, {})[len(planes)] = loss = probe(name, planes)
+            return loss
+
+        found = allotted(budget, loss_with=loss_with)
+        self.findings = Findings("loss with this layer alone rounded", losses)
         return {name: uniform(len(planes)) for name, planes in found.items()}

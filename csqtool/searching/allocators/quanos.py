@@ -18,10 +18,13 @@ class Quanos(BaseAllocator):
     description = "how far an attack on the inputs moves each layer's output (our reading of QUANOS, Panda 2020)"
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = QuanosOptions
+    harm: ClassVar[str] = "ANS · 4^(−planes)"
+    sensitivity: ClassVar[str] = "ANS, how far an attack moves the layer's output, relative to it"
 
     def harms(self) -> Harms:
         """Return ANS_i · 4^(−k)."""
-        return {name: {k: noise * 4.0**-k for k in self.choices(name)} for name, noise in self.noise().items()}
+        self.sensitivities = self.noise()
+        return {name: {k: one * 4.0**-k for k in self.choices(name)} for name, one in self.sensitivities.items()}
 
     def noise(self) -> dict[str, float]:
         """Return ANS_i = ‖a_i(x + ε·sign ∇loss) − a_i(x)‖ / ‖a_i(x)‖ of each layer's output a_i (FGSM).

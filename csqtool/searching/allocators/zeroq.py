@@ -28,6 +28,7 @@ class ZeroQ(BaseAllocator):
     )
     data: ClassVar[str] = "none"
     Options: ClassVar[type[Options]] = ZeroqOptions
+    harm: ClassVar[str] = "Kullback–Leibler divergence of the class probabilities from the float ones, nats"
 
     def harms(self) -> Harms:
         """Return the mean KL(float ‖ layer i at k planes) on the synthetic inputs."""
