@@ -15,6 +15,7 @@ from csqtool.nn.signature import named_inputs
 from csqtool.quantized_model import ActivationQuantizer
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
+from csqtool.verifying.c_accounting import unexplained
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_graph import CReference, NotCoveredError
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
@@ -28,6 +29,7 @@ from csqtool.verifying.synthetic import synthetic_inputs
 from csqtool.verifying.weights import Problem
 
 LAYER_SAMPLES = 16  # compared layer by layer, under sanitizers
+MOST_FAULTS = 5  # that are reported one by one
 BATCH = 100  # samples at a time elsewhere
 
 
@@ -48,8 +50,10 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
     if on_device and (missing := missing_tools()):
         subject.tell(f"{target}: skipped, {missing} is not installed")
         on_device = False
-    subject.tell(f"{subject.report.file}: compiling …")
     subject.check_origin(folder.sha256)
+    if not _accounted(subject, folder):
+        return
+    subject.tell(f"{subject.report.file}: compiling …")
     with temporary_folder() as one, temporary_folder() as other:
         programs = []
         for name, here, flags in (
@@ -64,6 +68,18 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
                 subject.report.add("integrity", name, True, " ".join([compiler(cc), *flags]))
         if len(programs) == 2:
             _Checks(subject, folder, *programs, on_device=on_device).run()
+
+
+def _accounted(subject: Subject, folder: CFolder) -> bool:
+    """Check that everything in the folder is explained; otherwise nothing of it is compiled."""
+    faults = unexplained(folder)
+    for fault in faults[:MOST_FAULTS]:
+        subject.report.add("structure", "every line", False, fault)
+    if len(faults) > MOST_FAULTS:
+        subject.report.add("structure", "every line", False, f"and {len(faults) - MOST_FAULTS} more")
+    if not faults:
+        subject.report.add("structure", "every line", True, "known code, or the model's numbers and calls")
+    return not faults
 
 
 class _Checks:
