@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import onnx
 
 from csqtool import documents
 from csqtool.documents import Count
@@ -37,13 +38,20 @@ class _Plan(msgspec.Struct, forbid_unknown_fields=True):
     blocks: Annotated[list[_Block], msgspec.Meta(max_length=MOST)]
 
 
-def unexplained(folder: CFolder) -> list[str]:
-    """Return what is not explained in a folder, with file and line; [] if everything is."""
+def unexplained(folder: CFolder, graph: onnx.GraphProto | None = None) -> list[str]:
+    """Return what is not explained in a folder, with file and line; [] if everything is.
+
+    Args:
+        folder: the exported folder.
+        graph: a capture with marker nodes, which the calls are compared with, if nothing else is unexplained.
+    """
     sources = {name: folder.files[name] for name in folder.names}
     inference = Inference(sources)
     faults = [*inference.faults, *_around(folder.path, sources, inference)]
     if not faults and (inference.sizes, inference.sha256) != (folder.sizes, folder.sha256):
         faults.append("model.h: a comment has sizes or a finalized model other than the code")
+    if graph is not None and not faults:
+        faults = inference.beyond(graph)
     return faults
 
 

@@ -50,7 +50,7 @@ def traced(call: Call) -> Span:
     Raises:
         ValueError: sizes and axes do not go together.
     """
-    place, rank, *numbers = call.arguments
+    _, place, rank, *numbers = call.arguments
     sizes, axes = numbers[:rank], numbers[rank:]
     if rank < 0 or (numbers != [0] if rank == 0 else sorted(axes) != list(range(rank))) or min(sizes, default=1) < 1:
         raise ValueError("its axes are not those of its sizes")

@@ -61,7 +61,7 @@ SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
 
 _ARRAY = re.compile(r"((?:static |extern )?const) (\w+) ([a-z_]+)_(\d+) \[ ([1-9]\d*) \]")
 _STRUCTURE = re.compile(
-    rf"static const (layer|pool)_t (\w+) = {{ (?:NAMED \( {TEXT} \) )?"
+    rf"static const (layer|pool)_t (\w+) = {{ (?:NAMED \( ({TEXT}) \) )?"
     r"((?:\. \w+ = [\w ()-]+)(?: , \. \w+ = [\w ()-]+)*) } ;"
 )  # fmt: skip
 _ENUM = re.compile(r"enum { (MOST_TAPS|MOST_FILTERS) = ([1-9]\d{0,5}) } ;")
@@ -98,9 +98,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Structure:
-    """A layer or pool: its integers, and the arrays and words by field."""
+    """A layer or pool: its integers, the arrays and words by field, and the layer's name."""
 
-    kind: str
+    label: str
     numbers: Mapping[str, int]
     words: Mapping[str, str]
 
@@ -177,7 +177,7 @@ class Source:
         found = _STRUCTURE.fullmatch(text)
         if found is None or not re.fullmatch(rf"{found[1]}_\d+", found[2]):
             raise ValueError
-        pairs = re.findall(r"\. (\w+) = ([\w ()-]+?)(?= , |$)", found[3])
+        pairs = re.findall(r"\. (\w+) = ([\w ()-]+?)(?= , |$)", found[4])
         fields = dict(pairs)
         wanted = (POOL,) if found[1] == "pool" else (LAYER | QUANTIZED, LAYER | IN_FLOAT)
         if len(fields) != len(pairs) or fields.keys() not in wanted:
@@ -187,7 +187,7 @@ class Source:
             if value not in ENCODINGS if key == "encoding" else not re.fullmatch(rf"{POINTERS[key]}_\d+", value):
                 raise ValueError(f"{key} is {shown(value)}")
         numbers = {key: _integer(value) for key, value in fields.items() if key not in named}
-        self.structures[_new(found[2], self.structures)] = Structure(found[1], numbers, named)
+        self.structures[_new(found[2], self.structures)] = Structure(text_of(found[3] or '""'), numbers, named)
 
     def _input(self, file: str, item: Item) -> None:
         found = _QUANTIZE_INPUT.fullmatch(item.text)
@@ -231,6 +231,12 @@ def array_head(tokens: list[str]) -> tuple[str, str, str, str, int]:
     if found is None:
         raise ValueError
     return found[1], found[2], found[3], f"{found[3]}_{found[4]}", int(found[5])
+
+
+def text_of(literal: str) -> str:
+    """Return the text of a string literal, whose escapes are octal."""
+    content = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8) & 255), literal[1:-1])
+    return content.encode("latin-1").decode("utf-8", errors="replace")
 
 
 def _new(name: str, known: Mapping[str, object]) -> str:
@@ -290,7 +296,7 @@ def _call(tokens: list[str], line: int) -> Call:
     if kernel == "TRACE_VALUES":
         if len(texts) < 4 or not re.fullmatch(TEXT, texts[0]):
             raise ValueError
-        return Call(kernel, (_place(texts[1], "write"), *map(_integer, texts[2:])), line)
+        return Call(kernel, (texts[0], _place(texts[1], "write"), *map(_integer, texts[2:])), line)
     kinds = SIGNATURES.get(kernel)
     if kinds is None or len(kinds) != len(texts):
         raise ValueError("no such kernel" if kinds is None else f"it takes {len(kinds)} arguments")

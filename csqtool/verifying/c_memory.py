@@ -11,12 +11,17 @@ from csqtool.verifying.c_extents import USES, Span, traced
 from csqtool.verifying.c_grammar import Call, Place, Source
 
 NEVER, ROOM = -1, -2  # bytes that nothing has written, and those of a kernel's own memory
+FROM_INPUT = -3  # who computed the input
 MOST_CALLS = 2**15 - 1
 IN_PLACE = frozenset({"add", "multiply", "look_up", "unary", "binary", "softmax", "normalize"})
 
 
 class Memory:
     """Follows the calls of `model_run`.
+
+    Attributes:
+        reads: of each call that was followed, the calls whose results it reads; `FROM_INPUT` is the input.
+        output_from: the calls that write the output.
 
     Args:
         source: the calls and their constants.
@@ -30,7 +35,8 @@ class Memory:
         self._sizes = {"input": input_size, "output": 4 * output_size, "arena": arena_size}
         self._sizes |= {a.name: 4 * a.size for a in source.arrays.values() if a.kind == "float"}
         self._owner = {name: np.full(self._sizes[name], NEVER, np.int16) for name in ("arena", "output")}
-        self._useful: set[int] = set()
+        self.reads: list[set[int]] = []
+        self.output_from: set[int] = set()
         self._arrays: set[str] = set()
         self._structures: set[str] = set()
 
@@ -46,9 +52,11 @@ class Memory:
                 return [(call.line, f"{call.kernel}: {error}")]
         if (self._owner["output"] == NEVER).any():
             found.append((source.calls[-1].line, "not every number of the output is written"))
-        self._useful |= set(np.unique(self._owner["output"]).tolist())
+        self.output_from = set(np.unique(self._owner["output"]).tolist())
+        useful = self.output_from.union(*(r for call, r in zip(source.calls, self.reads, strict=True)
+                                          if call.kernel != "TRACE_VALUES"))  # fmt: skip
         for number, call in enumerate(source.calls):
-            if call.kernel != "TRACE_VALUES" and number not in self._useful:
+            if call.kernel != "TRACE_VALUES" and number not in useful:
                 found.append((call.line, f"{call.kernel}: nothing uses what it computes"))
         for name, array in source.arrays.items():
             if name not in self._arrays:
@@ -58,7 +66,7 @@ class Memory:
 
     def _follow(self, number: int, call: Call) -> None:
         if call.kernel == "TRACE_VALUES":
-            self._read(traced(call))
+            self.reads.append(self._read(traced(call)))
             return
         arguments = [self._resolved(argument) for argument in call.arguments]
         uses = USES[call.kernel](self._source, *arguments)
@@ -71,8 +79,7 @@ class Memory:
                 raise ValueError("it writes over what it reads")
         if uses.room and uses.write.meets(uses.room):
             raise ValueError("its own memory is what it writes")
-        for span in uses.reads:
-            self._useful |= self._read(span)
+        self.reads.append(set().union(*map(self._read, uses.reads)))
         if uses.room:
             self._owner["arena"][_bytes(uses.room)] = ROOM
         self._owner[uses.write.place.space][_bytes(uses.write)] = number
@@ -108,7 +115,7 @@ class Memory:
         """Return the calls whose results are read."""
         self._check(span)
         if span.place.space not in self._owner:
-            return set()
+            return {FROM_INPUT} if span.place.space == "input" else set()
         owners = set(np.unique(self._owner[span.place.space][_bytes(span)]).tolist())
         if owners & {NEVER, ROOM}:
             raise ValueError(f"{span.place.space} from byte {span.place.at} on holds nothing that was computed")

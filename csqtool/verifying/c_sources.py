@@ -10,8 +10,11 @@ import functools
 import importlib.resources
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import onnx
+
+from csqtool.verifying.c_calls import problems
 from csqtool.verifying.c_grammar import Source, array_head
 from csqtool.verifying.c_memory import Memory
 from csqtool.verifying.c_text import CFault, Item, items
@@ -59,6 +62,7 @@ class Inference:
         self.sha256 = ""
         self.source = Source()
         self._known: list[str] = []  # digests of what is known
+        self._memory: Memory | None = None
         self._declared: dict[str, tuple[str, int]] = {}
         self._each("model.h", files["model.h"], self._header)
         if "weights.h" in files:
@@ -162,7 +166,17 @@ class Inference:
             self.faults.append(f"model.c: model_quantize_input moves {count} values, up to the one with number {last}")
             return
         memory = Memory(source, self.sizes["INPUT"], self.sizes["OUTPUT"], self.sizes["ARENA"])
-        self.faults += [f"model.c:{line}: {text}" if line else f"model.c: {text}" for line, text in memory.problems()]
+        self.faults += self._placed(memory.problems())
+        self._memory = memory
+
+    def _placed(self, found: Iterable[tuple[int, str]]) -> list[str]:
+        file = "model.c" if self._declared else "model.h"
+        return [f"{file}:{line}: {text}" if line else f"{file}: {text}" for line, text in found]
+
+    def beyond(self, graph: onnx.GraphProto) -> list[str]:
+        """Return what PyTorch's graph does not explain; there must be no faults (`csqtool.verifying.c_calls`)."""
+        assert self._memory is not None
+        return self._placed(problems(self.source, self._memory, graph))
 
 
 def _match(file: str, found: Sequence[Item], wanted: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,11 +55,14 @@ def test_an_untouched_folder_is_explained(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_code_of_a_stranger_is_named_by_its_line(name: str, folder: Path, tmp_path: Path) -> None:
+def test_code_of_a_stranger_is_named_by_its_line(
+    name: str, folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     file, edit, words = EDITS[name]
     path = copied(folder, tmp_path)
     (path / file).write_text(edit((path / file).read_text()), newline="")
     found = unexplained(CFolder(path))
+    record_property("caught", (f"C: {name}", "structure" if found else ""))
     assert found
     assert words in found[0]
     assert found[0].startswith(("model", "weights", "main", "Makefile", "CMake", "arena"))
