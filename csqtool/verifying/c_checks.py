@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from csqtool.files import temporary_folder
@@ -15,6 +16,7 @@ from csqtool.nn.signature import named_inputs
 from csqtool.quantized_model import ActivationQuantizer
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
+from csqtool.verifying.c_accounting import unexplained
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_graph import CReference, NotCoveredError
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
@@ -28,6 +30,7 @@ from csqtool.verifying.synthetic import synthetic_inputs
 from csqtool.verifying.weights import Problem
 
 LAYER_SAMPLES = 16  # compared layer by layer, under sanitizers
+MOST_FAULTS = 5  # that are reported one by one
 BATCH = 100  # samples at a time elsewhere
 
 
@@ -48,8 +51,15 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
     if on_device and (missing := missing_tools()):
         subject.tell(f"{target}: skipped, {missing} is not installed")
         on_device = False
-    subject.tell(f"{subject.report.file}: compiling …")
     subject.check_origin(folder.sha256)
+    try:
+        capture = expected_graph.captured(subject.net, subject.model, ())
+    except expected_graph.NotCapturedError as error:
+        subject.report.add("structure", "network", False, str(error))
+        return
+    if not _accounted(subject, folder, capture.graph):
+        return
+    subject.tell(f"{subject.report.file}: compiling …")
     with temporary_folder() as one, temporary_folder() as other:
         programs = []
         for name, here, flags in (
@@ -63,7 +73,20 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
             else:
                 subject.report.add("integrity", name, True, " ".join([compiler(cc), *flags]))
         if len(programs) == 2:
-            _Checks(subject, folder, *programs, on_device=on_device).run()
+            reference = CReference(capture, subject.model)
+            _Checks(subject, folder, reference, *programs, on_device=on_device).run()
+
+
+def _accounted(subject: Subject, folder: CFolder, graph: onnx.GraphProto) -> bool:
+    """Check that everything in the folder is explained; otherwise nothing of it is compiled."""
+    faults = unexplained(folder, graph)
+    for fault in faults[:MOST_FAULTS]:
+        subject.report.add("structure", "every line", False, fault)
+    if len(faults) > MOST_FAULTS:
+        subject.report.add("structure", "every line", False, f"and {len(faults) - MOST_FAULTS} more")
+    if not faults:
+        subject.report.add("structure", "every line", True, "known code, or the model's numbers and calls")
+    return not faults
 
 
 class _Checks:
@@ -72,28 +95,26 @@ class _Checks:
     Args:
         subject: what is verified.
         folder: the exported folder.
+        reference: what it must compute.
         shipped: its program as it is.
         traced: its program with MODEL_TRACE, under sanitizers.
         on_device: whether to run it on the target as well.
     """
 
     def __init__(
-        self, subject: Subject, folder: CFolder, shipped: CProgram, traced: CProgram, *, on_device: bool
-    ) -> None:
+        self, subject: Subject, folder: CFolder, reference: CReference, shipped: CProgram, traced: CProgram,
+        *, on_device: bool,
+    ) -> None:  # fmt: skip
         self._subject = subject
         self._report = subject.report
         self._folder = folder
+        self._reference = reference
         self._shipped = shipped
         self._traced = traced
         self._on_device = on_device
 
     def run(self) -> None:
         subject, report = self._subject, self._report
-        try:
-            self._reference = CReference(expected_graph.captured(subject.net, subject.model, ()), subject.model)
-        except expected_graph.NotCapturedError as error:
-            report.add("structure", "network", False, str(error))
-            return
         test = subject.test_set()
         if test is None:
             return
@@ -116,6 +137,7 @@ class _Checks:
         problems = weight_problems(found.filters, wanted.layers)
         subject.add_problems("weights", "integers, biases, factors", problems, len(wanted.layers))
         self._layers(chosen(inputs, slice(LAYER_SAMPLES), samples(inputs)), few, found)
+        self._any_integers(few, found, {name: place.shape for name, place in wanted.places.items()})
         self._same_bits("under sanitizers", found.output, wanted.output)
         self._step_ends(*next(iter(wanted.places.items())))
         self._beyond(inputs)
@@ -163,17 +185,11 @@ class _Checks:
         cuts = [c for c in reference_cuts(subject.net, subject.model, inputs) if c.is_quantizer]
         torch_values = {cut.name: cut.reference for cut in cuts}
         wanted = self._reference.run(arrays, torch_values)
-        first = next(iter(wanted.places))
-        input_form = Place.of_input(wanted.places[first].shape[1:])
-        forced = {"": input_form.stored(torch_values[first])}
-        forced |= {name: form.stored(torch_values[name]) for name, form in free.forms.items()}
         try:
-            run = self._traced.run(arrays, forced, like=free)
+            found, output = self._given(torch_values, arrays, free)
         except RuntimeError as error:
             report.add("layers", "runs under sanitizers", False, str(error))
             return
-        found = {first: input_form.values(run.input)}
-        found |= {name: run.forms[name].values(array) for name, array in run.places.items()}
         bits = [name for name in wanted.places if not np.array_equal(found[name], wanted.places[name])]
         for name in bits[:1]:
             count = int((found[name] != wanted.places[name]).sum())
@@ -186,7 +202,36 @@ class _Checks:
                 "layers", "bit for bit, teacher-forced", True, f"{len(found)} layers as docs/c-inference.md says"
             )
         self._against_torch(cuts, found)
-        self._same_bits("given PyTorch's values", run.output, wanted.output)
+        self._same_bits("given PyTorch's values", output, wanted.output)
+
+    def _given(
+        self, values: Mapping[str, NDArray[np.uint8]], arrays: NDArray[np.float32], free: Run
+    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
+        """Return each quantizer's integers, and the output, where `values` take their place for what comes after."""
+        first = next(name for name in values if name not in free.forms)  # the input's
+        input_form = Place.of_input(values[first].shape[1:])
+        forced = {"": input_form.stored(values[first])}
+        forced |= {name: form.stored(values[name]) for name, form in free.forms.items()}
+        run = self._traced.run(arrays, forced, like=free)
+        found = {first: input_form.values(run.input)}
+        found |= {name: run.forms[name].values(array) for name, array in run.places.items()}
+        return found, run.output
+
+    def _any_integers(self, arrays: NDArray[np.float32], free: Run, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare what follows each quantizer for every integer of its grid, which samples may never have."""
+        grids = {quantizer.name: quantizer.largest for quantizer in self._subject.model.activations}
+        values = {name: any_integers(grids[name], shape) for name, shape in shapes.items()}
+        wanted = self._reference.run(arrays, values)
+        finite = self._reference.finite
+        try:
+            found, output = self._given(values, arrays, free)
+        except RuntimeError as error:
+            self._report.add("layers", "runs under sanitizers", False, str(error))
+            return
+        wrong = [name for name in shapes if not np.array_equal(found[name][finite], wanted.places[name][finite])]
+        detail = f"{len(wrong)} layers differ, first {wrong[0]}" if wrong else f"{len(shapes)} layers, equal"
+        self._report.add("layers", "bit for bit, given any integers", not wrong, detail, wrong[0] if wrong else None)
+        self._same_bits("given any integers", output[finite], wanted.output[finite])
 
     def _against_torch(self, cuts: list[Cut], found: Mapping[str, NDArray[np.uint8]]) -> None:
         report = self._report
@@ -265,6 +310,16 @@ class _Checks:
         shaped = {name: found.reshape(like.shape)} if found.size == like.size else {name: found}
         compare_outputs(shaped, wanted, judge, False, "against PyTorch", "on", report)
         compare_task(shaped, wanted, targets, judge, report)
+
+
+def any_integers(largest: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return integers from 0 to `largest`: of the first sample the lowest, of the second the highest, then all."""
+    found = np.zeros(shape, np.uint8)
+    found[1:2] = largest
+    mixture = np.resize(np.arange(largest + 1, dtype=np.uint8), found[2:].size)
+    np.random.default_rng(0).shuffle(mixture)
+    found[2:] = mixture.reshape(found[2:].shape)
+    return found
 
 
 def step_ends(quantizer: ActivationQuantizer, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -101,16 +101,21 @@ class Pending:
 class CReference:
     """The network in the arithmetic of docs/c-inference.md.
 
+    Attributes:
+        graph: the capture's.
+        finite: of the last run's samples, whether everything in float was, as the page presumes.
+
     Args:
         proto: a capture with marker nodes, from `csqtool.verifying.expected_graph.captured`.
         model: the finalized model.
     """
 
     def __init__(self, proto: onnx.ModelProto, model: QuantizedModel) -> None:
-        self._graph = proto.graph
+        self.graph = proto.graph
         self._model = model
         self._quantizers = {a.name: a for a in model.activations}
         self._constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        self.finite: NDArray[np.bool_] = np.ones(0, bool)
         self._opsets = {o.domain: o.version for o in proto.opset_import if o.domain != MARKER_DOMAIN}
 
     def run(self, inputs: NDArray[np.float32], forced: Mapping[str, NDArray[np.uint8]] | None = None) -> Computed:
@@ -124,8 +129,9 @@ class CReference:
             NotCoveredError: names the node that is not covered.
         """
         computed = Computed()
-        values: dict[str, Any] = {**self._constants, self._graph.input[0].name: inputs}
-        for node in self._graph.node:
+        self.finite = np.ones(len(inputs), bool)
+        values: dict[str, Any] = {**self._constants, self.graph.input[0].name: inputs}
+        for node in self.graph.node:
             arguments = [values[name] if name else None for name in node.input]
             if node.domain == MARKER_DOMAIN:
                 values[node.output[0]] = self._marked(node, arguments, computed, forced or {})
@@ -137,7 +143,7 @@ class CReference:
             except (TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
                 raise NotCoveredError(f"{node.op_type} {node.output[0]!r}: {error}") from error
             values.update(zip(node.output, found, strict=False))
-        computed.output = _as_float(values[self._graph.output[0].name])
+        computed.output = _as_float(values[self.graph.output[0].name])
         return computed
 
     def _marked(self, node: onnx.NodeProto, arguments: list[Any], computed: Computed, forced: Mapping[str, Any]) -> Any:
@@ -229,7 +235,9 @@ class CReference:
         """Return what an operator computes in float."""
         inputs = [_in_float(a) for a in arguments]
         try:
-            return Floats(evaluate(node.op_type, inputs, attributes, which))
+            found = evaluate(node.op_type, inputs, attributes, which)
+            self.finite = self.finite & np.isfinite(found).reshape(len(found), -1).all(axis=1)
+            return Floats(found)
         except KeyError as error:
             raise NotCoveredError(f"{node.op_type} {node.output[0]!r}") from error
 

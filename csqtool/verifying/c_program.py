@@ -89,6 +89,8 @@ class CFolder:
     """An exported folder.
 
     Attributes:
+        path: the folder.
+        names: the files that hold the inference.
         files: what is compiled, by name.
         content: all files of the folder that are part of it, one after the other.
         sha256: of the finalized model that it names.
@@ -109,6 +111,8 @@ class CFolder:
             packed = (path / "csq.h").is_file()
             what = "packed weights and their reader, no inference" if packed else f"no {', '.join(missing)}"
             raise FormatError(f"{path} holds {what}; csqtool export --format c writes one for quantized activations")
+        self.path = path
+        self.names = names
         self.files = {name: read_bytes(path / name) for name in names}
         self.content = b"".join(self.files.values())
         if is_single:

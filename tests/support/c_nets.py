@@ -18,9 +18,11 @@ from csqtool.nn.finalized_net import finalized_net
 from csqtool.nn.post_training import post_training_model
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
-from csqtool.verifying.c_checks import weight_problems
+from csqtool.verifying.c_accounting import unexplained
+from csqtool.verifying.c_checks import any_integers, weight_problems
 from csqtool.verifying.c_graph import CReference
-from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Run
+from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Place, Run
+from csqtool.verifying.c_sums import Computed
 from csqtool.verifying.expected_graph import captured
 from csqtool.verifying.layers import reference_cuts
 from exporters.c import to_c
@@ -54,13 +56,36 @@ class CExport:
         build.mkdir()
         return CProgram(CFolder(source), build, flags, cc), folder
 
+    def _assert_faithful_given_any_integers(self, program: CProgram, run: Run, wanted: Computed) -> None:
+        largest = {a.name: a.largest for a in self.model.activations}
+        values = {name: any_integers(largest[name], place.shape) for name, place in wanted.places.items()}
+        first = next(iter(values))
+        forced = {"": Place.of_input(values[first].shape[1:]).stored(values[first])}
+        forced |= {name: form.stored(values[name]) for name, form in run.forms.items()}
+        found = program.run(self.inputs.numpy(), forced, like=run)
+        wanted = self.reference.run(self.inputs.numpy(), values)
+        finite = self.reference.finite
+        assert finite.any()
+        for name, stored in found.places.items():
+            assert np.array_equal(found.forms[name].values(stored)[finite], wanted.places[name][finite]), name
+        assert found.output[finite].tobytes() == np.ascontiguousarray(wanted.output)[finite].tobytes()
+
+    def unexplained(self) -> list[str]:
+        """Return what the verifier does not explain in the files."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.files.items():
+                write_bytes(Path(folder) / name, content)
+            return unexplained(CFolder(Path(folder)), self.reference.graph)
+
     def assert_faithful(self) -> Run:
-        """Weights, every quantizer and the output equal the reference's; teacher-forced layers are PyTorch's."""
+        """Every line is explained; weights, quantizers and the output equal the reference's; layers are PyTorch's."""
+        assert self.unexplained() == []
         arrays = self.inputs.numpy()
         program, folder = self.program()
         with folder:
             run = program.run(arrays)
-        wanted = self.reference.run(arrays)
+            wanted = self.reference.run(arrays)
+            self._assert_faithful_given_any_integers(program, run, wanted)
         assert list(weight_problems(run.filters, wanted.layers)) == []
         names = list(wanted.places)
         assert sorted(run.places) == sorted(names[1:])

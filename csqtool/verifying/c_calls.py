@@ -1,0 +1,204 @@
+"""Which calls of an inference in C compute each quantizer's integers and the output, against PyTorch's graph.
+
+Both sides are cut at the quantizers. What a part is computed from must be the same, its layers must be the same, and it
+may hold no more kernels than the graph has operators for them: a condition on values has nothing to be made of. What
+the calls compute is compared by the levels that run them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import helper
+
+from csqtool.nn.markers import MARKER_DOMAIN
+from csqtool.verifying.c_grammar import Source, text_of
+from csqtool.verifying.c_memory import FROM_INPUT, Memory
+
+OUTPUT = ""  # the name of the last part
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("conv", "conv_float", "depthwise")
+# Kernels, and the operators of which a part must have as many at least.
+OPERATORS: Mapping[str, tuple[str, ...]] = {
+    "add": ("Add", "Sub"), "multiply": ("Mul",), "max_pool": ("MaxPool",), "upsample": ("Resize",),
+    "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean",),
+    "matrices": ("MatMul",), "softmax": ("Softmax",), "normalize": ("LayerNormalization",),
+    "binary PLUS": ("Add",), "binary MINUS": ("Sub",), "binary TIMES": ("Mul",), "binary OVER": ("Div",),
+    "binary LARGER": ("Max", "Clip"), "binary SMALLER": ("Min", "Clip"), "unary NEGATIVE": ("Neg",),
+    "unary ABSOLUTE": ("Abs",), "unary RECTIFIED": ("Relu",), "unary EXPONENTIAL": ("Exp",),
+    "unary ERROR_FUNCTION": ("Erf",), "unary SIGMOID": ("Sigmoid",), "unary TANGENT": ("Tanh",),
+}  # fmt: skip
+COPIES = frozenset({"take", "copy", "take_floats", "join_floats"})  # which compute nothing
+LAST = frozenset({"look_up", "to_integers", "dequantize", "memcpy"})  # one of these at most, at the end
+# What may be in a part with a table: a function of quantized values, not of what is computed from them.
+BESIDE_TABLES = frozenset({"take", "copy", "copy through a table", "upsample", "max_pool", "look_up"})
+
+
+@dataclass
+class Part:
+    """What is computed between quantizers.
+
+    Attributes:
+        sources: the quantizers whose integers it reads.
+        layers: how often each layer runs.
+        kinds: kernels, or operators of the graph.
+        ends: kernels that compute the result itself.
+        line: of the last call.
+    """
+
+    sources: set[str] = field(default_factory=set)
+    layers: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    ends: list[str] = field(default_factory=list)
+    line: int = 0
+
+
+def problems(source: Source, memory: Memory, graph: onnx.GraphProto) -> Iterator[tuple[int, str]]:
+    """Yield lines of model.c and what PyTorch's graph does not explain there.
+
+    Args:
+        source: the calls.
+        memory: which has followed them.
+        graph: a capture with marker nodes, from `csqtool.verifying.expected_graph.captured`.
+    """
+    wanted, first = expected_parts(graph)
+    found = parts(source, memory, first)
+    for name in [*wanted, *(found.keys() - wanted.keys())]:
+        called = name or "the output"
+        if name not in wanted or name not in found:
+            yield found[name].line if name in found else 0, f"{called} is {'unknown' if name in found else 'missing'}"
+            continue
+        part, other = found[name], wanted[name]
+        if part.sources != other.sources:
+            texts = [", ".join(sorted(one.sources)) or "nothing" for one in (part, other)]
+            yield part.line, f"{called} is computed from {texts[0]}, not from {texts[1]}"
+        if part.layers != other.layers:
+            texts = [", ".join(sorted(one.layers.elements())) or "none" for one in (part, other)]
+            yield part.line, f"{called} has the layers {texts[0]}, not {texts[1]}"
+        for text in _beyond(part, other):
+            yield part.line, f"{called}: {text}"
+
+
+def _beyond(part: Part, wanted: Part) -> Iterator[str]:
+    """Yield the kernels of a part that its operators do not explain."""
+    for kind, count in sorted(part.kinds.items()):
+        if kind in OPERATORS:
+            most = sum(wanted.kinds[operator] for operator in OPERATORS[kind])
+        elif kind == "to_floats":
+            most = len(wanted.sources)
+        elif kind == "copy through a table":
+            most = wanted.kinds["joined"]
+        else:
+            most = 1 if kind in LAST else count
+        if count > most:
+            yield f"{kind}: {count} of them, where PyTorch's graph explains {most}"
+    last = [kind for kind in part.kinds if kind in LAST]
+    if len(last) > 1 or any(kind not in part.ends for kind in last):
+        yield f"{' and '.join(last)} must be its one last call"
+    tables = [kind for kind in ("look_up", "copy through a table") if part.kinds[kind]]
+    if tables and (len(tables) > 1 or part.layers or part.kinds.keys() - BESIDE_TABLES):
+        yield "a table of what is not quantized"
+
+
+def parts(source: Source, memory: Memory, first: str) -> dict[str, Part]:
+    """Return the parts of `model_run` by the quantizers that they end in; the input's is called `first`."""
+    marked: dict[int, str] = {FROM_INPUT: first}
+    ends: dict[str, set[int]] = {}
+    for number, call in enumerate(source.calls):
+        if call.kernel == "TRACE_VALUES":
+            name = text_of(call.arguments[0])
+            ends[name] = memory.reads[number]
+            marked |= dict.fromkeys(memory.reads[number], name)
+    ends[OUTPUT] = memory.output_from
+    found: dict[str, Part] = {}
+    for name, begins in ends.items():
+        part = found[name] = Part()
+        seen: set[int] = set()
+        left = sorted(begins)
+        while left:
+            number = left.pop()
+            if number in marked and not (number in begins and marked[number] == name):
+                part.sources.add(marked[number])
+            elif number not in seen:
+                seen.add(number)
+                call = source.calls[number]
+                part.line = max(part.line, call.line)
+                kind = _kind(call.kernel, call.arguments)
+                if kind in LAYERS:
+                    part.layers[source.structures[call.arguments[0]].label] += 1
+                else:
+                    part.kinds[kind] += 1
+                part.ends += [kind] * (number in begins)
+                left += sorted(memory.reads[number])
+    return found
+
+
+def _kind(kernel: str, arguments: tuple[object, ...]) -> str:
+    if kernel in ("unary", "binary"):
+        return f"{kernel} {arguments[0]}"
+    return "copy through a table" if kernel == "copy" and arguments[-1] != "NULL" else kernel
+
+
+def expected_parts(graph: onnx.GraphProto) -> tuple[dict[str, Part], str]:
+    """Return the parts of PyTorch's graph by the quantizers that they end in, and the input's quantizer."""
+    makers = {name: node for node in graph.node for name in node.output}
+    entry, first = graph.input[0].name, ""
+    live = {entry}  # what depends on the input
+    found: dict[str, Part] = {}
+    for node in graph.node:
+        if not live.isdisjoint(node.input):
+            live |= set(node.output)
+        if _is_quantizer(node):
+            if node.input[0] == entry:
+                first = _name(node)
+            else:
+                found[_name(node)] = _part(node.input[0], makers, live)
+    found[OUTPUT] = _part(graph.output[0].name, makers, live)
+    return found, first
+
+
+def _part(end: str, makers: Mapping[str, onnx.NodeProto], live: set[str]) -> Part:
+    part, seen, left = Part(), set(), [end]  # type: Part, set[str], list[str]
+    while left:
+        name = left.pop()
+        if name not in live or name in seen:
+            continue
+        seen.add(name)
+        node = makers.get(name)
+        if node is None:
+            part.sources.add("the input in float")
+            continue
+        if _is_quantizer(node):
+            part.sources.add(_name(node))
+            continue
+        left += node.input
+        if node.output[0] != name and node.output[0] in seen:
+            continue  # another output of an operator that is counted
+        seen.add(node.output[0])
+        weight = _weight(node.input[1], makers) if node.op_type in PRODUCTS else None
+        if weight is not None:
+            part.layers[weight] += 1
+        else:
+            part.kinds[node.op_type] += 1
+            part.kinds["joined"] += len(node.input) * (node.op_type == "Concat")
+    return part
+
+
+def _weight(name: str, makers: Mapping[str, onnx.NodeProto]) -> str | None:
+    """Return the layer whose weight a value is, None if it is none."""
+    node = makers.get(name)
+    while node is not None and node.op_type == "Transpose":
+        node = makers.get(node.input[0])
+    return _name(node) if node is not None and (node.domain, node.op_type) == (MARKER_DOMAIN, "Weight") else None
+
+
+def _is_quantizer(node: onnx.NodeProto) -> bool:
+    return (node.domain, node.op_type) == (MARKER_DOMAIN, "Activation")
+
+
+def _name(node: onnx.NodeProto) -> str:
+    name: bytes = next(helper.get_attribute_value(a) for a in node.attribute if a.name == "name")
+    return name.decode()

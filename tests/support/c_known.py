@@ -1,0 +1,44 @@
+"""The digests of code that is the same for all models; `python -m tests.support.c_known` writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from csqtool.verifying.c_text import digest, items
+from exporters.c.project import CMAKE, MAIN, MAKEFILE, ONE_CMAKE, ONE_MAKEFILE
+from exporters.c.text import kernel
+from exporters.c.write import INCLUDES, KERNELS, TRACE
+from tests.support.commands import ROOT
+
+KNOWN = ROOT / "csqtool" / "verifying" / "c_known.json"
+
+
+def expected() -> dict[str, dict[str, str]]:
+    """Return digests and what each is part of, by file."""
+    before, stddef, after = INCLUDES.partition("#include <stddef.h>")
+    inside, weights = after.rsplit("#include", 1)
+    parts = [
+        ("files", before), ("floats", "#include <float.h>"), ("includes", stddef + inside),
+        ("files", "#include" + weights), ("trace", TRACE),
+        *((name, kernel(name)) for name in ("common", "quantize", *KERNELS)),
+    ]  # fmt: skip
+    one_main = MAIN.replace('#include "model.h"', '#define MODEL_IMPLEMENTATION\n#include "model.h"')
+    return {
+        "model.c": {item.sha256: part for part, code in parts for item in items("model.c", code.encode())},
+        "main.c": {digest(items("main.c", text.encode())): form for form, text in both(MAIN, one_main)},
+        "Makefile": {hashlib.sha256(text.encode()).hexdigest(): form for form, text in both(MAKEFILE, ONE_MAKEFILE)},
+        "CMakeLists.txt": {hashlib.sha256(text.encode()).hexdigest(): form for form, text in both(CMAKE, ONE_CMAKE)},
+    }
+
+
+def both(files: str, header: str) -> list[tuple[str, str]]:
+    return [("files", files), ("header", header)]
+
+
+def text() -> str:
+    return json.dumps(expected(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    KNOWN.write_text(text(), encoding="utf-8")
