@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
 from csqtool.verifying.c_accounting import unexplained
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
+from csqtool.verifying.c_float_layers import as_bytes, from_bytes
 from csqtool.verifying.c_graph import CReference, NotCoveredError
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
 from csqtool.verifying.c_sums import Computed, LayerNumbers
@@ -132,14 +134,15 @@ class _Checks:
         except RuntimeError as error:
             report.add("structure", "runs under sanitizers", False, str(error))
             return
-        if not self._structure(found, wanted):
+        if not self._structure(found, wanted, few[0].size):
             return
         problems = weight_problems(found.filters, wanted.layers)
         subject.add_problems("weights", "integers, biases, factors", problems, len(wanted.layers))
         self._layers(chosen(inputs, slice(LAYER_SAMPLES), samples(inputs)), few, found)
         self._any_integers(few, found, {name: place.shape for name, place in wanted.places.items()})
         self._same_bits("under sanitizers", found.output, wanted.output)
-        self._step_ends(*next(iter(wanted.places.items())))
+        if (place := self._reference.input_place) is not None:
+            self._step_ends(place, wanted.places[place])
         self._beyond(inputs)
         subject.tell(f"outputs on {samples(inputs)} samples …")
         self._outputs(inputs, targets, arrays)
@@ -153,14 +156,14 @@ class _Checks:
         named = named_inputs(inputs, described, self._subject.net.model)
         return np.asarray(next(iter(named.values())).numpy(), np.float32)
 
-    def _structure(self, found: Run, wanted: Computed) -> bool:
+    def _structure(self, found: Run, wanted: Computed, inputs: int) -> bool:
         """Check sizes, quantizers and layers: each once, and no other."""
         sizes = {
-            "input": (self._folder.sizes["INPUT"], found.input.shape[1]),
+            "input": (self._folder.sizes["INPUT"], inputs),
             "output": (self._folder.sizes["OUTPUT"], int(np.prod(wanted.output.shape[1:]))),
         }
         wrong = [f"{what}: {one} values instead of {other}" for what, (one, other) in sizes.items() if one != other]
-        first = next(iter(wanted.places))  # the input's, which the code hands out by itself
+        first = self._reference.input_place  # the code hands it out by itself
         expected = [name for name in wanted.places if name != first]
         wrong += [f"quantizer {name} is missing" for name in expected if name not in found.forms]
         wrong += [f"quantizer {name} is unknown" for name in found.forms if name not in expected]
@@ -175,18 +178,18 @@ class _Checks:
             if have[name] != want[name]
         ]
         detail = (
-            "; ".join(wrong) if wrong else f"{len(expected) + 1} quantizers, {len(want)} layers, each where it must be"
+            "; ".join(wrong) if wrong else f"{len(wanted.places)} places, {len(want)} layers, each where it must be"
         )
         return self._report.add("structure", "quantizers and layers", not wrong, detail)
 
     def _layers(self, inputs: Any, arrays: NDArray[np.float32], free: Run) -> None:
         """Compare every quantizer, given PyTorch's values before it."""
-        report, subject = self._report, self._subject
-        cuts = [c for c in reference_cuts(subject.net, subject.model, inputs) if c.is_quantizer]
+        report = self._report
+        cuts = self._cuts(inputs, free)
         torch_values = {cut.name: cut.reference for cut in cuts}
         wanted = self._reference.run(arrays, torch_values)
         try:
-            found, output = self._given(torch_values, arrays, free)
+            found, output = self._given(wanted.places | torch_values, arrays, free)
         except RuntimeError as error:
             report.add("layers", "runs under sanitizers", False, str(error))
             return
@@ -208,23 +211,26 @@ class _Checks:
         self, values: Mapping[str, NDArray[np.uint8]], arrays: NDArray[np.float32], free: Run
     ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32]]:
         """Return each quantizer's integers, and the output, where `values` take their place for what comes after."""
-        first = next(name for name in values if name not in free.forms)  # the input's
-        input_form = Place.of_input(values[first].shape[1:])
-        forced = {"": input_form.stored(values[first])}
-        forced |= {name: form.stored(values[name]) for name, form in free.forms.items()}
+        forced = {name: form.stored(values[name]) for name, form in free.forms.items()}
+        first = self._reference.input_place
+        input_form = None if first is None else Place.of_input(values[first].shape[1:])
+        forced[""] = free.input if first is None or input_form is None else input_form.stored(values[first])
         run = self._traced.run(arrays, forced, like=free)
-        found = {first: input_form.values(run.input)}
-        found |= {name: run.forms[name].values(array) for name, array in run.places.items()}
+        found = {name: run.forms[name].values(array) for name, array in run.places.items()}
+        if first is not None and input_form is not None:
+            found[first] = input_form.values(run.input)
         return found, run.output
 
     def _any_integers(self, arrays: NDArray[np.float32], free: Run, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare what follows each quantizer for every integer of its grid, which samples may never have."""
         grids = {quantizer.name: quantizer.largest for quantizer in self._subject.model.activations}
-        values = {name: any_integers(grids[name], shape) for name, shape in shapes.items()}
+        values = {name: any_integers(grids[name], shape) for name, shape in shapes.items() if name in grids}
+        if not values:
+            return
         wanted = self._reference.run(arrays, values)
         finite = self._reference.finite
         try:
-            found, output = self._given(values, arrays, free)
+            found, output = self._given(wanted.places | values, arrays, free)
         except RuntimeError as error:
             self._report.add("layers", "runs under sanitizers", False, str(error))
             return
@@ -233,13 +239,32 @@ class _Checks:
         self._report.add("layers", "bit for bit, given any integers", not wrong, detail, wrong[0] if wrong else None)
         self._same_bits("given any integers", output[finite], wanted.output[finite])
 
-    def _against_torch(self, cuts: list[Cut], found: Mapping[str, NDArray[np.uint8]]) -> None:
+    def _cuts(self, inputs: Any, free: Run) -> list[Cut]:
+        """Return PyTorch's integers of quantizers; where activations are float, bytes of what layers return.
+
+        The latter are those of the layers whose values the code has; they have the names of their weights.
+        """
+        subject = self._subject
+        found = reference_cuts(subject.net, subject.model, inputs)
+        if subject.model.activations:
+            return [c for c in found if c.is_quantizer]
+        names = {layer.batch_norm or layer.name.rpartition(".")[0]: layer.name for layer in subject.model.layers}
+        return [
+            replace(c, name=names[c.name], reference=as_bytes(c.reference))
+            for c in found if not c.is_output and (form := free.forms.get(names[c.name]))
+            and form.sizes[:-1] == c.reference.shape[1:]
+        ]  # fmt: skip
+
+    def _against_torch(self, cuts: list[Cut], found: Mapping[str, NDArray[Any]]) -> None:
         report = self._report
         worst: dict[str, float] = {}
         failed = 0
         for cut in cuts:
-            comparison = Comparison(cut, report.tolerances)
-            comparison.add(found[cut.name], cut)
+            wanted, values = cut, found[cut.name]
+            if not self._subject.model.activations:
+                wanted, values = replace(cut, reference=from_bytes(cut.reference)), from_bytes(values)
+            comparison = Comparison(wanted, report.tolerances)
+            comparison.add(values, wanted)
             holds, detail, figures = comparison.verdict()
             report.layers.append(LayerFinding(cut.name, "off", holds, detail, figures))
             for key, value in figures.items():
@@ -248,7 +273,9 @@ class _Checks:
                 failed += 1
                 report.add("layers", f"{cut.name}, PyTorch", False, detail, cut.name)
         if not failed:
-            detail = f"{worst['steps']:.2g} steps off at most, {worst['share']:.2g} of a layer's values at most"
+            detail = f"{worst.get('max_abs_diff', 0.0):.2g} off at most"
+            if "steps" in worst:
+                detail = f"{worst['steps']:.2g} steps off at most, {worst['share']:.2g} of a layer's values at most"
             report.add("layers", f"{len(cuts)} layers, teacher-forced", True, detail, None, **worst)
 
     def _same_bits(self, name: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:

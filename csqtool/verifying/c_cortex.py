@@ -36,7 +36,7 @@ class DeviceRun:
     """What a run on the device computed and took.
 
     Attributes:
-        input: quantized inputs [N, values].
+        input: inputs as the model reads them [N, bytes].
         output: [N, values].
         instructions: of `model_run`, the most of all samples, to a tick of the timer.
         flash: bytes of code and constants of model.c and weights.c.
@@ -55,7 +55,7 @@ class DeviceRun:
 
     @property
     def ram(self) -> int:
-        """Bytes of arena, quantized input, float output, stack and variables."""
+        """Bytes of arena, input, float output, stack and variables."""
         return self.arena + len(self.input[0]) + 4 * len(self.output[0]) + self.stack + self.static
 
 
@@ -118,7 +118,7 @@ def run_on_device(folder: CFolder, here: Path, inputs: NDArray[np.float32]) -> D
     answer: Any = sandbox.call(
         "csqtool.verifying.c_cortex:run_in", folder=str(here), content=content, sources=folder.sources
     )
-    n_in, n_out = folder.sizes["INPUT"], folder.sizes["OUTPUT"]
+    n_in, n_out = folder.input_bytes, folder.sizes["OUTPUT"]
     row = n_in + 4 * n_out + 8
     if len(answer["out"]) != len(inputs) * row:
         raise RuntimeError(f"it gives {len(answer['out'])} bytes for {len(inputs)} samples, not {row} each")

@@ -1,7 +1,7 @@
 /* Runs an exported model on the Cortex-M4 of QEMU's board mps2-an386, without an operating system.
 
-   The file `in` holds each sample's float32 values. The file `out` gets for each sample the quantized input, the float
-   output, and two numbers of 32 bits: ticks of the timer and bytes of stack that model_run took. Files are reached through
+   The file `in` holds each sample's float32 values. The file `out` gets for each sample the input as the model reads it, the
+   float output, and two numbers of 32 bits: ticks of the timer and bytes of stack that model_run took. Files are reached through
    semihosting: a breakpoint that QEMU answers. */
 
 #include <stddef.h>
@@ -21,7 +21,12 @@ extern uint8_t stack_end[], stack_top[]; /* of the linker script */
 int main(void);
 
 static float values[MODEL_INPUT_SIZE], output[MODEL_OUTPUT_SIZE];
-static uint8_t input[MODEL_INPUT_SIZE], arena[MODEL_ARENA_SIZE];
+#ifdef MODEL_INPUT_TYPE /* the input is not quantized: floats, or whole numbers, which are given as floats */
+static MODEL_INPUT_TYPE input[MODEL_INPUT_SIZE];
+#else
+static uint8_t input[MODEL_INPUT_SIZE];
+#endif
+static uint8_t arena[MODEL_ARENA_SIZE];
 
 static int32_t ask(int32_t operation, const void *arguments) {
     register int32_t r0 __asm__("r0") = operation;
@@ -75,7 +80,11 @@ int main(void) {
         volatile uint8_t *paint;
         uint8_t *stack;
         for (i = 0; i < MODEL_ARENA_SIZE; i++) arena[i] = PAINT; /* what it holds before changes nothing */
+#ifdef MODEL_INPUT_TYPE
+        for (i = 0; i < MODEL_INPUT_SIZE; i++) input[i] = (MODEL_INPUT_TYPE)values[i];
+#else
         model_quantize_input(values, input);
+#endif
         __asm__ volatile("mov %0, sp" : "=r"(stack));
         for (paint = stack_end; paint < stack - 64; paint++) *paint = PAINT; /* below what is in use here */
         before = TIMER_VALUE;

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from csqtool.verifying.c_operators import windowed
 
 Array = NDArray[np.float32]
 _ONE = np.float32(1)
@@ -121,9 +124,55 @@ def _mean(x: Array, axes: Any, keepdims: bool) -> Array:
     return np.expand_dims(found, tuple(reduced)) if keepdims else found
 
 
+def _larger(x: Array, y: Any) -> Array:
+    return np.where(x > y, x, y)
+
+
+def _smaller(x: Array, y: Any) -> Array:
+    return np.where(x < y, x, y)
+
+
 def _clip(x: Array, low: Any, high: Any) -> Array:
-    x = x if low is None else np.maximum(x, low)
-    return x if high is None else np.minimum(x, high)
+    x = x if low is None else _larger(x, low)
+    return x if high is None else _smaller(x, high)
+
+
+def _rectified(x: Array) -> Array:
+    return _larger(x, np.float32(0))
+
+
+def _leaky(x: Array, slope: Any) -> Array:
+    return np.asarray(_rectified(x) + _smaller(x, np.float32(0)) * np.asarray(slope, np.float32))
+
+
+def _elu(x: Array, alpha: Any) -> Array:
+    below = _exp(_smaller(x, np.float32(0))) - _ONE
+    return np.asarray(_rectified(x) + below * np.float32(alpha))
+
+
+def _hard_sigmoid(x: Array, alpha: float, beta: float) -> Array:
+    return _clip(x * np.float32(alpha) + np.float32(beta), np.float32(0), _ONE)
+
+
+def _selu(x: Array, a: Mapping[str, Any]) -> Array:
+    gamma = np.float32(a.get("gamma", 1.0507010221481323))
+    return np.asarray(_elu(x, a.get("alpha", 1.6732631921768188)) * gamma)
+
+
+def _batch_norm(x: list[Any], epsilon: float) -> Array:
+    gamma, beta, mean, variance = (one.astype(np.float64) for one in x[1:5])
+    factor = gamma / np.sqrt(variance + epsilon)
+    shape = [-1] + [1] * (x[0].ndim - 2)
+    offset = (beta - mean * factor).astype(np.float32).reshape(shape)
+    return np.asarray(x[0] * factor.astype(np.float32).reshape(shape) + offset)
+
+
+def _mean_of_windows(x: Array, attributes: Mapping[str, Any]) -> Array:
+    sums = _total(windowed(torch.from_numpy(np.ascontiguousarray(x)), attributes).numpy())
+    if attributes.get("count_include_pad", 0) or not any(attributes.get("pads", [0])):
+        return np.asarray(sums / np.float32(np.prod(attributes["kernel_shape"])))
+    inside = windowed(torch.ones((1, 1, *x.shape[2:])), attributes).sum(-1).numpy()
+    return np.asarray(sums / np.maximum(inside, _ONE))
 
 
 def _gathered(x: Array, index: Any, axis: int) -> Array:
@@ -136,22 +185,31 @@ def _gathered(x: Array, index: Any, axis: int) -> Array:
 OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "Abs": lambda x, a: np.abs(x[0]),
     "Add": lambda x, a: x[0] + x[1],
+    "AveragePool": lambda x, a: _mean_of_windows(x[0], a),
+    "BatchNormalization": lambda x, a: _batch_norm(x, float(a.get("epsilon", 1e-5))),
     "Clip": lambda x, a: _clip(*[*x, None, None][:3]),
     "Concat": lambda x, a: np.concatenate(x, int(a["axis"])),
     "Div": lambda x, a: x[0] / x[1],
+    "Elu": lambda x, a: _elu(x[0], a.get("alpha", 1.0)),
     "Erf": lambda x, a: _erf(x[0]),
     "Exp": lambda x, a: _exp(x[0]),
     "Gather": lambda x, a: _gathered(x[0], x[1], int(a.get("axis", 0))),
+    "GlobalAveragePool": lambda x, a: _mean(x[0], range(2, x[0].ndim), True),
+    "HardSigmoid": lambda x, a: _hard_sigmoid(x[0], a.get("alpha", 0.2), a.get("beta", 0.5)),
+    "HardSwish": lambda x, a: x[0] * _hard_sigmoid(x[0], 1 / 6, 0.5),
     "LayerNormalization": _layer_norm,
+    "LeakyRelu": lambda x, a: _leaky(x[0], a.get("alpha", 0.01)),
     "MatMul": lambda x, a: _matmul(x[0], x[1]),
-    "Max": lambda x, a: np.maximum(x[0], x[1]),
-    "Min": lambda x, a: np.minimum(x[0], x[1]),
+    "Max": lambda x, a: _larger(x[0], x[1]),
+    "Min": lambda x, a: _smaller(x[0], x[1]),
     "Mul": lambda x, a: x[0] * x[1],
     "Neg": lambda x, a: -x[0],
+    "PRelu": lambda x, a: _leaky(x[0], x[1]),
     "ReduceMean": lambda x, a: _mean(x[0], x[1], bool(a.get("keepdims", 1))),
-    "Relu": lambda x, a: np.maximum(x[0], np.float32(0)),
+    "Relu": lambda x, a: _rectified(x[0]),
+    "Selu": lambda x, a: _selu(x[0], a),
     "Sigmoid": lambda x, a: _ONE / (_ONE + _exp(-x[0])),
-    "Softmax": lambda x, a: _softmax(x[0]),
+    "Softmax": lambda x, a: np.moveaxis(_softmax(np.moveaxis(x[0], a.get("axis", -1), -1)), -1, a.get("axis", -1)),
     "Sub": lambda x, a: x[0] - x[1],
     "Tanh": lambda x, a: _tanh(x[0]),
 }

@@ -22,6 +22,7 @@ from torch import Tensor
 from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying import c_operators as operators
+from csqtool.verifying.c_float_layers import FloatSums, layer_of_floats, ran
 from csqtool.verifying.c_floats import Floats, evaluate
 from csqtool.verifying.c_functions import FUNCTIONS
 from csqtool.verifying.c_numbers import CGrid, Ints, factors
@@ -74,7 +75,7 @@ class Pending:
     finish: Callable[[CGrid], Ints]
     bounds: tuple[tuple[float | None, float | None], ...] = ()
     post: tuple[Callable[[Ints], Ints], ...] = ()
-    layer: LayerSums | None = None
+    layer: LayerSums | FloatSums | None = None
     in_float: Callable[[], NDArray[np.float32]] | None = None
 
     def on(self, grid: CGrid) -> Ints:
@@ -108,6 +109,9 @@ class CReference:
     Args:
         proto: a capture with marker nodes, from `csqtool.verifying.expected_graph.captured`.
         model: the finalized model.
+
+    Attributes:
+        input_place: the quantizer of the network's input; None where nothing quantizes it.
     """
 
     def __init__(self, proto: onnx.ModelProto, model: QuantizedModel) -> None:
@@ -116,6 +120,10 @@ class CReference:
         self._quantizers = {a.name: a for a in model.activations}
         self._constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         self.finite: NDArray[np.bool_] = np.ones(0, bool)
+        self.input_place: str | None = next((
+            _attributes(node)["name"].decode() for node in self.graph.node
+            if node.domain == MARKER_DOMAIN and node.input[0] == self.graph.input[0].name
+        ), None)  # fmt: skip
         self._opsets = {o.domain: o.version for o in proto.opset_import if o.domain != MARKER_DOMAIN}
 
     def run(self, inputs: NDArray[np.float32], forced: Mapping[str, NDArray[np.uint8]] | None = None) -> Computed:
@@ -123,18 +131,21 @@ class CReference:
 
         Args:
             inputs: [N, …].
-            forced: integers that replace those of a quantizer, for what comes after it.
+            forced: integers that replace those of a quantizer, or bytes those of a layer of floats, for what comes
+                after it.
 
         Raises:
             NotCoveredError: names the node that is not covered.
         """
-        computed = Computed()
+        computed = Computed(forced=forced or {})
         self.finite = np.ones(len(inputs), bool)
         values: dict[str, Any] = {**self._constants, self.graph.input[0].name: inputs}
+        if self.input_place is None:
+            values[self.graph.input[0].name] = Floats(inputs)
         for node in self.graph.node:
             arguments = [values[name] if name else None for name in node.input]
             if node.domain == MARKER_DOMAIN:
-                values[node.output[0]] = self._marked(node, arguments, computed, forced or {})
+                values[node.output[0]] = self._marked(node, arguments, computed)
                 continue
             try:
                 found = self._evaluate(node, arguments, computed)
@@ -144,9 +155,11 @@ class CReference:
                 raise NotCoveredError(f"{node.op_type} {node.output[0]!r}: {error}") from error
             values.update(zip(node.output, found, strict=False))
         computed.output = _as_float(values[self.graph.output[0].name])
+        for name in computed.repeated:
+            del computed.places[name]
         return computed
 
-    def _marked(self, node: onnx.NodeProto, arguments: list[Any], computed: Computed, forced: Mapping[str, Any]) -> Any:
+    def _marked(self, node: onnx.NodeProto, arguments: list[Any], computed: Computed) -> Any:
         name = _attributes(node)["name"].decode()
         if node.op_type == "Weight":
             layer = self._model.layer(name)
@@ -156,16 +169,14 @@ class CReference:
         grid = CGrid(np.float32(quantizer.scale), quantizer.zero_point, 0, quantizer.largest)
         value = arguments[0]
         if isinstance(value, np.ndarray | Floats):  # the network's input, or computed in float
-            with np.errstate(all="ignore"):
-                steps = np.rint((value.x if isinstance(value, Floats) else value).astype(np.float32) / grid.scale)
-            found = grid.clipped(np.nan_to_num(np.clip(steps, -1024, 1024), nan=-1024))
+            found = grid.measured(value.x if isinstance(value, Floats) else value)
         elif isinstance(value, Steps):
             found = _identity(value).on(grid)
         else:
             found = value.on(grid)
         computed.places[name] = (found + grid.zero_point).astype(np.uint8)
-        if name in forced:
-            found = forced[name].astype(np.int64) - grid.zero_point
+        if name in computed.forced:
+            found = computed.forced[name].astype(np.int64) - grid.zero_point
         return Steps(found, grid)
 
     def _evaluate(self, node: onnx.NodeProto, arguments: list[Any], computed: Computed) -> list[Any]:
@@ -185,18 +196,19 @@ class CReference:
             return Weight(first.name, first.q.transpose(attributes["perm"]), first.scale, first.bias)
         if node.op_type == "BatchNormalization" and _is_sum(first):
             return first  # folded into the layer's integers
-        if node.op_type in PRODUCTS and isinstance(arguments[1], Weight):
-            return self._product(node, attributes, arguments, computed)
+        layer = {"Gather": self._rows} if isinstance(first, Weight) else dict.fromkeys(PRODUCTS, self._product)
+        if node.op_type in layer and any(isinstance(one, Weight) for one in arguments[:2]):
+            return layer[node.op_type](node, attributes, arguments, computed)
         if node.op_type == "Concat":
             return self._joined(node, attributes, arguments)
         if node.op_type in ("GlobalAveragePool", "AveragePool", "ReduceMean"):
-            found = _average(node, attributes, arguments)
+            found = self._average(node, attributes, arguments)
             return self._floats(node, attributes, arguments) if found is None else found
         return self._function(node, attributes, arguments)
 
     def _function(self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Any:
         first = arguments[0]
-        if isinstance(first, Pending) and node.op_type in ("Relu", "Clip"):
+        if isinstance(first, Pending) and node.op_type in ("Relu", "Clip") and not _is_rearranged_float(first):
             bounds = [0.0, None] if node.op_type == "Relu" else [_number(a) for a in (*arguments[1:], None, None)][:2]
             return Pending(
                 first.finish, (*first.bounds, (bounds[0], bounds[1])), first.post, first.layer, first.in_float
@@ -218,6 +230,24 @@ class CReference:
                     in_float=lambda: self._floats(node, attributes, arguments).x,
                 )
         return self._floats(node, attributes, arguments)
+
+    def _average(self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending | None:
+        """Return means of windows; None for means along other axes, or of floats."""
+        value = arguments[0]
+        if not isinstance(value, Steps):
+            return None
+        if node.op_type == "ReduceMean":
+            axes, rank = sorted(int(axis) for axis in np.asarray(arguments[1]).reshape(-1)), value.d.ndim
+            if rank not in (3, 4) or [axis % rank for axis in axes] != list(range(2, rank)):
+                return None
+        sums, counts = operators.window_sums(node.op_type, value.d, attributes, arguments[1:])
+
+        def finish(grid: CGrid) -> Ints:
+            ratio = np.float64(value.grid.scale) / np.float64(grid.scale)
+            multiplier, shift = factors(ratio / counts)
+            return grid.rounded(sums * multiplier, shift)
+
+        return Pending(finish, in_float=lambda: self._floats(node, attributes, arguments).x)
 
     def _joined(self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending | Floats:
         """Return values one after another: integers through tables where all are quantized, else floats."""
@@ -255,29 +285,40 @@ class CReference:
             return np.asarray(found[which])
 
         outputs = range(len(node.output))
+        fills = node.op_type == "Pad" and len(rest) > 1 and rest[1] is not None and np.any(rest[1])
+        if isinstance(first, Floats) or fills or (isinstance(first, Pending) and len(node.output) > 1):
+            x = _in_float(first)
+            return [Floats(np.asarray(change(x, i))) for i in outputs]
         if isinstance(first, Steps):
             return [Steps(change(first.d, i), first.grid) for i in outputs]
         if isinstance(first, Curve):
             first = Pending(first.on, in_float=first.in_float)
-        if isinstance(first, Floats) or (isinstance(first, Pending) and len(node.output) > 1):
-            if node.op_type in ("MaxPool", "Resize", "Pad"):
-                raise NotCoveredError(f"{node.op_type} {node.output[0]!r} in float")
-            x = _in_float(first)
-            return [Floats(np.asarray(change(x, i))) for i in outputs]
         if isinstance(first, Pending) and len(node.output) == 1:
             return [Pending(first.finish, first.bounds, (*first.post, change), first.layer, first.in_float)]
         raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
+
+    def _rows(
+        self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any], computed: Computed
+    ) -> Floats:
+        """Return an embedding's rows."""
+        weight, numbers = arguments
+        if attributes.get("axis", 0) or not isinstance(numbers, Floats) or weight.scale.size != 1:
+            raise NotCoveredError(f"{node.op_type} {node.output[0]!r}")
+        chosen = weight.q[np.clip(numbers.x.astype(np.int64), 0, len(weight.q) - 1)]
+        found = chosen.astype(np.float32) * np.float32(weight.scale.reshape(-1)[0])
+        return Floats(ran(weight.name, weight.q.astype(np.int64), found, computed))
 
     def _product(
         self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any], computed: Computed
     ) -> Pending:
         source, weight = arguments[0], arguments[1]
-        if not isinstance(source, Steps):
-            raise NotCoveredError(f"{node.op_type} {node.output[0]!r}: its input is not quantized")
         is_spatial = node.op_type in ("Conv", "ConvTranspose")
         q = weight.q
         if not is_spatial and not (node.op_type == "Gemm" and attributes.get("transB", 0)):
             q = q.T
+        if not isinstance(source, Steps):
+            in_float = layer_of_floats(node.op_type, _in_float(source), weight, q, attributes, computed)
+            return Pending(in_float.on, layer=in_float)
         channels = q.shape[1] * attributes.get("group", 1) if node.op_type == "ConvTranspose" else q.shape[0]
         scale = np.broadcast_to(np.asarray(weight.scale, np.float32).reshape(-1), (channels,))
         sums = operators.product(node.op_type, source.d, q, attributes)
@@ -288,6 +329,11 @@ class CReference:
         if node.op_type != "MatMul" and weight.bias is not None:
             layer = layer.plus(weight.bias)
         return Pending(layer.on, layer=layer)
+
+
+def _is_rearranged_float(value: Pending) -> bool:
+    """Tell whether a layer of floats was rearranged: bounds come after that."""
+    return isinstance(value.layer, FloatSums) and bool(value.post)
 
 
 def _is_sum(value: Any) -> bool:
@@ -342,26 +388,6 @@ def _curve(value: Any) -> Curve:
     if isinstance(value, Curve):
         return value
     raise NotCoveredError("an operand in float")
-
-
-def _average(node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any]) -> Pending | None:
-    """Return means of windows; None for means along other axes, or of floats."""
-    value = arguments[0]
-    if node.op_type == "ReduceMean":
-        axes = sorted(int(axis) for axis in np.asarray(arguments[1]).reshape(-1))
-        rank = value.d.ndim if isinstance(value, Steps) else 0
-        if rank not in (3, 4) or [axis % rank for axis in axes] != list(range(2, rank)):
-            return None
-    if not isinstance(value, Steps):
-        raise NotCoveredError(f"{node.op_type} {node.output[0]!r}: its input is not quantized")
-    sums, counts = operators.window_sums(node.op_type, value.d, attributes, arguments[1:])
-
-    def finish(grid: CGrid) -> Ints:
-        ratio = np.float64(value.grid.scale) / np.float64(grid.scale)
-        multiplier, shift = factors(ratio / counts)
-        return grid.rounded(sums * multiplier, shift)
-
-    return Pending(finish)
 
 
 def _as_float(value: Any) -> NDArray[np.float32]:

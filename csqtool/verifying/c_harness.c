@@ -1,8 +1,8 @@
 /* Runs an exported model: PROGRAM IN OUT LOG COUNT FORCED FILL.
 
    IN holds for each sample its float32 values and, if FORCED is 1, the integers to put in place of those of each quantizer,
-   in the order in which they are computed. OUT gets for each sample the quantized input, each quantizer's integers (with
-   MODEL_TRACE) and the float output. LOG gets what the first sample shows: quantizers and decoded filters. FILL is what the
+   in the order in which they are computed. OUT gets for each sample the input as the model reads it, each quantizer's
+   integers (with MODEL_TRACE; of layers of floats, their bytes) and the float output. LOG gets what the first sample shows: quantizers and decoded filters. FILL is what the
    arena holds before each sample. */
 
 #include <stdio.h>
@@ -14,6 +14,17 @@
 void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
 void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
                         int32_t bias, int32_t multiplier, int32_t shift);
+
+#ifdef MODEL_INPUT_TYPE /* the input is not quantized: floats, or whole numbers, which are given as floats */
+typedef MODEL_INPUT_TYPE input_t;
+static void prepare(const float *values, input_t *input) {
+    long i;
+    for (i = 0; i < MODEL_INPUT_SIZE; i++) input[i] = (input_t)values[i];
+}
+#else
+typedef uint8_t input_t;
+static void prepare(const float *values, input_t *input) { model_quantize_input(values, input); }
+#endif
 
 static FILE *in, *out, *sample_log;
 static int forced;
@@ -63,7 +74,8 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 
 int main(int argc, char **argv) {
     float *values = malloc(MODEL_INPUT_SIZE * sizeof *values), *output = malloc(MODEL_OUTPUT_SIZE * sizeof *output);
-    uint8_t *input = malloc(MODEL_INPUT_SIZE), *arena = malloc(MODEL_ARENA_SIZE);
+    input_t *input = malloc(MODEL_INPUT_SIZE * sizeof *input);
+    uint8_t *arena = malloc(MODEL_ARENA_SIZE);
     long count, i;
     if (argc != 7 || !values || !output || !input || !arena) return 2;
     in = fopen(argv[1], "rb");
@@ -75,9 +87,9 @@ int main(int argc, char **argv) {
     for (i = 0; i < count; i++) {
         memset(arena, atoi(argv[6]), MODEL_ARENA_SIZE);
         take(values, MODEL_INPUT_SIZE * sizeof *values);
-        model_quantize_input(values, input);
-        put(out, input, MODEL_INPUT_SIZE);
-        if (forced) take(input, MODEL_INPUT_SIZE);
+        prepare(values, input);
+        put(out, input, MODEL_INPUT_SIZE * sizeof *input);
+        if (forced) take(input, MODEL_INPUT_SIZE * sizeof *input);
         model_run(input, output, arena);
         put(out, output, MODEL_OUTPUT_SIZE * sizeof *output);
         if (sample_log && fclose(sample_log)) fail("cannot write");

@@ -35,6 +35,12 @@ class CGrid:
         integers: Ints = np.clip(steps + self.zero_point, self.low, self.high).astype(np.int64)
         return integers - self.zero_point
 
+    def measured(self, values: NDArray[np.float32]) -> Ints:
+        """Return floats on this grid, centered (section 2)."""
+        with np.errstate(all="ignore"):
+            steps = np.rint(values.astype(np.float32) / self.scale)
+        return self.clipped(np.nan_to_num(np.clip(steps, -1024, 1024), nan=-1024))
+
     def rounded(self, products: Ints, shift: NDArray[np.int64]) -> Ints:
         """Return products / 2^shift on this grid, centered (section 3)."""
         whole = products >> shift

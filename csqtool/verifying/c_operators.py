@@ -80,8 +80,8 @@ def window_sums(
     if kind == "AveragePool":
         kernel = list(attributes["kernel_shape"])
         x = torch.from_numpy(d.astype(np.float64))
-        sums = _exact(_windowed(x, attributes).sum(-1))
-        inside = _exact(_windowed(torch.ones_like(x[:1, :1]), attributes).sum(-1))
+        sums = _exact(windowed(x, attributes).sum(-1))
+        inside = _exact(windowed(torch.ones_like(x[:1, :1]), attributes).sum(-1))
         whole = attributes.get("count_include_pad", 0) or not any(attributes.get("pads", [0]))
         return sums, np.full(1, np.prod(kernel)) if whole else np.maximum(inside, 1)
     keep = kind == "GlobalAveragePool" or bool(attributes.get("keepdims", 1))
@@ -91,13 +91,14 @@ def window_sums(
     return d.sum(axis=axes, keepdims=keep), np.full(1, np.prod(d.shape[2 : 2 + rank]))
 
 
-def largest(d: Ints, attributes: Mapping[str, Any]) -> Ints:
-    """Return the largest integers of windows."""
-    x = torch.from_numpy(d.astype(np.float64))
-    return _exact(_windowed(x, attributes, -1e9).amax(-1))
+def largest(d: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the largest integers or floats of windows."""
+    if d.dtype == np.float32:
+        return windowed(torch.from_numpy(np.ascontiguousarray(d)), attributes, -np.inf).amax(-1).numpy()
+    return _exact(windowed(torch.from_numpy(d.astype(np.float64)), attributes, -1e9).amax(-1))
 
 
-def repeated(d: Ints, rest: Sequence[Any]) -> Ints:
+def repeated(d: NDArray[Any], rest: Sequence[Any]) -> NDArray[Any]:
     """Return each value repeated along the axes, as Resize's sizes or scales say."""
     given = [np.asarray(a) for a in rest if a is not None and np.asarray(a).size == d.ndim]
     if len(given) != 1:
@@ -115,7 +116,7 @@ def _surrounded(x: Tensor, pads: Sequence[int], value: float) -> Tensor:
     return F.pad(x, [n for axis in reversed(range(rank)) for n in (pads[axis], pads[rank + axis])], value=value)
 
 
-def _windowed(x: Tensor, attributes: Mapping[str, Any], value: float = 0.0) -> Tensor:
+def windowed(x: Tensor, attributes: Mapping[str, Any], value: float = 0.0) -> Tensor:
     """Return the values of each window: [N, channels, …, values of a window]; outside they are `value`."""
     kernel = list(attributes["kernel_shape"])
     rank = len(kernel)

@@ -71,8 +71,9 @@ class Run:
     """What a run of the program computed.
 
     Attributes:
-        input: quantized inputs [N, bytes], as they lie in memory.
-        places: integers [N, bytes] of each quantizer, as they lie in memory; of a build that is traced.
+        input: inputs as the model reads them [N, bytes]: quantized, float32 or int32.
+        places: integers [N, bytes] of each quantizer, and bytes of each layer of floats, as they lie in memory; of a
+            build that is traced.
         output: [N, values].
         forms: how each place lies in memory.
         filters: of each run of a layer: its name and its filters, in order.
@@ -95,6 +96,7 @@ class CFolder:
         content: all files of the folder that are part of it, one after the other.
         sha256: of the finalized model that it names.
         sizes: ``INPUT``, ``OUTPUT`` and ``ARENA``.
+        input_type: of an input that is not quantized, ``float`` or ``int32_t``; empty otherwise.
 
     Args:
         path: the folder.
@@ -110,7 +112,7 @@ class CFolder:
         if missing:
             packed = (path / "csq.h").is_file()
             what = "packed weights and their reader, no inference" if packed else f"no {', '.join(missing)}"
-            raise FormatError(f"{path} holds {what}; csqtool export --format c writes one for quantized activations")
+            raise FormatError(f"{path} holds {what}; csqtool export --format c --content inference writes one")
         self.path = path
         self.names = names
         self.files = {name: read_bytes(path / name) for name in names}
@@ -119,7 +121,13 @@ class CFolder:
             self.files["model.c"] = b'#define MODEL_IMPLEMENTATION\n#include "model.h"\n'
         header = self.files["model.h"].decode(errors="replace")
         self.sha256 = next(iter(re.findall(r'#define MODEL_FINALIZED_SHA256 "([0-9a-f]{64})"', header)), None)
+        self.input_type = next(iter(re.findall(r"#define MODEL_INPUT_TYPE (float|int32_t)\b", header)), "")
         self.sizes = {name: _size(header, name, path) for name in ("INPUT", "OUTPUT", "ARENA")}
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of an input as the model reads it."""
+        return self.sizes["INPUT"] * (4 if self.input_type else 1)
 
     @property
     def sources(self) -> list[str]:
@@ -207,7 +215,7 @@ class CProgram:
         return self._parsed(answer["out"], count, forms if traced else {}, filters)
 
     def _parsed(self, out: bytes, count: int, forms: dict[str, Place], filters: list[Any]) -> Run:
-        sizes = [self._folder.sizes["INPUT"], *(int(np.prod(f.sizes)) for f in forms.values())]
+        sizes = [self._folder.input_bytes, *(int(np.prod(f.sizes)) for f in forms.values())]
         output = self._folder.sizes["OUTPUT"] * 4
         if len(out) != count * (sum(sizes) + output):
             raise RuntimeError(f"it gives {len(out)} bytes for {count} samples, not {sum(sizes) + output} each")

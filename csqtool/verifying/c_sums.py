@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,16 +38,21 @@ class Computed:
     """What a run computed.
 
     Attributes:
-        places: integers of each activation quantizer, uint8 [N, …], in order.
+        places: integers of each activation quantizer, uint8 [N, …], and bytes of what each layer of floats returns,
+            uint8 [N, …, 4], in order.
         layers: every run of a layer, in order.
         output: float32 [N, …].
         floats: layers whose results were computed in float, by identity, and these.
+        forced: integers, or bytes of floats, that replace those of a place for what comes after it.
+        repeated: layers of floats that ran more than once, which are no places.
     """
 
     places: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     layers: list[LayerNumbers] = field(default_factory=list)
     output: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    floats: dict[int, tuple[LayerSums, NDArray[np.float32]]] = field(default_factory=dict)
+    floats: dict[int, tuple[Any, NDArray[np.float32]]] = field(default_factory=dict)
+    forced: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

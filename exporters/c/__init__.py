@@ -19,7 +19,7 @@ class CExporter(Exporter):
 
     name = "c"
     suffix = ""
-    description = "a folder of C99: integer inference for quantized activations, or packed weights and their reader"
+    description = "a folder of C99: inference, in integers where activations are, or packed weights and their reader"
     exact = True
     Options = COptions
 

@@ -39,6 +39,10 @@ class FloatValue:
         return 4 * self.elements
 
 
+class Numbers(FloatValue):
+    """Whole numbers of 32 bits, which only an embedding reads."""
+
+
 @dataclass(frozen=True, eq=False)
 class FloatPart(FloatValue):
     """A value from one of its bytes on, which a step of several writes.

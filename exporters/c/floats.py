@@ -8,10 +8,12 @@ from math import prod
 import numpy as np
 import onnx
 
-from exporters.c.float_steps import CONSTANT, FloatPart, FloatStep, FloatValue
+from exporters.c.float_layers import embedding, is_embedding, layer_of_floats
+from exporters.c.float_steps import CONSTANT, FloatPart, FloatStep, FloatValue, Numbers
+from exporters.c.float_windows import FORMULAS, WINDOWED, Formula
 from exporters.c.graph import refusal
 from exporters.c.layers import float_layer, layer_ending_at
-from exporters.c.program import Grid, Value
+from exporters.c.program import INPUT, Grid, Value
 from exporters.c.rearranging import starts_of_slice
 from exporters.c.values import Values, plain
 
@@ -28,13 +30,21 @@ class Floats:
     Args:
         values: is added to.
         quantized: returns the quantized value of a name, None where it is none.
+        input_is_quantized: tells whether a quantizer reads the network's input.
+
+    Attributes:
+        input: the network's input in float or as whole numbers, where something reads it so.
     """
 
-    def __init__(self, values: Values, quantized: Callable[[str], Value | None]) -> None:
+    def __init__(
+        self, values: Values, quantized: Callable[[str], Value | None], input_is_quantized: Callable[[], bool]
+    ) -> None:
         self._values = values
         self._graph = values.graph
         self._quantized = quantized
+        self._input_is_quantized = input_is_quantized
         self._made: dict[str, FloatValue] = {}
+        self.input: FloatValue | None = None
 
     def on_grid(self, name: str, grid: Grid, user: onnx.NodeProto) -> Value:
         """Return a value in float, rounded to a grid.
@@ -71,16 +81,41 @@ class Floats:
             return self._add(FloatStep((source,), output, kernel="to_floats", arguments=arguments))
         node = self._graph.makers.get(name)
         if node is None:
-            raise refusal(user, f"its input {name!r} is not quantized")
+            return self._the_input(name, user)
         layer = layer_ending_at(self._graph, node)
         if layer is not None:
-            source = self._quantized(layer[0].input[0])
-            if source is None:
-                raise refusal(layer[0], "the input of its layer is not quantized")
+            return self._layer(*layer, self._graph.shape(node, name))
+        if is_embedding(self._graph, node):
+            numbers = self._numbers(node)
             output = self._new(self._graph.shape(node, name))
-            float_layer(self._values, *layer, source, output)
+            embedding(self._values, node, numbers, output)
             return output
         return self._operator(node, name)
+
+    def _layer(self, node: onnx.NodeProto, bias: str, shape: tuple[int, ...]) -> FloatValue:
+        source = self._quantized(node.input[0])
+        read = self.value(node.input[0], node) if source is None else None
+        output = self._new(shape)
+        if source is not None:
+            float_layer(self._values, node, bias, source, output)
+        elif read is not None:
+            layer_of_floats(self._values, node, bias, read, output)
+        return output
+
+    def _the_input(self, name: str, user: onnx.NodeProto) -> FloatValue:
+        if name != self._graph.input or self._input_is_quantized():
+            raise refusal(user, f"its input {name!r} is not quantized")
+        if self._graph.input_type != onnx.TensorProto.FLOAT:
+            raise refusal(user, "it reads whole numbers")
+        self.input = FloatValue(INPUT, self._graph.shape(user, name))
+        return self.input
+
+    def _numbers(self, node: onnx.NodeProto) -> FloatValue:
+        """Return the whole numbers that an embedding reads: the network's input."""
+        if node.input[1] != self._graph.input or self._graph.input_type == onnx.TensorProto.FLOAT:
+            raise refusal(node, "the rows that it takes are not the network's input")
+        self.input = Numbers(INPUT, self._graph.shape(node, self._graph.input))
+        return self.input
 
     def _operator(self, node: onnx.NodeProto, name: str) -> FloatValue:
         if node.op_type in RESHAPES:
@@ -90,6 +125,10 @@ class Floats:
             return self._unary(UNARY[node.op_type], self.value(node.input[0], node))
         if node.op_type in BINARY and len(node.input) == 2:
             return self._binary(node, BINARY[node.op_type], *(self.value(one, node) for one in node.input))
+        if node.op_type in FORMULAS:
+            return self._formula(node, FORMULAS[node.op_type])
+        if node.op_type in WINDOWED:
+            return WINDOWED[node.op_type](self._values, node, self.value(node.input[0], node))
         if node.op_type not in OPERATORS:
             raise refusal(node, "the operator has a kernel neither for integers nor for floats")
         return OPERATORS[node.op_type](self, node, name)
@@ -108,6 +147,16 @@ class Floats:
         output = self._new(source.shape)
         arguments = [kind, source, output, source.elements]
         return self._add(FloatStep((source,), output, kernel="unary", arguments=arguments, may_overwrite=True))
+
+    def _formula(self, node: onnx.NodeProto, formula: Formula) -> FloatValue:
+        """Return a function that others compute."""
+        operands = [self.value(one, node) for one in node.input]
+
+        def combined(kind: str, *terms: FloatValue | float) -> FloatValue:
+            values = [FloatValue(CONSTANT, (), np.array(t, np.float32)) if isinstance(t, float) else t for t in terms]
+            return self._unary(kind, values[0]) if len(values) == 1 else self._binary(node, kind, values[0], values[1])
+
+        return formula(combined, operands, self._graph.attributes(node))
 
     def _binary(self, node: onnx.NodeProto, kind: str, a: FloatValue, b: FloatValue) -> FloatValue:
         """Return a combination of two values, repeated along axes of size 1 as numpy does."""
@@ -152,13 +201,18 @@ class Floats:
         return self._add(FloatStep((a, b), output, kernel="matrices", arguments=arguments))
 
     def softmax(self, node: onnx.NodeProto, name: str) -> FloatValue:
-        """Return the softmax along the last axis."""
+        """Return the softmax along an axis."""
         source = self.value(node.input[0], node)
-        if self._graph.attributes(node).get("axis", -1) not in (-1, len(source.shape)):
-            raise refusal(node, "it is not along the last axis")
-        output, count = self._new(source.shape), source.shape[-1]
-        arguments = [source, output, source.elements // count, count]
-        return self._add(FloatStep((source,), output, kernel="softmax", arguments=arguments, may_overwrite=True))
+        rank = len(source.shape)
+        axis = int(self._graph.attributes(node).get("axis", -1)) % (rank + 1) - 1
+        if axis < 0:
+            raise refusal(node, "it is along the batch")
+        order = [*(a for a in range(rank) if a != axis), axis]
+        moved = self._moved(node, source, order)
+        output, count = self._new(moved.shape), moved.shape[-1]
+        arguments = [moved, output, moved.elements // count, count]
+        step = FloatStep((moved,), output, kernel="softmax", arguments=arguments, may_overwrite=True)
+        return self._moved(node, self._add(step), [order.index(a) for a in range(rank)])
 
     def layer_norm(self, node: onnx.NodeProto, name: str) -> FloatValue:
         """Return LayerNorm over the last axes."""
@@ -176,6 +230,20 @@ class Floats:
         arguments = [source, output, source.elements // count, count, *numbers, epsilon]
         return self._add(FloatStep((source,), output, kernel="normalize", arguments=arguments, may_overwrite=True))
 
+    def batch_norm(self, node: onnx.NodeProto, name: str) -> FloatValue:
+        """Return BatchNorm of constants, where it folds into no layer."""
+        source = self.value(node.input[0], node)
+        constants = [self._graph.constant(one) for one in node.input[1:5]]
+        if any(one is None for one in constants):
+            raise refusal(node, "its numbers are no constants")
+        gamma, beta, mean, variance = (np.asarray(one, np.float64) for one in constants)
+        factor = gamma / np.sqrt(variance + float(self._graph.attributes(node).get("epsilon", 1e-5)))
+        shape = (-1, *[1] * (len(source.shape) - 1))
+        for kind, numbers in (("TIMES", factor), ("PLUS", beta - mean * factor)):
+            values = numbers.astype(np.float32).reshape(shape)
+            source = self._binary(node, kind, source, FloatValue(CONSTANT, values.shape, values))
+        return source
+
     def reduce_mean(self, node: onnx.NodeProto, name: str) -> FloatValue:
         """Return the mean along axes."""
         source = self.value(node.input[0], node)
@@ -187,7 +255,7 @@ class Floats:
         if reduced[0] < 0:
             raise refusal(node, "it takes the mean over samples")
         kept = [axis for axis in range(rank) if axis not in reduced]
-        moved = self._taken(node, source, [*kept, *reduced], {}, {}, tuple(source.shape[a] for a in [*kept, *reduced]))
+        moved = self._moved(node, source, [*kept, *reduced])
         count = prod(source.shape[axis] for axis in reduced)
         output = self._new(self._graph.shape(node, name))
         arguments = [moved, output, moved.elements // count, count]
@@ -247,6 +315,9 @@ class Floats:
             at += count
         return output
 
+    def _moved(self, node: onnx.NodeProto, source: FloatValue, order: list[int]) -> FloatValue:
+        return self._taken(node, source, order, {}, {}, tuple(source.shape[axis] for axis in order))
+
     def _taken(
         self, node: onnx.NodeProto, source: FloatValue, order: list[int], starts: Mapping[int, int],
         strides: Mapping[int, int], shape: tuple[int, ...],
@@ -268,5 +339,5 @@ class Floats:
 OPERATORS: Mapping[str, Callable[[Floats, onnx.NodeProto, str], FloatValue]] = {
     "Clip": Floats.clip, "MatMul": Floats.matmul, "Softmax": Floats.softmax, "LayerNormalization": Floats.layer_norm,
     "ReduceMean": Floats.reduce_mean, "Transpose": Floats.transpose, "Slice": Floats.slice, "Split": Floats.split,
-    "Gather": Floats.gather, "Concat": Floats.concat,
+    "Gather": Floats.gather, "Concat": Floats.concat, "BatchNormalization": Floats.batch_norm,
 }  # fmt: skip

@@ -35,6 +35,7 @@ class Graph:
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
         self.nodes = list(fixed.graph.node)
         self.input = fixed.graph.input[0].name
+        self.input_type = fixed.graph.input[0].type.tensor_type.elem_type
         self.output = fixed.graph.output[0].name
         self.makers = {output: node for node in self.nodes for output in node.output}
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in fixed.graph.initializer}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,11 @@ def layer_ending_at(graph: Graph, node: onnx.NodeProto) -> tuple[onnx.NodeProto,
     """Return the product and the name of its bias, if `node` is the end of a layer with a quantized weight."""
     if node.op_type == "Add":
         for one, other in (tuple(node.input), tuple(reversed(node.input))):
-            maker, bias = graph.makers.get(one), _bias(graph, other)
+            maker, bias = graph.makers.get(one), bias_of(graph, other)
             if maker is not None and maker.op_type == "MatMul" and bias is not None and bias.ndim == 1:
                 return None if layer_ending_at(graph, maker) is None else (maker, other)
         return None
-    if node.op_type not in PRODUCTS or _weight(graph, node.input[1]) is None:
+    if node.op_type not in PRODUCTS or weight_of(graph, node.input[1]) is None:
         return None
     return node, node.input[2] if len(node.input) > 2 else ""
 
@@ -72,7 +74,7 @@ def float_layer(
     values.steps.append(step)
 
 
-def _weight(graph: Graph, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def weight_of(graph: Graph, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Return integers and scales of a quantized constant."""
     node = graph.makers.get(name)
     if node is None or node.op_type != "DequantizeLinear":
@@ -81,28 +83,49 @@ def _weight(graph: Graph, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None
     return None if q is None or scale is None else (q, scale)
 
 
-def _bias(graph: Graph, name: str) -> NDArray[np.float64] | None:
+def bias_of(graph: Graph, name: str) -> NDArray[np.float64] | None:
     """Return a bias in float, from float or from integers and their steps."""
-    stored = _weight(graph, name)
+    stored = weight_of(graph, name)
     if stored is not None:
         return np.asarray(stored[0].astype(np.float64) * stored[1])
     found = graph.constant(name)
     return None if found is None else found.astype(np.float64)
 
 
-def _layer(values: Values, node: onnx.NodeProto, bias_name: str, source: Value) -> tuple[Conv, NDArray[np.float32]]:
-    """Return a layer without its result, and its channels' scales."""
-    graph = values.graph
-    stored = _weight(graph, node.input[1])
+@dataclass
+class Filters:
+    """A layer's weights and geometry.
+
+    Attributes:
+        q: integers [channels, kernel height, kernel width, channels of a group].
+        scales: of each channel.
+        window: geometry.
+        groups: as in PyTorch.
+        is_spatial: whether it is a convolution.
+    """
+
+    q: NDArray[Any]
+    scales: NDArray[np.float32]
+    window: Window
+    groups: int
+    is_spatial: bool
+
+
+def filters_of(graph: Graph, node: onnx.NodeProto, sizes: tuple[int, ...]) -> Filters:
+    """Return weights and geometry of a layer from `layer_ending_at` whose input has `sizes`.
+
+    Raises:
+        ExportError: this form of it is not covered.
+    """
+    stored = weight_of(graph, node.input[1])
     assert stored is not None
     q, scale = stored
     attributes = graph.attributes(node)
     groups = int(attributes.get("group", 1))
     is_spatial = node.op_type in ("Conv", "ConvTranspose")
-    source = values.ordered(source, (channels_last if is_spatial else plain)(len(source.shape)))
     if is_spatial:
         shape = graph.shape(node, node.output[0])
-        window = window_of(node, attributes, q.shape[2:], source.shape[1:], shape[1:])
+        window = window_of(node, attributes, q.shape[2:], sizes[1:], shape[1:])
         q = q.reshape(*q.shape[:2], *window.kernel)
         if node.op_type == "ConvTranspose":
             q, window = _gathering(q, window, groups)
@@ -113,14 +136,23 @@ def _layer(values: Values, node: onnx.NodeProto, bias_name: str, source: Value) 
         if q.ndim != 2:
             raise refusal(node, "its weight is no matrix")
         q = q if attributes.get("transB", 0) else q.T
-        positions = source.elements // q.shape[1]
+        positions = prod(sizes) // q.shape[1]
         window = window_of(node, {}, [1, 1], [1, positions], [1, positions])
         q = q[:, None, None, :]
-    channels = len(q)
-    scales = np.broadcast_to(scale.astype(np.float32).reshape(-1), (channels,))
+    scales = np.broadcast_to(scale.astype(np.float32).reshape(-1), (len(q),))
+    return Filters(np.ascontiguousarray(q), scales, window, groups, is_spatial)
+
+
+def _layer(values: Values, node: onnx.NodeProto, bias_name: str, source: Value) -> tuple[Conv, NDArray[np.float32]]:
+    """Return a layer without its result, and its channels' scales."""
+    graph = values.graph
+    is_spatial = node.op_type in ("Conv", "ConvTranspose")
+    source = values.ordered(source, (channels_last if is_spatial else plain)(len(source.shape)))
+    filters = filters_of(graph, node, source.shape)
+    q, scales, channels = filters.q, filters.scales, len(filters.q)
     bias = np.zeros(channels, np.int64)
     if bias_name:
-        found = _bias(graph, bias_name)
+        found = bias_of(graph, bias_name)
         if found is None or found.size != channels:
             raise refusal(node, "its bias is no constant")
         integers = integer_bias(found.reshape(-1), bias_step(source.grid.scale, scales))
@@ -132,8 +164,8 @@ def _layer(values: Values, node: onnx.NodeProto, bias_name: str, source: Value) 
     if most.max(initial=0) > LIMIT:
         raise refusal(node, "its sums may exceed 32 bits")
     step = Conv(
-        (source,), None, layer=node.input[1].removesuffix("_dq"), window=window, q=np.ascontiguousarray(q), bias=bias,
-        groups=groups, channels_first=is_spatial,
+        (source,), None, layer=node.input[1].removesuffix("_dq"), window=filters.window, q=q, bias=bias,
+        groups=filters.groups, channels_first=is_spatial,
     )  # fmt: skip
     return step, scales
 

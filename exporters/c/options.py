@@ -16,8 +16,8 @@ class COptions(EncodingOptions):
     """Options of the C exporter; the encoding is that of packed weights.
 
     Attributes:
-        content: ``inference`` computes the network; ``weights`` is the packed model as an array, and its reader;
-            ``auto`` is inference where activations are quantized.
+        content: ``inference`` computes the network, in float32 where activations are float; ``weights`` is the packed
+            model as an array, and its reader; ``auto`` is inference where activations are quantized.
         weights: ``packed`` keeps each layer at the fewest bits that its integers need, decoded filter by filter;
             ``int8`` takes a byte a weight and no decoding; ``auto`` is ``packed``.
         single_file: write the code into one header instead of two source files.

@@ -259,14 +259,14 @@ class Program:
     """All steps of a network with one input and one output.
 
     Attributes:
-        input: the quantized input.
-        input_place: its quantizer's name.
+        input: the input: a `Value`, or where no quantizer reads it, an `exporters.c.float_steps.FloatValue`.
+        input_place: its quantizer's name, or nothing.
         output_shape: PyTorch's sizes of the float output, without the batch.
         steps: in the order that they run.
         sizes: bytes of each buffer.
     """
 
-    input: Value
+    input: Any
     input_place: str
     output_shape: tuple[int, ...] = ()
     steps: list[Step] = field(default_factory=list)

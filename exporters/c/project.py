@@ -19,6 +19,21 @@ int main(void) {
     return 0;
 }
 """
+UNQUANTIZED_MAIN = """#include <stdio.h>
+
+#include "model.h"
+
+static MODEL_INPUT_TYPE input[MODEL_INPUT_SIZE]; /* zeros: put an input here */
+static float output[MODEL_OUTPUT_SIZE];
+static uint8_t arena[MODEL_ARENA_SIZE];
+
+int main(void) {
+    int i;
+    model_run(input, output, arena);
+    for (i = 0; i < MODEL_OUTPUT_SIZE; i++) printf("%g\\n", (double)output[i]);
+    return 0;
+}
+"""
 MAKEFILE = """CFLAGS ?= -std=c99 -O3
 
 example: main.c model.c weights.c model.h weights.h

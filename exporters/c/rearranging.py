@@ -17,6 +17,11 @@ VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", 
 REARRANGING = (*VIEWS, "MaxPool", "Slice", "Split", "Pad", "Resize")
 
 
+def keeps_grid(values: Values, node: onnx.NodeProto) -> bool:
+    """Tell whether what a node of `REARRANGING` returns lies on its input's grid: not if it adds other than zeros."""
+    return node.op_type != "Pad" or len(node.input) < 3 or values.graph.number(node.input[2]) in (None, 0.0)
+
+
 def rearranged(values: Values, node: onnx.NodeProto, name: str, source: Value) -> Value:
     """Return an output of a node in `REARRANGING`.
 

@@ -10,11 +10,12 @@ import onnx
 
 from csqtool.errors import ExportError
 from exporters.c.fixed_point import common_factors, factor, quantized
+from exporters.c.float_steps import FloatValue
 from exporters.c.floats import Floats
 from exporters.c.graph import Graph, NoIntegerForm, refusal
 from exporters.c.layers import float_layer, layer_ending_at, quantized_layer
 from exporters.c.program import INPUT, AveragePool, Binary, Concat, Dequantize, Grid, Program, Table, Value
-from exporters.c.rearranging import REARRANGING, VIEWS, rearranged
+from exporters.c.rearranging import REARRANGING, VIEWS, keeps_grid, rearranged
 from exporters.c.tables import Curve
 from exporters.c.values import Values, channels_last, plain
 from exporters.c.windows import window_of
@@ -38,16 +39,17 @@ class _Translation:
         self._known_values: dict[str, Value] = {}
         self._input: tuple[Value, str] | None = None
         self._curve = Curve(graph, self._known)
-        self._floats = Floats(self._values, self._known)
+        self._floats = Floats(self._values, self._known, lambda: self._input is not None)
 
     def program(self) -> Program:
         for node in self._graph.nodes:
             if node.op_type == "DequantizeLinear" and self._graph.constant(node.input[0]) is None:
                 self._place(node)
         self._finish()
-        if self._input is None:
-            raise ExportError("C inference needs a quantized input; search with --act-bits")
-        value, place = self._input
+        value: Value | FloatValue | None
+        value, place = self._input or (self._floats.input, "")
+        if value is None:
+            raise ExportError("C inference needs an output that is computed from the input")
         made = self._graph.makers[self._graph.output]
         return Program(
             value, place, self._graph.shape(made, self._graph.output), self._values.steps, self._values.sizes
@@ -97,8 +99,8 @@ class _Translation:
         shape = self._graph.shape(node, self._graph.input)
         order = (*range(1, len(shape)), 0) if len(shape) in (2, 3) else plain(len(shape))
         value = Value(INPUT, shape, order, grid)
-        if self._input is not None:
-            raise refusal(node, "the input is quantized twice")
+        if self._input is not None or self._floats.input is not None:
+            raise refusal(node, "the input is quantized twice, or also read in float")
         self._input = value, node.output[0]
         return value
 
@@ -107,7 +109,7 @@ class _Translation:
         if name in self._known_values:
             return self._known_values[name]
         node = self._graph.makers.get(name)
-        if node is None or node.op_type not in REARRANGING:
+        if node is None or node.op_type not in REARRANGING or not keeps_grid(self._values, node):
             return None
         source = self._known(node.input[0])
         if source is None:
@@ -141,7 +143,7 @@ class _Translation:
             return self._compute(node.input[0], self._bounded(node, grid), node)
         if node.op_type == "Max" and len(node.input) == 1:
             return self._compute(node.input[0], grid, node)
-        if node.op_type in REARRANGING:
+        if node.op_type in REARRANGING and keeps_grid(self._values, node):
             return self._rearranged_after(node, name, grid)
         layer = layer_ending_at(self._graph, node)
         if layer is not None:
@@ -280,10 +282,11 @@ class _Translation:
         if node is None:
             raise ExportError("C inference needs an output that is computed from the input")
         layer = layer_ending_at(self._graph, node)
-        if layer is None:
+        source = None if layer is None else self._known(layer[0].input[0])
+        if layer is None or source is None:
             self._floats.output(self._graph.output, node)
-            return
-        float_layer(self._values, *layer, self._needed(layer[0], layer[0].input[0]))
+        else:
+            float_layer(self._values, *layer, source)
 
 
 # Operators with a kernel of their own; Add, Sub and Mul of one value alone are tables.

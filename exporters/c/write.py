@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from exporters.c.float_layers import Embedding, FloatConv
 from exporters.c.float_steps import FloatPart, FloatStep, FloatValue
+from exporters.c.interface import header, quantize_input, run_declared
 from exporters.c.memory import Plan
 from exporters.c.program import (
     INPUT,
@@ -27,7 +30,7 @@ from exporters.c.program import (
     Value,
     Window,
 )
-from exporters.c.project import CMAKE, MAIN, MAKEFILE
+from exporters.c.project import CMAKE, MAIN, MAKEFILE, UNQUANTIZED_MAIN
 from exporters.c.text import array, commented, escaped, kernel, literal, structure
 
 INCLUDES = """#include "model.h"
@@ -50,7 +53,7 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
     model_trace_values(place, values, rank, (const int32_t[]){__VA_ARGS__})
 #define TRACE_FILTER(l, c, w) \
     model_trace_filter((l)->name, c, w, (l)->kernel_h * (l)->kernel_w * (l)->group_c, (l)->wide ? (l)->padded : 0, \
-                       (l)->bias[c], (l)->multiplier ? (l)->multiplier[(c) * (l)->each] : 0, \
+                       (l)->bias ? (l)->bias[c] : 0, (l)->multiplier ? (l)->multiplier[(c) * (l)->each] : 0, \
                        (l)->shift)
 #else
 #define NAMED(text)
@@ -59,9 +62,10 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 #endif
 """
 KERNELS = (  # in the order in which they are written
-    "filters", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool", "max_pool",
-    "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary", "binary",
-    "matrices", "softmax", "normalize", "mean", "take_floats", "join_floats", "to_floats", "to_integers",
+    "filters", "blocks", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool",
+    "max_pool", "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary",
+    "binary", "matrices", "softmax", "normalize", "mean", "take_floats", "pad_floats", "repeat_floats", "pool_floats",
+    "join_floats", "to_floats", "to_integers", "layer_of_floats", "embed",
 )  # fmt: skip
 ON_GRID = {"round_sums", "add", "multiply", "average_pool"}  # kernels that round integers to a grid
 
@@ -86,21 +90,25 @@ class Writer:
         self._declared: list[str] = []
         self._used: set[str] = set()
         self._tables: dict[bytes, str] = {}
+        self._runs = Counter(step.layer for step in program.steps if isinstance(step, Conv))
 
     def files(self) -> dict[str, bytes]:
         """Return the files by name; model.h comes last, and is what the others need."""
+        source = self._program.input
         calls = [self._call(number, step) for number, step in enumerate(self._program.steps)]
         depthwise = [s.q[0].size for s in self._program.steps if isinstance(s, Conv) and s.channel_wise]
         most_taps = f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else ""
         most_filters = f"\nenum {{ MOST_FILTERS = {MOST_FILTERS} }};\n" if "conv" in self._used else ""
-        head = f"/* Written by csqtool {self._version}: integer inference, defined in docs/c-inference.md. */\n\n"
+        what = "integer inference" if isinstance(source, Value) else "inference"
+        head = f"/* Written by csqtool {self._version}: {what}, defined in docs/c-inference.md. */\n\n"
         includes = INCLUDES.replace("#include <stddef.h>", "#include <float.h>\n#include <stddef.h>")
         parts = [
             head, includes if "floats" in self._used else INCLUDES, TRACE, "\n",
-            f"{kernel('common')}\n" if self._used & ON_GRID else "", kernel("quantize"), most_taps, most_filters,
+            f"{kernel('common')}\n" if self._used & ON_GRID else "",
+            kernel("quantize") if isinstance(source, Value) or "to_integers" in self._used else "",
+            most_taps, most_filters,
             *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
-            "\n", *self._constants, "\n", self._quantize_input(),
-            "\nvoid model_run(const uint8_t *input, float *output, uint8_t *arena) {\n",
+            "\n", *self._constants, "\n", quantize_input(source), run_declared(source),
             "" if any("arena" in call for call in calls) else "    (void)arena;\n", *calls, "}\n",
         ]  # fmt: skip
         weights = f'{head}#include "weights.h"\n\n' + "\n".join(self._weights)
@@ -109,47 +117,21 @@ class Writer:
             + "".join(self._declared) + "\n#endif\n"
         )  # fmt: skip
         files = {
-            "weights.h": declared, "weights.c": weights, "model.c": "".join(parts), "main.c": head + MAIN,
-            "Makefile": MAKEFILE, "CMakeLists.txt": CMAKE, "model.h": self._header(head),
+            "weights.h": declared, "weights.c": weights, "model.c": "".join(parts),
+            "main.c": head + (MAIN if isinstance(source, Value) else UNQUANTIZED_MAIN),
+            "Makefile": MAKEFILE, "CMakeLists.txt": CMAKE,
+            "model.h": header(self._program, self._plan, head, self._sha256),
         }  # fmt: skip
         return {name: text.encode() for name, text in files.items()}
-
-    def _header(self, head: str) -> str:
-        value, grid = self._program.input, self._program.input.grid
-        shape, out = list(value.shape), list(self._program.output_shape)
-        return (
-            f"{head}#ifndef MODEL_H\n#define MODEL_H\n\n#include <stdint.h>\n\n"
-            f"#define MODEL_INPUT_SIZE {value.elements} /* {shape} in PyTorch */\n"
-            f"#define MODEL_OUTPUT_SIZE {prod(out)} /* {out} in PyTorch */\n"
-            f"#define MODEL_ARENA_SIZE {max(1, self._plan.size)} /* bytes; {self._plan.least} are in use at a time */\n"
-            f'#define MODEL_FINALIZED_SHA256 "{self._sha256}"\n\n'
-            f"/* Quantizes an input {shape}, in PyTorch's order, to integers of\n"
-            f"   (integer - {grid.zero_point}) * {float(grid.scale):.9g}, in the order that model_run reads: "
-            f"{_order(value)}. */\n"
-            "void model_quantize_input(const float *values, uint8_t *input);\n\n"
-            "/* Computes the output, in PyTorch's order, from a quantized input. The arena takes what is computed on\n"
-            "   the way; nothing else is written, so several arenas can be in use at the same time. */\n"
-            "void model_run(const uint8_t *input, float *output, uint8_t *arena);\n\n#endif\n"
-        )
-
-    def _quantize_input(self) -> str:
-        value, grid = self._program.input, self._program.input.grid
-        sizes, strides = _strides(value.stored, _source_strides(value))
-        arguments = f"{literal(grid.scale)}, {grid.zero_point}, {grid.low}, {grid.high}"
-        loops = "".join(
-            f"    {'    ' * depth}for ({v} = 0; {v} < {n}; {v}++)\n"
-            for depth, (v, n) in enumerate(zip("abcd", sizes, strict=True))
-        )
-        index = " + ".join(f"{v} * {s}" for v, s in zip("abcd", strides, strict=True))
-        return (
-            "void model_quantize_input(const float *values, uint8_t *input) {\n    int32_t a, b, c, d;\n"
-            f"{loops}{' ' * 20}*input++ = quantize(values[{index}], {arguments});\n}}\n"
-        )
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def _call(self, number: int, step: Step) -> str:
         match step:
+            case FloatConv():
+                line = self._layer_of_floats(number, step)
+            case Embedding():
+                line = self._embed(number, step)
             case Conv():
                 line = self._conv(number, step)
             case Binary():
@@ -188,6 +170,10 @@ class Writer:
         return comment + "".join(f"    {one};\n" for one in line.split(";")) + self._traced(step)
 
     def _traced(self, step: Step) -> str:
+        if isinstance(step, FloatConv | Embedding) and self._runs[step.layer] == 1:
+            sizes = (*step.output.shape, 4)  # bytes of the floats that the layer returns
+            numbers = ", ".join(map(str, (*sizes, *range(len(sizes)))))
+            return f"    TRACE_VALUES({escaped(step.layer)}, {self._to(step)}, {len(sizes)}, {numbers});\n"
         value = step.placed
         if value is None:
             return ""
@@ -199,17 +185,18 @@ class Writer:
             return f"(const uint8_t *){self._floats(value.data)}"
         if isinstance(value, FloatPart) and value.offset:
             return f"arena + {self._plan.offsets[value.buffer] + value.offset}"
-        return "input" if value.buffer == INPUT else f"arena + {self._plan.offsets[value.buffer]}"
+        if value.buffer == INPUT:
+            return "input" if isinstance(value, Value) else "(const uint8_t *)input"
+        return f"arena + {self._plan.offsets[value.buffer]}"
 
     def _to(self, step: Step) -> str:
         return "(uint8_t *)output" if step.output is None else self._at(step.output)
 
     def _conv(self, number: int, step: Conv) -> str:
-        name, stored, w = f"layer_{number}", step.stored, step.window
+        name, w = f"layer_{number}", step.window
         source = step.inputs[0]
-        self._declare("uint8_t", f"model_weights_{number}", stored.rows.reshape(-1))
         grid = step.output.grid if step.steps is None else Grid(np.float32(1), 0)
-        fields: dict[str, Any] = {"weights": f"model_weights_{number}"}
+        fields = self._weights_of(number, step)
         # The zero point of the input is part of the bias.
         moved = step.bias - source.grid.zero_point * step.q.astype(np.int64).sum(axis=(1, 2, 3))
         self._declare("int32_t", f"model_bias_{number}", moved)
@@ -220,28 +207,57 @@ class Writer:
         else:
             self._declare("float", f"model_steps_{number}", step.steps)
             fields["steps"] = f"model_steps_{number}"
-        channels = w.in_size[0] * w.in_size[1]
-        fields |= _window_fields(w) | {
-            "in_c": source.elements // channels, "out_c": len(step.q), "group_c": step.q.shape[3],
-            "filters_a_group": len(step.q) // step.groups, "each": int(len(step.factors) > 1),
-            "in_zero": source.grid.zero_point, "out_zero": grid.zero_point, "low": grid.low, "high": grid.high,
-            "row_bytes": stored.rows.shape[1], "base": stored.base, "step": stored.step, "bits": stored.bits,
-            "encoding": stored.encoding, "wide": int(stored.is_wide),
-            "padded": step.padded, "block": step.block,
-        }  # fmt: skip
-        self._constants.append(structure("layer_t", name, fields, f"NAMED({escaped(step.layer)})"))
-        self._used |= {"filters"}
+        self._layer(number, step, fields, source.grid.zero_point, grid)
         room = f"arena + {self._plan.scratch[number]}"
         if step.steps is not None:
-            self._used |= {"conv", "conv_float"}
+            self._used |= {"blocks", "conv", "conv_float"}
             positions = w.out_size[0] * w.out_size[1]
             distances = (positions, 1) if step.channels_first else (1, len(step.q))
             return f"conv_float(&{name}, {self._at(source)}, {self._to(step)}, {room}, {distances[0]}, {distances[1]})"
         if step.channel_wise:
             self._used |= {"round_sums", "depthwise"}
             return f"depthwise(&{name}, {self._at(source)}, {self._to(step)}, {room})"
-        self._used |= {"conv", "round_sums", "conv_quantized"}
+        self._used |= {"blocks", "conv", "round_sums", "conv_quantized"}
         return f"conv(&{name}, {self._at(source)}, {self._to(step)}, {room})"
+
+    def _weights_of(self, number: int, step: Conv) -> dict[str, Any]:
+        """Declare a layer's weights and return the field that names them."""
+        self._declare("uint8_t", f"model_weights_{number}", step.stored.rows.reshape(-1))
+        return {"weights": f"model_weights_{number}"}
+
+    def _layer(self, number: int, step: Conv, fields: dict[str, Any], in_zero: int, grid: Grid) -> None:
+        """Define the constants of a layer."""
+        stored, w = step.stored, step.window
+        channels = w.in_size[0] * w.in_size[1]
+        fields |= _window_fields(w) | {
+            "in_c": step.inputs[0].elements // channels, "out_c": len(step.q), "group_c": step.q.shape[3],
+            "filters_a_group": len(step.q) // step.groups, "each": int(len(step.factors) > 1),
+            "in_zero": in_zero, "out_zero": grid.zero_point, "low": grid.low, "high": grid.high,
+            "row_bytes": stored.rows.shape[1], "base": stored.base, "step": stored.step, "bits": stored.bits,
+            "encoding": stored.encoding, "wide": int(stored.is_wide),
+            "padded": step.padded, "block": step.block,
+        }  # fmt: skip
+        self._constants.append(structure("layer_t", f"layer_{number}", fields, f"NAMED({escaped(step.layer)})"))
+        self._used |= {"filters"}
+
+    def _layer_of_floats(self, number: int, step: FloatConv) -> str:
+        fields = self._weights_of(number, step)
+        self._declare("float", f"model_steps_{number}", step.steps)
+        self._layer(number, step, fields | {"steps": f"model_steps_{number}"}, 0, Grid(np.float32(1), 0))
+        self._constants.append(array("static const int32_t", f"distances_{number}", step.distances))
+        self._used |= {"blocks", "floats", "layer_of_floats"}
+        return (
+            f"layer_of_floats(&layer_{number}, {self._at(step.inputs[0])}, {self._to(step)}, "
+            f"arena + {self._plan.scratch[number]}, {self._floats(step.offsets)}, distances_{number})"
+        )
+
+    def _embed(self, number: int, step: Embedding) -> str:
+        self._layer(number, step, self._weights_of(number, step), 0, Grid(np.float32(1), 0))
+        self._used |= {"floats", "embed"}
+        return (
+            f"embed(&layer_{number}, {self._at(step.inputs[0])}, {self._to(step)}, "
+            f"arena + {self._plan.scratch[number]}, {step.inputs[0].elements}, {literal(step.scale)})"
+        )
 
     def _binary(self, number: int, step: Binary) -> str:
         a, b = step.inputs
@@ -262,14 +278,11 @@ class Writer:
         return f"{kind}({self._at(a)}, {self._at(b)}, {self._to(step)}, {a.elements}, {b.elements}, numbers_{number})"
 
     def _pool(self, number: int, step: MaxPool | AveragePool) -> str:
-        source, name = step.inputs[0], f"pool_{number}"
-        fields = {**_window_fields(step.window), "channels": source.shape[0]}
-        del fields["spread_h"], fields["spread_w"]
-        self._constants.append(structure("pool_t", name, fields))
-        self._used.add("pool")
+        source = step.inputs[0]
+        window = self._pool_constants(number, step.window, source.shape[0])
         if isinstance(step, MaxPool):
             self._used.add("max_pool")
-            return f"max_pool(&{name}, {self._at(source)}, {self._to(step)})"
+            return f"max_pool({window}, {self._at(source)}, {self._to(step)})"
         assert step.output is not None
         self._used.add("average_pool")
         grid = step.output.grid
@@ -281,9 +294,17 @@ class Writer:
             self._constants.append(array(f"static const {kind}", f"{what}_{number}", values))
         count = len(step.factors) if step.counts_padding else 0
         return (
-            f"average_pool(&{name}, {self._at(source)}, {self._to(step)}, multiplier_{number}, shift_{number}, "
+            f"average_pool({window}, {self._at(source)}, {self._to(step)}, multiplier_{number}, shift_{number}, "
             f"{count}, grid_{number})"
         )
+
+    def _pool_constants(self, number: int, window: Window, channels: int) -> str:
+        """Define the constants of a pooling and return what a kernel takes."""
+        fields = {**_window_fields(window), "channels": channels}
+        del fields["spread_h"], fields["spread_w"]
+        self._constants.append(structure("pool_t", f"pool_{number}", fields))
+        self._used.add("pool")
+        return f"&pool_{number}"
 
     def _take(self, number: int, step: Take) -> str:
         value = step.inputs[0]
@@ -325,6 +346,9 @@ class Writer:
             match argument:
                 case Value() | FloatValue():
                     arguments.append(self._at(argument))
+                case Window():
+                    channels = step.inputs[0].shape[0]
+                    arguments.append(self._pool_constants(number, argument, channels))
                 case np.ndarray() if argument.dtype == np.float32:
                     arguments.append(self._floats(argument))
                 case np.ndarray():
@@ -369,18 +393,3 @@ def _window_fields(w: Window) -> dict[str, int]:
         "spread": w.spread,
     }
     return {f"{what}_{axis}": pair[i] for what, pair in pairs.items() for i, axis in enumerate("hw")}
-
-
-def _source_strides(value: Value) -> list[int]:
-    """Return how far apart neighbours on each axis in memory are in PyTorch's order."""
-    return [prod(value.shape[axis + 1 :]) for axis in value.order]
-
-
-def _strides(sizes: Any, strides: Any) -> tuple[list[int], list[int]]:
-    """Return sizes and strides of four axes."""
-    missing = 4 - len(sizes)
-    return [1] * missing + list(sizes), [0] * missing + list(strides)
-
-
-def _order(value: Value) -> str:
-    return "[" + ", ".join(f"axis {axis}" for axis in value.order) + "]"

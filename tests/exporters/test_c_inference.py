@@ -173,7 +173,7 @@ class Volume(nn.Module):
             (4,),
             "does not cover CumSum 'cumsum': the operator has a kernel neither for integers nor for floats",
         ),
-        (Folded, (3, 4), "does not cover Transpose 'transpose_7': it is computed in float where a quantized"),
+        (Folded, (3, 4), "does not cover Transpose 'transpose_7': it moves the batch"),
         (TwoOutputs, (4,), "one input and one output; the outputs are"),
         (Volume, (1, 3, 3, 3), "does not cover Conv 'output': it has 3 dimensions"),
     ],
