@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from csqtool.files import temporary_folder
@@ -23,7 +22,7 @@ from csqtool.verifying.c_float_layers import as_bytes, from_bytes
 from csqtool.verifying.c_graph import CReference, NotCoveredError
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
 from csqtool.verifying.c_sums import Computed, LayerNumbers
-from csqtool.verifying.findings import LayerFinding
+from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.layer_verdicts import Comparison
 from csqtool.verifying.layers import Cut, reference_cuts
 from csqtool.verifying.outputs import Judge, compare_outputs, compare_task, reference_outputs
@@ -59,7 +58,7 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
     except expected_graph.NotCapturedError as error:
         subject.report.add("structure", "network", False, str(error))
         return
-    if not _accounted(subject, folder, capture.graph):
+    if not every_line(subject.report, unexplained(folder, capture.graph)):
         return
     subject.tell(f"{subject.report.file}: compiling …")
     with temporary_folder() as one, temporary_folder() as other:
@@ -79,15 +78,14 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
             _Checks(subject, folder, reference, *programs, on_device=on_device).run()
 
 
-def _accounted(subject: Subject, folder: CFolder, graph: onnx.GraphProto) -> bool:
-    """Check that everything in the folder is explained; otherwise nothing of it is compiled."""
-    faults = unexplained(folder, graph)
+def every_line(report: VerifyReport, faults: list[str]) -> bool:
+    """Add the check that everything in a folder is explained; where it is not, nothing of it may be compiled."""
     for fault in faults[:MOST_FAULTS]:
-        subject.report.add("structure", "every line", False, fault)
+        report.add("structure", "every line", False, fault)
     if len(faults) > MOST_FAULTS:
-        subject.report.add("structure", "every line", False, f"and {len(faults) - MOST_FAULTS} more")
+        report.add("structure", "every line", False, f"and {len(faults) - MOST_FAULTS} more")
     if not faults:
-        subject.report.add("structure", "every line", True, "known code, or the model's numbers and calls")
+        report.add("structure", "every line", True, "known code, and the model's own numbers and calls")
     return not faults
 
 

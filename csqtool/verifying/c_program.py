@@ -110,9 +110,9 @@ class CFolder:
         names = FILES[:1] if is_single else FILES
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
-            packed = (path / "csq.h").is_file()
-            what = "packed weights and their reader, no inference" if packed else f"no {', '.join(missing)}"
-            raise FormatError(f"{path} holds {what}; csqtool export --format c --content inference writes one")
+            raise FormatError(
+                f"{path} holds no {', '.join(missing)}; csqtool export --format c --content inference writes one"
+            )
         self.path = path
         self.names = names
         self.files = {name: read_bytes(path / name) for name in names}

@@ -37,7 +37,7 @@ FRAME = (  # of model.h; what ends with a space is followed by a value
 
 @functools.cache
 def known() -> Mapping[str, Mapping[str, str]]:
-    """Return digests by file and what each is part of: of model.c its items, in order; of others the whole file."""
+    """Return digests by file and what each is part of: of model.c its items, in order, of others the whole file."""
     text = (importlib.resources.files("csqtool.verifying") / "c_known.json").read_text(encoding="utf-8")
     found: dict[str, dict[str, str]] = json.loads(text)
     return found

@@ -18,7 +18,8 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.bisection import bisect as find_nodes
-from csqtool.verifying.c_checks import verify_c
+from csqtool.verifying.c_checks import every_line, verify_c
+from csqtool.verifying.c_package import is_package, read_package
 from csqtool.verifying.c_program import CFolder
 from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
@@ -50,7 +51,7 @@ def verify_file(
     """Compare an exported file with the finalized model it was made from.
 
     Args:
-        file: an ``.onnx`` file (QONNX as well) or ``.csq`` file, or a folder with an inference in C.
+        file: an ``.onnx`` file (QONNX as well) or ``.csq`` file, or a folder with an inference or a packed model in C.
         against: the finalized model, or its ``.safetensors`` file.
         data: data whose test set is used; None takes those that the finalized model records.
         model: the PyTorch module or its factory, instead of the recorded one.
@@ -77,10 +78,9 @@ def verify_file(
     check_target(target, gates)
     if bisect and (file.is_dir() or file.suffix == ".csq"):
         raise ConfigError(f"{file}: bisect looks for nodes of an ONNX file; export one, and bisect that")
-    folder = CFolder(file) if file.is_dir() else None
+    content, folder, faults = _opened(file)
     if folder is None and (cc, target) != (None, None):
-        raise ConfigError(f"{file} is no folder of C: --cc and --target are for what export --format c writes")
-    content = read_bytes(file) if folder is None else folder.content
+        raise ConfigError(f"{file} is no inference in C: --cc and --target are for what export --format c writes")
     sandbox.warm_up()  # while this process imports PyTorch and builds the module
     if isinstance(against, QuantizedModel):
         reference, finalized, near, name = to_bytes(against), against, None, "the finalized model"
@@ -109,7 +109,7 @@ def verify_file(
         allow_unaccounted=frozenset(allow_unaccounted),
         save_inputs=save_inputs,
     )
-    packed = file.suffix == ".csq"
+    packed = faults is not None or file.suffix == ".csq"
     if folder is not None and tuple(backends) != ("onnxruntime",):
         raise ConfigError(f"{file} is compiled and run by itself; backends are for ONNX files")
     if packed and tuple(backends) != ("onnxruntime",):
@@ -120,7 +120,7 @@ def verify_file(
     standard: Subject | None = None
     if folder is not None:
         verify_c(subject, folder, cc=cc, target=target)
-    else:
+    elif faults is None or every_line(report, faults):
         standard = _verify_single(subject, packed=packed, datatypes="qonnx" in backends)
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
@@ -128,6 +128,17 @@ def verify_file(
     if bisect and standard is not None:
         report.bisection = find_nodes(standard)
     return report
+
+
+def _opened(file: Path) -> tuple[bytes, CFolder | None, list[str] | None]:
+    """Return what is verified, the folder of an inference, and what is not explained beside a packed model."""
+    if not file.is_dir():
+        return read_bytes(file), None, None
+    if is_package(file):
+        content, faults = read_package(file)
+        return content, None, faults
+    folder = CFolder(file)
+    return folder.content, folder, None
 
 
 def _verify_single(subject: Subject, *, packed: bool, datatypes: bool) -> Subject | None:

@@ -14,10 +14,10 @@ from csqtool.files import write_bytes
 from csqtool.quantized_model import QuantizedModel
 
 _BYTES_A_LINE = 20
-_MODEL_H = b"""/* The packed model, a .csq file in memory. */
+MODEL_H = b"""/* The packed model, a .csq file in memory. */
 
-#ifndef CSQ_MODEL_H
-#define CSQ_MODEL_H
+#ifndef CSQMODEL_H
+#define CSQMODEL_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -45,7 +45,7 @@ def export_package(model: QuantizedModel, path: Path, *, encoding: str) -> Expor
     """
     source = model_source(csq.pack(model, encoding=encoding))
     # The array comes last: after an interruption, the other files fit the old array and the new one.
-    files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": _MODEL_H, "model.c": source}
+    files = {"csq.h": csq.c_header(), "example.c": csq.c_example(), "model.h": MODEL_H, "model.c": source}
     write_folder(path, files)
     float32_bytes = len(model_source(bytes(_BYTES_A_LINE))) + csq.float32_size(model) * len("0x00,")
     return ExportReport(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
+from csqtool.csq import c_example, c_header
 from csqtool.verifying.c_text import digest, items
+from exporters.c.package import MODEL_H as PACKED_HEADER
 from exporters.c.project import CMAKE, MAIN, MAKEFILE, ONE_CMAKE, ONE_MAKEFILE
 from exporters.c.text import kernel
 from exporters.c.write import INCLUDES, KERNELS, TRACE
@@ -28,6 +30,9 @@ def expected() -> dict[str, dict[str, str]]:
         "model.c": {item.sha256: part for part, code in parts for item in items("model.c", code.encode())},
         "main.c": {digest(items("main.c", text.encode())): form for form, text in both(MAIN, one_main)},
         "Makefile": {hashlib.sha256(text.encode()).hexdigest(): form for form, text in both(MAKEFILE, ONE_MAKEFILE)},
+        "packed csq.h": {hashlib.sha256(c_header()).hexdigest(): "packed"},
+        "packed model.h": {hashlib.sha256(PACKED_HEADER).hexdigest(): "packed"},
+        "packed example.c": {hashlib.sha256(c_example()).hexdigest(): "packed"},
         "CMakeLists.txt": {hashlib.sha256(text.encode()).hexdigest(): form for form, text in both(CMAKE, ONE_CMAKE)},
     }
 
