@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,10 +19,12 @@ from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import Stream
 from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError
-from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm, training_loss
+from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
 from csqtool.files import temporary_folder
 from csqtool.model_info import MethodInfo
 from csqtool.model_source import ModelSource
+from csqtool.nn.equalization import Edge, edges
+from csqtool.nn.equalization import equalize as equalized
 from csqtool.nn.modes import evaluating
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
@@ -36,6 +37,7 @@ from csqtool.searching.method import Method, MethodContext
 from csqtool.searching.network import Network
 from csqtool.searching.options import Options as NoOptions
 from csqtool.searching.options import method_kind
+from csqtool.searching.probes import make_probe
 from csqtool.searching.run_directory import RunDirectory
 from csqtool.searching.scheme import LossProbe, allotted, drop_planes
 from csqtool.searching.session import Session
@@ -45,6 +47,7 @@ from csqtool.trees import call, mapped
 
 OUTPUT_ERROR = "output-error"  # what allots planes if no allocator is named
 PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
+SAME = 1e-6  # relative squared error of outputs that differ by float32 rounding alone
 
 
 class Unlabelled:
@@ -165,6 +168,7 @@ def quantize(
     samples: int,
     steps: int,
     batch_norm: bool,
+    equalize: bool,
     reconstruct: str = "lsq",
     ranges: str = "mse",
     drop_activations: float = 0.0,
@@ -174,11 +178,11 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize a trained network against its own float outputs.
 
-    BatchNorm is re-estimated on the samples; activation ranges follow from histograms of all samples; planes are
-    allotted under the budget, by measured output error or by the allocator in the settings; then all rounded weights,
-    step sizes and biases are trained together so that the layers and outputs follow the float network's (as in BRECQ,
-    Li et al. 2021, with the whole network as one block). Where nothing is trained, BatchNorm is re-estimated once more,
-    with the rounded weights.
+    BatchNorm is re-estimated on the samples; scales of channels move between layers where that lowers the output error
+    (Nagel et al. 2019); activation ranges follow from histograms of all samples; planes are allotted under the budget,
+    by measured output error or by the allocator in the settings; then all rounded weights, step sizes and biases are
+    trained together so that the layers and outputs follow the float network's (as in BRECQ, Li et al. 2021, with the
+    whole network as one block). Where nothing is trained, BatchNorm is re-estimated once more with the rounded weights.
 
     Args:
         config: the settings; of a search, those of the budget and of what is quantized are used, and the method if it
@@ -186,6 +190,7 @@ def quantize(
         samples: how many training samples are read.
         steps: of the reconstruction; 0 rounds to the nearest.
         batch_norm: re-estimate BatchNorm's statistics on the samples, augmented as in training; not without data.
+        equalize: move scales of channels between layers where that helps, see `csqtool.nn.equalization`.
         reconstruct: what is trained, a key of `csqtool.reconstruction.RECONSTRUCTIONS`.
         ranges: how activation ranges follow from histograms, a key of `csqtool.nn.ranges.RANGES`.
         drop_activations: share of activation values that a step of the reconstruction does not round.
@@ -204,7 +209,7 @@ def quantize(
             batch_norm = False  # its statistics are what the inputs are made from
         session = Session(config, directory, Start.of_settings(config), told, model=model, data=limited)
         return _Quantizing(session, data.task, told, reconstruct, drop_activations).result(
-            steps, batch_norm=batch_norm, ranges=ranges
+            steps, batch_norm=batch_norm, equalize=equalize, ranges=ranges
         )
 
 
@@ -219,7 +224,7 @@ class _Quantizing:
         if found < self.config.batch_size and not isinstance(self.data.train, Stream):
             raise DataError(f"{found} calibration samples are fewer than a batch of {self.config.batch_size}")
 
-    def result(self, steps: int, *, batch_norm: bool, ranges: str) -> QuantizedModel:
+    def result(self, steps: int, *, batch_norm: bool, equalize: bool, ranges: str) -> QuantizedModel:
         network, config = self.network, self.config
         if (kind := method_kind(config.method)).allocates and kind.data == "labelled":
             check_fit(network.model, self._labelled)
@@ -235,6 +240,8 @@ class _Quantizing:
             self._reestimate(network.model)
         if network.unused:
             self.told.line(f"layers that no sample reaches stay in float: {', '.join(network.unused)}")
+        if equalize:
+            self._equalize()
         if constant := network.net.calibrate_streamed(self._inputs(), ranges):
             self.told.line(f"activations with one value for all calibration samples: {', '.join(constant)}")
         teacher = copy.deepcopy(network.model).eval().requires_grad_(False)
@@ -268,9 +275,8 @@ class _Quantizing:
             return allotted(session.costs.budget, loss_with=probe)
 
         def losses(samples: int) -> LossProbe:
-            loss = partial(training_loss, network.net, self._labelled, self.device, samples=samples,
-                           channels_last=bool(config.channels_last))  # fmt: skip
-            return LossProbe(network.parameters, loss)
+            return make_probe(network, self._labelled, self.device, session.costs.budget, samples=samples, heed=None,
+                              channels_last=bool(config.channels_last), progress=self.told)  # fmt: skip
 
         given = Allocation(network, self._labelled, self.device, config, config.options_of(config.method),
                            session.costs.budget, losses, self.told)  # fmt: skip
@@ -286,6 +292,26 @@ class _Quantizing:
 
     def _reestimate(self, net: nn.Module) -> None:
         reestimate_batch_norm(net, self.data, self.device, batch_size=self.config.batch_size, seed=self.config.seed)
+
+    def _equalize(self) -> None:
+        """Move scales between layers where that lowers the output error of their weights, at the budget's planes."""
+        network, budget = self.network, self.session.costs.budget
+        weights = network.parameters
+        found = [edge for edge in edges(network.model, network.sites) if edge.weights & weights.keys()]
+        if not found:
+            return
+        before = copy.deepcopy(network.model).eval().requires_grad_(False)
+        measured = self._output_error(before)
+        planes = budget.uniform(max(1, int(budget.target_bits)))
+
+        def error(edge: Edge) -> float:
+            return LossProbe({n: w for n, w in weights.items() if n in edge.weights}, measured).of_scheme(planes)
+
+        changed = equalized(network.model, found, error)
+        if not measured() <= SAME:  # the model's code uses a tensor in a way that its recorded calls do not show
+            network.model.load_state_dict(before.state_dict())
+            changed = []
+        self.told.line(f"scales moved at {len(changed)} of {len(found)} places between layers")
 
     def _output_error(self, teacher: nn.Module) -> Callable[[], float]:
         """Return a function that measures the network's output error on the first samples, relative to their power."""

@@ -43,7 +43,8 @@ def test_reconstruction_comes_nearer_to_the_float_network_than_rounding_to_the_n
     reconstruct: str, share: float
 ) -> None:
     net, before = made(), made().state_dict()
-    options: dict[str, Any] = {"target_bits": 2, "batch_norm": False, "device": "cpu", "reconstruct": reconstruct}
+    options: dict[str, Any] = {"target_bits": 2, "batch_norm": False, "equalize": False, "device": "cpu",
+                               "reconstruct": reconstruct}  # fmt: skip
     rounded, trained = (csqtool.quantize(net, inputs(), steps=steps, **options) for steps in (0, 100))
     assert error(net, trained) < share * error(net, rounded)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -67,6 +68,21 @@ def test_inputs_are_taken_without_labels_and_the_budget_is_not_exceeded(given: C
     assert planes["4.weight"] == 2  # with three, it alone would exceed the budget
     assert sum(planes[n] * elements[n] for n in planes) / sum(elements.values()) <= 2.5
     assert quantized.activations
+
+
+def test_moving_scales_between_layers_lowers_the_error_of_unequal_channels(tmp_path: Path) -> None:
+    net = made()
+    with torch.no_grad():
+        factors = torch.logspace(-1.5, 1.5, 6)
+        net[0].weight.mul_(factors.view(-1, 1, 1, 1))
+        net[1].running_mean.mul_(factors)
+        net[1].running_var.copy_(factors**2)
+    options: dict[str, Any] = {"target_bits": 2, "steps": 0, "batch_norm": False, "act_bits": 8, "exclude": ("[46].*",)}
+    plain = csqtool.quantize(net, inputs(), equalize=False, **options)
+    equal = csqtool.quantize(net, inputs(), **options)  # by default, since nothing is trained
+    assert error(net, equal) < 0.5 * error(net, plain)
+    csqtool.export(equal, tmp_path / "m.onnx", model=net)
+    assert csqtool.verify(tmp_path / "m.onnx", equal, model=net, data=(inputs(), torch.zeros(192).long())).passed
 
 
 def test_dropping_rounds_all_but_the_asked_share_of_each_activation() -> None:
@@ -135,7 +151,8 @@ def test_batch_norm_keeps_the_float_statistics_in_training_and_takes_those_of_ro
     steps: int,
 ) -> None:
     net, x = made(), inputs()[:128]  # one batch
-    quantized = csqtool.quantize(net, x, target_bits=2, steps=steps, device="cpu")
+    unequal = None if steps else False  # statistics in the scale of the given network; the default where it is trained
+    quantized = csqtool.quantize(net, x, target_bits=2, steps=steps, equalize=unequal, device="cpu")
     measured = net if steps else csqtool.to_torch(quantized, net).model
     with torch.no_grad():
         wanted = measured.get_submodule("0")(x).mean((0, 2, 3))

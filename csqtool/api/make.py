@@ -142,6 +142,7 @@ def quantize(
     samples: int = 1024,
     steps: int = 400,
     batch_norm: bool = True,
+    equalize: bool | None = None,
     reconstruct: str = "lsq",
     ranges: str = "mse",
     drop_activations: float = 0.0,
@@ -160,6 +161,9 @@ def quantize(
         samples: how many of them are read.
         steps: of the reconstruction against the float network; 0 rounds to the nearest.
         batch_norm: re-estimate BatchNorm's statistics on the samples, augmented where their source does that.
+        equalize: move scales of channels between layers that follow each other where that lowers the output error of
+            rounded weights; the network stays the same, but the file's biases and BatchNorms are not yours. None does
+            so where nothing is trained.
         reconstruct: what is trained: ``lsq``, latent weights and step sizes; ``adaround``, rounding gates; or ``csq``,
             CSQ's bit gates.
         ranges: of activations: ``mse``, of least squared error; ``percentile``, without 0.01 % of the values; or
@@ -213,6 +217,7 @@ def quantize(
             samples=samples,
             steps=steps,
             batch_norm=batch_norm,
+            equalize=not steps if equalize is None else equalize,
             reconstruct=reconstruct,
             ranges=ranges,
             drop_activations=drop_activations,

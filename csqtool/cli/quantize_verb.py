@@ -32,6 +32,11 @@ def _rows() -> list[Row]:
 @click.option("--steps", type=int, default=None, help="Steps of the reconstruction; 0 rounds only. [default: 400]")
 @click.option("--batch-norm/--no-batch-norm", default=None, help="Re-estimate BatchNorm's statistics. [default: yes]")
 @click.option(
+    "--equalize/--no-equalize",
+    default=None,
+    help="Move scales between layers where that lowers the output error. [default: with --steps 0]",
+)
+@click.option(
     "--reconstruct",
     type=click.Choice(["lsq", "adaround", "csq"]),
     default=None,

@@ -40,6 +40,7 @@ class Network:
         model: the user's module.
         net: the module with its activation quantizers.
         weights: the parameters that are quantized.
+        sites: what the float network's forward pass does.
         placement: where the activation quantizers are.
         folded: names of tensors that another parametrization computed, such as weight norm, and that are plain now.
         unused: weights of layers that the forward pass does not compute, which stay in float.
@@ -58,7 +59,7 @@ class Network:
         self.model = model
         self._exclude = config.exclude
         self.folded = fold_parametrizations(model)
-        sites = _sites(model, sample)
+        self.sites = sites = _sites(model, sample)
         self._used = sites.weights
         check_excluded(config.exclude, quantizable_weights(model, self._used))
         self.weights = quantizable_weights(model, self._used, config.exclude)
