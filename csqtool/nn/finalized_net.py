@@ -41,7 +41,7 @@ class FrozenActivation(ActivationFakeQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Return x rounded to the quantizer's grid."""
         if markers_on():
-            return marker("Activation", (x, self.scale.detach()), x.shape, name=self.name)
+            return marker("Activation", (x, self.scale), x.shape, name=self.name)
         return super().forward(x)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from csqtool.errors import ModelError
 from csqtool.model_info import Input
 from csqtool.nn.activation import ActivationFakeQuantizer, check_finite
+from csqtool.nn.decomposing import decomposed_by_node
 from csqtool.nn.markers import markers_on
 from csqtool.nn.modes import evaluating
 from csqtool.nn.placement import Placement
@@ -113,7 +114,7 @@ class QuantizedNet(nn.Module):
         """
         self._positions = tuple(i.name for i in inputs if i.is_keyword)
         try:
-            with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=False):
+            with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=False), decomposed_by_node():
                 yield tuple(zeros(i, 2) for i in inputs)
         finally:
             self._positions = ()
