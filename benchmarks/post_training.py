@@ -41,7 +41,13 @@ def rows() -> dict[str, dict[str, Any]]:
     found |= {f"lsq-{k}-a8": {"target_bits": k, "act_bits": 8, "steps": 150} for k in planes}
     found |= {f"lsq-{k}-plain": {"target_bits": k, "batch_norm": False} for k in planes}
     found |= {f"{kind}-{k}": {"target_bits": k, "reconstruct": kind} for k in planes for kind in ("adaround", "csq")}
-    found |= {f"nearest-{k}": {"target_bits": k, "steps": 0} for k in planes}
+    found |= {f"nearest-{k}": {"target_bits": k, "steps": 0, "equalize": False} for k in planes}
+    found |= {f"equalized-{k}": {"target_bits": k, "steps": 0, "equalize": True} for k in planes}
+    found |= {"lsq-1-equalized": {"target_bits": 1, "equalize": True}}
+    found |= {
+        "lsq-1-a8-400": {"target_bits": 1, "act_bits": 8},
+        "lsq-3-a4": {"target_bits": 3, "act_bits": 4, "steps": 150},
+    }
     return found
 
 
@@ -93,7 +99,8 @@ def table(cache: Path) -> str:
             continue
         settings = rows()[name]
         cells.append((
-            settings.get("reconstruct", "lsq"),
+            (settings.get("reconstruct", "lsq") if settings.get("steps") != 0 else "none")
+            + (", equalized" if settings.get("equalize") else ""),
             settings.get("steps", STEPS),
             "kept" if settings.get("batch_norm") is False else "re-estimated",
             settings.get("act_bits", "float"),

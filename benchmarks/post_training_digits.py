@@ -61,6 +61,9 @@ def trained(path: Path) -> nn.Module:
 def rows() -> dict[str, dict[str, Any]]:
     """Return the settings of every row, by its name."""
     found: dict[str, dict[str, Any]] = {f"lsq-{planes}": {"target_bits": planes} for planes in (3, 2, 1)}
+    for name, equalize in (("nearest", False), ("equalized", True)):
+        found |= {f"{name}-{planes}": {"target_bits": planes, "steps": 0, "equalize": equalize} for planes in (3, 2, 1)}
+    found |= {f"lsq-{planes}-equalized": {"target_bits": planes, "equalize": True} for planes in (3, 2, 1)}
     found["lsq-2-a8"] = {"target_bits": 2, "act_bits": 8}
     found |= {f"{kind}-2": {"target_bits": 2, "reconstruct": kind} for kind in ("csq", "adaround")}
     return found
@@ -84,7 +87,9 @@ def main() -> None:
             bits = sum(layer.elements * layer.bit_width for layer in quantized.layers) / elements
             path.write_text(json.dumps({"accuracy": found, "bits": bits}))
         row = json.loads(path.read_text())
-        print(f"| {settings.get('reconstruct', 'lsq')} | {settings.get('act_bits', 'float')} | "
+        kind = "none" if settings.get("steps") == 0 else settings.get("reconstruct", "lsq")
+        kind += ", equalized" if settings.get("equalize") else ""
+        print(f"| {kind} | {settings.get('act_bits', 'float')} | "
               f"{100 * row['accuracy']:.2f} | {row['bits']:.3f} |", flush=True)  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def test_the_network_computes_the_same_with_any_factors() -> None:
     net = chain()
     wanted, before = outputs(net), [p.clone() for p in net.parameters()]
     for edge in edges(net, record(net, torch.zeros(2, 3, 12, 12))):
-        channels = len(net.get_submodule(edge.source).weight)  # type: ignore[arg-type]
+        channels = len(net.get_submodule(edge.source).weight)
         move(net, edge, torch.logspace(-1.5, 1.5, channels))
     torch.testing.assert_close(outputs(net), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
     assert sum(not torch.allclose(p, q) for p, q in zip(net.parameters(), before, strict=True)) > 8
