@@ -236,6 +236,7 @@ RULES: dict[str, Callable[[fx.Node], Change | None]] = {
     "aten.adaptive_avg_pool2d.default": _global_average,
     "aten.batch_norm.default": _batch_norm,
     "aten.dropout.default": _dropout,
+    "aten.dropout_.default": _dropout,
     "aten.flatten.using_ints": _flatten,
     "aten.reshape.default": _reshape,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.fx.config
 from torch import Tensor, nn
 
 from csqtool.errors import ModelError
@@ -19,6 +20,7 @@ from csqtool.nn.markers import markers_on
 from csqtool.nn.modes import evaluating
 from csqtool.nn.placement import Placement
 from csqtool.nn.ranges import ValueHistogram, set_range
+from csqtool.nn.rewriting import rules_by_operator
 from csqtool.nn.signature import named_outputs, zeros
 from csqtool.nn.sites import Call, SiteMode
 from csqtool.nn.state_dict import with_versions
@@ -114,7 +116,12 @@ class QuantizedNet(nn.Module):
         """
         self._positions = tuple(i.name for i in inputs if i.is_keyword)
         try:
-            with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=False), decomposed_by_node():
+            with (
+                mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=False),
+                _without_stack_traces(),
+                decomposed_by_node(),
+                rules_by_operator(),
+            ):
                 yield tuple(zeros(i, 2) for i in inputs)
         finally:
             self._positions = ()
@@ -229,6 +236,12 @@ class QuantizedNet(nn.Module):
         for name, quantizer in self.quantizers.items():
             set_range(quantizer, histograms[name], kind)
         return [name for name, histogram in histograms.items() if histogram.constant]
+
+
+def _without_stack_traces() -> AbstractContextManager[Any]:
+    """Within the block, torch does not note for each node of a graph the lines that it comes from: no file has them."""
+    option = "do_not_emit_stack_traces"
+    return mock.patch.object(torch.fx.config, option, True) if hasattr(torch.fx.config, option) else nullcontext()
 
 
 def _not_reached(names: list[str]) -> ModelError:

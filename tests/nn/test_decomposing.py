@@ -38,7 +38,7 @@ class Everything(nn.Module):
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
         self.second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.last = nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 4))
+        self.last = nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 8), nn.Dropout(0.1, inplace=True), nn.Linear(8, 4))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.first(x)
