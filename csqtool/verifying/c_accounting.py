@@ -19,6 +19,7 @@ from csqtool.verifying.c_sources import Inference, known
 from csqtool.verifying.c_text import CFault, digest, items, shown
 
 MOST = 100_000  # steps and blocks of a plan
+MOST_BYTES = 1 << 26  # of a file around the inference
 AROUND = ("main.c", "Makefile", "CMakeLists.txt")  # the example; only the folder's owner runs it
 
 
@@ -65,6 +66,8 @@ def _around(path: Path, sources: Mapping[str, bytes], inference: Inference) -> I
             yield f"{shown(name)}: not part of an inference"
             continue
         try:
+            if entry.stat().st_size > MOST_BYTES:
+                raise CFault(name, 0, "too large")
             content = read_bytes(entry)
             if name == "arena.json":
                 _check_plan(content, inference)

@@ -31,6 +31,7 @@ from csqtool.verifying.synthetic import synthetic_inputs
 from csqtool.verifying.weights import Problem
 
 LAYER_SAMPLES = 16  # compared layer by layer, under sanitizers
+FEW = 6  # samples of integers that are made up; more where a layer has few values
 MOST_FAULTS = 5  # that are reported one by one
 BATCH = 100  # samples at a time elsewhere
 
@@ -137,7 +138,7 @@ class _Checks:
         problems = weight_problems(found.filters, wanted.layers)
         subject.add_problems("weights", "integers, biases, factors", problems, len(wanted.layers))
         self._layers(chosen(inputs, slice(LAYER_SAMPLES), samples(inputs)), few, found)
-        self._any_integers(few, found, {name: place.shape for name, place in wanted.places.items()})
+        self._any_integers(few, found, {name: place.shape[1:] for name, place in wanted.places.items()})
         self._same_bits("under sanitizers", found.output, wanted.output)
         if (place := self._reference.input_place) is not None:
             self._step_ends(place, wanted.places[place])
@@ -220,11 +221,15 @@ class _Checks:
         return found, run.output
 
     def _any_integers(self, arrays: NDArray[np.float32], free: Run, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare what follows each quantizer for every integer of its grid, which samples may never have."""
+        """Compare what follows each quantizer for integers all over its grid, which samples may never have."""
         grids = {quantizer.name: quantizer.largest for quantizer in self._subject.model.activations}
-        values = {name: any_integers(grids[name], shape) for name, shape in shapes.items() if name in grids}
-        if not values:
+        shapes = {name: shape for name, shape in shapes.items() if name in grids}
+        if not shapes:
             return
+        fewest = min(int(np.prod(shape)) for shape in shapes.values())
+        count = min(LAYER_SAMPLES, max(FEW, 2 + -(-256 // max(fewest, 1))))
+        arrays = np.resize(arrays, (count, *arrays.shape[1:]))
+        values = {name: any_integers(grids[name], (count, *shape)) for name, shape in shapes.items()}
         wanted = self._reference.run(arrays, values)
         finite = self._reference.finite
         try:
@@ -338,7 +343,7 @@ class _Checks:
 
 
 def any_integers(largest: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return integers from 0 to `largest`: of the first sample the lowest, of the second the highest, then all."""
+    """Return integers up to `largest`: of the first sample the lowest, of the second the highest, then a mixture."""
     found = np.zeros(shape, np.uint8)
     found[1:2] = largest
     mixture = np.resize(np.arange(largest + 1, dtype=np.uint8), found[2:].size)

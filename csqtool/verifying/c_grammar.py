@@ -73,7 +73,8 @@ _QUANTIZE_INPUT = re.compile(
 )  # fmt: skip
 _RUN = "void model_run ( const uint8_t * input , float * output , uint8_t * arena ) {"
 _PLACE = re.compile(
-    r"(input)|(arena) \+ (\d+)(?: \+ (\d+))?|\( uint8_t \* \) (output)|\( const uint8_t \* \) (model_floats_\d+)"
+    r"(input)|(arena) \+ (0|[1-9]\d{0,9})(?: \+ (0|[1-9]\d{0,9}))?"
+    r"|\( uint8_t \* \) (output)|\( const uint8_t \* \) (model_floats_\d+)"
 )
 
 
@@ -261,6 +262,8 @@ def _values(tokens: list[str], kind: str) -> list[int]:
     """Return the numbers between braces, of floats only how many there are."""
     if len(tokens) == 1 and kind != "float":  # plain integers: one token
         text = tokens[0]
+        if text[0] != "{":
+            raise ValueError
         if re.search(r"(?<!\d)0\d|\d{11}", text):
             raise ValueError("a number with zeros in front, or too many digits")
         try:

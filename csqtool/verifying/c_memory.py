@@ -81,8 +81,8 @@ class Memory:
             raise ValueError("its own memory is what it writes")
         self.reads.append(set().union(*map(self._read, uses.reads)))
         if uses.room:
-            self._owner["arena"][_bytes(uses.room)] = ROOM
-        self._owner[uses.write.place.space][_bytes(uses.write)] = number
+            self._bytes(uses.room)[:] = ROOM
+        self._bytes(uses.write)[:] = number
 
     def _resolved(self, argument: Any) -> Any:
         source = self._source
@@ -116,14 +116,14 @@ class Memory:
         self._check(span)
         if span.place.space not in self._owner:
             return {FROM_INPUT} if span.place.space == "input" else set()
-        owners = set(np.unique(self._owner[span.place.space][_bytes(span)]).tolist())
+        owners = set(np.unique(self._bytes(span)).tolist())
         if owners & {NEVER, ROOM}:
             raise ValueError(f"{span.place.space} from byte {span.place.at} on holds nothing that was computed")
         return owners
 
-
-def _bytes(span: Span) -> slice | NDArray[np.int64]:
-    at = span.place.at
-    if span.rows == 1:
-        return slice(at, at + span.count)
-    return (at + np.arange(span.rows)[:, None] * span.step + np.arange(span.count)).reshape(-1)
+    def _bytes(self, span: Span) -> NDArray[np.int16]:
+        """Return who computed the bytes, [rows, count], to read or to write; the span was checked."""
+        owner = self._owner[span.place.space][span.place.at :]
+        return np.lib.stride_tricks.as_strided(
+            owner, (span.rows, span.count), (span.step * owner.itemsize, owner.itemsize)
+        )

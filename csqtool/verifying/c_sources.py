@@ -97,11 +97,11 @@ class Inference:
             raise CFault(file, found[3].line, "sizes beyond all memory of devices")
         rest = found[len(FRAME) :]
         if rest:
-            _match(file, [*rest[:2], rest[-1]], [IMPLEMENTATION, "#define MODEL_IMPLEMENTED", "#endif"])
+            _match(file, [*rest[:2], *rest[-1:]], [IMPLEMENTATION, "#define MODEL_IMPLEMENTED", "#endif"])
             self._all(file, rest[2:-1], lambda item: self._code(file, item, "static const"))
 
     def _weights_h(self, file: str, found: Sequence[Item]) -> None:
-        _match(file, [*found[:3], found[-1]], ["#ifndef MODEL_WEIGHTS_H", "#define MODEL_WEIGHTS_H",
+        _match(file, [*found[:3], *found[-1:]], ["#ifndef MODEL_WEIGHTS_H", "#define MODEL_WEIGHTS_H",
                                                "#include <stdint.h>", "#endif"])  # fmt: skip
         self._all(file, found[3:-1], lambda item: self._extern(file, item))
 

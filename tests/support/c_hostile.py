@@ -80,6 +80,13 @@ EDITS: dict[str, tuple[str, Edit, str]] = {
         WEIGHTS, changed(r"(model_bias_0\[\d+\] = {\n\s+)(-?\d+)", r"\1sizeof(int) + \2"), "model_bias_0",
     ),
     "an octal number": (WEIGHTS, changed(r"(model_weights_0\[\d+\] = {\n\s+)(\d+)", r"\g<1>0\2"), "model_weights_0"),
+    "text in place of bytes": (
+        WEIGHTS,
+        lambda text: text + 'const uint8_t model_weights_99[1] = "1";\n',
+        "model_weights_99",
+    ),
+    "an octal place": (MODEL, changed(r"(add\(arena \+ )", r"\g<1>0"), "is no place"),
+    "an empty list of declarations": (DECLARED, lambda text: "", "it ends before"),
     "a byte above 255": (WEIGHTS, changed(r"(model_weights_0\[\d+\] = {\n\s+)(\d+)", r"\g<1>999"), "does not fit"),
     "one number less": (WEIGHTS, changed(r"(model_bias_0\[\d+\] = {\n\s+)-?\d+, ", r"\1"), "model_bias_0"),
     "a decimal float": (WEIGHTS, changed(r"(model_steps_\d+\[\d+\] = {\n\s+)0x[^,]*,", r"\g<1>0.1f,"), "model_steps"),
