@@ -52,7 +52,10 @@ TIMING = r"""
 #include "model.h"
 
 static float values[MODEL_INPUT_SIZE], output[MODEL_OUTPUT_SIZE];
-static uint8_t input[MODEL_INPUT_SIZE], arena[MODEL_ARENA_SIZE];
+static uint8_t arena[MODEL_ARENA_SIZE];
+#ifndef MODEL_INPUT_TYPE
+static uint8_t input[MODEL_INPUT_SIZE];
+#endif
 
 static double now(void) {
     struct timespec t;
@@ -67,8 +70,12 @@ int main(void) {
     end = now() + 0.5;
     do {
         const double start = now();
+#ifdef MODEL_INPUT_TYPE
+        model_run(values, output, arena);
+#else
         model_quantize_input(values, input);
         model_run(input, output, arena);
+#endif
         if (now() - start < best) best = now() - start;
     } while (now() < end);
     printf("%.9g\n", best);
@@ -155,30 +162,28 @@ def row(name: str, folder: Path) -> str:
     folders = [written(packed, folder / "packed"), written(as_bytes, folder / "int8")]
     flash, flash_int8 = map(flash_bytes, folders)
     arena, least = arena_of(report)
-    programs = [program(one) for one in folders]
+    in_float = post_training_model(copy.deepcopy(module), [inputs], planes=PLANES, act_bits=None)
+    floats, _ = to_c(in_float, copy.deepcopy(module), COptions(content="inference"))
+    programs = [program(one) for one in (*folders, written(floats, folder / "float"))]
     sessions = [
         session_of(to_onnx(model, copy.deepcopy(module), OnnxOptions(weights="int8"))[0]),
-        session_of(_float_onnx(module, inputs)),
+        session_of(to_onnx(in_float, copy.deepcopy(module), OnnxOptions())[0]),
     ]
-    times = [float("inf")] * 4
+    times = [float("inf")] * 5
     for _ in range(PASSES):
         for i, one in enumerate(programs):
             done = subprocess.run([one], check=True, capture_output=True, text=True)
             times[i] = min(times[i], float(done.stdout))
         for i, session in enumerate(sessions):
-            times[2 + i] = min(times[2 + i], best_seconds(session, inputs[:1].numpy()))
-    c, c_int8, ort, ort_float = times
+            times[3 + i] = min(times[3 + i], best_seconds(session, inputs[:1].numpy()))
+    c, c_int8, c_float, ort, ort_float = times
     counts = [instructions(one, inputs[:1].numpy()) for one in folders]
     shown = "– | –" if None in counts else f"{counts[0] / 1e6:.2f} | {counts[0] / counts[1]:.2f}"
     return (
         f"| {name} | {flash:,} | {flash_int8:,} | {flash / flash_int8:.2f} | {arena:,} | {arena / least:.2f} | "
-        f"{shown} | {c * 1e3:.3f} | {c_int8 / c:.2f} | {c / ort:.2f} | {c / ort_float:.2f} |"
+        f"{shown} | {c * 1e3:.3f} | {c_int8 / c:.2f} | {c_float / c:.1f} | "
+        f"{c / ort:.2f} | {c / ort_float:.2f} |"
     )
-
-
-def _float_onnx(module: Any, inputs: torch.Tensor) -> bytes:
-    model = post_training_model(copy.deepcopy(module), [inputs], planes=PLANES, act_bits=None)
-    return to_onnx(model, copy.deepcopy(module), OnnxOptions())[0]
 
 
 def main() -> None:
@@ -193,9 +198,10 @@ def main() -> None:
     print(f"Flash: {flash}. Speed: {speed}.\n")
     titles = ("network", "flash, bytes", "with `--weights int8`", "ratio", "arena, bytes", "over least",
               "million instructions, M4", "over int8", "ms packed",
-              "int8 weights / packed", "packed / onnxruntime int8", "packed / onnxruntime float32")  # fmt: skip
+              "int8 weights / packed", "float C / packed", "packed / onnxruntime int8",
+              "packed / onnxruntime float32")  # fmt: skip
     print(f"| {' | '.join(titles)} |")
-    print("| --- " + "| ---: " * 11 + "|")
+    print("| --- " + "| ---: " * 12 + "|")
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             print(row(name, Path(folder)), flush=True)

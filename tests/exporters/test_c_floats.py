@@ -122,7 +122,7 @@ def differs(export_: CExport, file: str, edit: Edit) -> bool:
 def test_an_order_of_sums_a_bias_and_a_window_in_float_matter() -> None:
     export_ = built("windows")
     for file, edit in (
-        ("model.c", changed("SUMS = 16", "SUMS = 8")),
+        ("model.c", changed(r"sums\[2\]\) \+ \(sums\[1\]", "sums[1]) + (sums[2]")),
         ("model.c", changed(r"sum \* l->steps\[c \+ i\] \+", "sum * (l->steps[c + i] + 1e-6f) +")),
         ("model.c", changed("inside == 0 \\|\\| value > found", "value > found")),
         ("model.c", changed("load\\(x, from\\) : fill", "load(x, from) : 0.0f")),

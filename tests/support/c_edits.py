@@ -65,7 +65,11 @@ MUTATIONS: dict[str, tuple[str, Edit, str]] = {
         "layers",
     ),
     "padding with ones": (MODEL, changed(r"memset\(to, l->in_zero,", "memset(to, l->in_zero + 1,"), "layers"),
-    "channels in another order": (MODEL, changed(r"out\[i\] = to_grid", "out[count - 1 - i] = to_grid", 0), "layers"),
+    "channels in another order": (
+        MODEL,
+        changed(r"out\[i\] = \(uint8_t\)whole", "out[count - 1 - i] = (uint8_t)whole"),
+        "layers",
+    ),
     "a bound of a quantizer": (MODEL, changed(r"\.low = 0,\s+\.high = 255", ".low = 3, .high = 255"), "layers"),
     "a stride": (MODEL, changed(r"\.pad_h = 1,\s+\.pad_w = 1", ".pad_h = 0, .pad_w = 2"), "layers"),
     "a factor of the addition": (MODEL, first_number("numbers_3", lambda v: v + 1), "layers"),
@@ -125,19 +129,15 @@ MORE: dict[str, tuple[str, Edit, str]] = {
     "no upper saturation": (
         MODEL,
         changed(
-            r"    if \(steps > high\) steps = high;\n    return \(uint8_t\)steps",
-            "    (void)high;\n    return (uint8_t)steps",
+            r"    if \(steps > high\) steps = high;\n    return \(int32_t\)steps",
+            "    (void)high;\n    return (int32_t)steps",
         ),
         "layers",
     ),
     "no ReLU": (MODEL, changed(r"    if \(steps < low\) steps = low;\n", "    (void)low;\n"), "layers"),
-    "bias left out": (MODEL, changed(r"sums\[i\] \+= l->bias\[c \+ i\]", "sums[i] += 0 * l->bias[c + i]"), "layers"),
-    "bias twice": (MODEL, changed(r"sums\[i\] \+= l->bias\[c \+ i\]", "sums[i] += 2 * l->bias[c + i]"), "layers"),
-    "sums of sixteen bits": (
-        MODEL,
-        changed(r"sums\[i\] \+= l->bias\[c \+ i\]", "sums[i] = (int16_t)(sums[i] + l->bias[c + i])"),
-        "layers",
-    ),
+    "bias left out": (MODEL, changed(r"memcpy\(sums, l->bias \+ c,", "memset(sums, 0 * c,"), "layers"),
+    "bias twice": (MODEL, changed(r"sums\[0\] = s0;", "sums[0] += s0;", 0), "layers"),
+    "sums of sixteen bits": (MODEL, changed(r"sums\[0\] = s0;", "sums[0] = (int16_t)s0;", 0), "layers"),
     "products of 32 bits": (
         MODEL,
         changed(r"\(int64_t\)sums\[i\] \* multiplier\[i\]", "sums[i] * multiplier[i]"),

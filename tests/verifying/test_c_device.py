@@ -86,7 +86,7 @@ def made(path: Path, name: str) -> str:
 @needs_compiler
 def test_what_only_the_device_computes_otherwise_fails(small: CExport, tmp_path: Path) -> None:
     broken = edited(small, lambda c: c.replace(
-        b"    return (uint8_t)steps;", b"#ifdef __arm__\n    steps ^= 1;\n#endif\n    return (uint8_t)steps;"
+        b"    return (int32_t)steps;", b"#ifdef __arm__\n    steps ^= 1;\n#endif\n    return (int32_t)steps;"
     ))  # fmt: skip
     for export, passes in ((small, True), (broken, False)):
         report = VerifyReport.begin("net", "model", 0, 1.0)

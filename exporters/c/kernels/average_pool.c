@@ -17,6 +17,6 @@ static void average_pool(const pool_t *p, const uint8_t *x, uint8_t *y, const in
                 sum -= inside * g[0];
                 count = fixed ? fixed : inside;
                 if (count == 0) count = 1;
-                y[c] = to_grid((int64_t)sum * multiplier[count - 1], shift[count - 1], g[1], g[2], g[3]);
+                y[c] = (uint8_t)to_grid((int64_t)sum * multiplier[count - 1], shift[count - 1], g[1], g[2], g[3]);
             }
 }

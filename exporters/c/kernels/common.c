@@ -5,11 +5,11 @@
 #endif
 
 /* product / 2^shift, rounded to nearest, ties to even, then moved and clipped. */
-static uint8_t to_grid(int64_t product, int64_t shift, int32_t zero_point, int32_t low, int32_t high) {
+static int32_t to_grid(int64_t product, int64_t shift, int32_t zero_point, int32_t low, int32_t high) {
     const int64_t below_half = ((int64_t)1 << (shift - 1)) - 1;
     const int64_t is_odd = (product >> shift) & 1; /* of the integer below: then half goes up */
     int64_t steps = ((product + below_half + is_odd) >> shift) + zero_point;
     if (steps < low) steps = low;
     if (steps > high) steps = high;
-    return (uint8_t)steps;
+    return (int32_t)steps;
 }

@@ -36,7 +36,7 @@ static int32_t four_products(int16x2_t even, int16x2_t odd, const int8_t *w, int
 
 static void four_dots(const uint8_t *x, const int8_t *w, int32_t count, int32_t next, int32_t *sums) {
     const int8_t *const w1 = w + next, *const w2 = w1 + next, *const w3 = w2 + next;
-    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, i;
+    int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], i;
     for (i = 0; i < count; i += VECTOR) {
         uint32_t bytes;
         int16x2_t even, odd;
@@ -56,10 +56,10 @@ static void four_dots(const uint8_t *x, const int8_t *w, int32_t count, int32_t 
 #else
 enum { VECTOR = 32 };
 
-/* The products of a window with four filters, `next` apart: each value is read once, and no sum waits for another. */
+/* Adds the products of a window with four filters, `next` apart: each value is read once, and no sum waits for another. */
 static void four_dots(const uint8_t *x, const int8_t *w, int32_t count, int32_t next, int32_t *sums) {
     const int8_t *const w1 = w + next, *const w2 = w1 + next, *const w3 = w2 + next;
-    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, i;
+    int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3], i;
     for (i = 0; i < count; i++) {
         const int32_t value = x[i];
         s0 += value * w[i];
@@ -81,20 +81,22 @@ static int32_t dot(const uint8_t *x, const int8_t *w, int32_t count) {
 }
 
 /* The sums of `count` filters from number c on at one position. */
-static void sums_at(const layer_t *l, const uint8_t *patch, const int8_t *w, int32_t c, int32_t count, int32_t *sums) {
+static void sums_at(const layer_t *l, const uint8_t *patch, const int8_t *w, int32_t c, int32_t count,
+                    int32_t *restrict sums) {
     const int32_t n = (l->kernel_h * l->kernel_w * l->group_c + VECTOR - 1) & ~(VECTOR - 1);
     const int32_t next = l->wide ? 2 * l->padded : l->padded;
-    int32_t more[4], i = 0, k;
-    for (; i + 4 <= count; i += 4, w += 4 * next) {
+    int32_t i, k;
+    memcpy(sums, l->bias + c, (size_t)count * sizeof *sums);
+    for (i = 0; i + 4 <= count; i += 4, w += 4 * next) {
         four_dots(patch, w, n, next, sums + i);
         if (l->wide) {
+            int32_t more[4] = {0, 0, 0, 0};
             four_dots(patch, w + l->padded, n, next, more);
             for (k = 0; k < 4; k++) sums[i + k] += 2 * more[k];
         }
     }
     for (; i < count; i++, w += next) {
-        sums[i] = dot(patch, w, n);
+        sums[i] += dot(patch, w, n);
         if (l->wide) sums[i] += 2 * dot(patch, w + l->padded, n);
     }
-    for (i = 0; i < count; i++) sums[i] += l->bias[c + i];
 }

@@ -17,15 +17,44 @@ typedef struct {
     int32_t row_bytes, base, step, bits, encoding, wide, padded, block;
 } layer_t;
 
+/* Four fields side by side to four integers of a byte, all at once: step * field stays below 256. */
+static void decode_four(uint32_t fields, uint32_t bits, uint32_t step, uint32_t bases, int8_t *room) {
+    const uint32_t pair = (1u << 2 * bits) - 1u, ones = ((1u << bits) - 1u) * 0x00010001u;
+    fields = (fields & pair) | fields >> 2 * bits << 16;
+    fields = ((fields & ones) | (fields >> bits & ones) << 8) * step;
+    fields = ((fields & 0x7f7f7f7fu) + (bases & 0x7f7f7f7fu)) ^ ((fields ^ bases) & 0x80808080u); /* no carries */
+    room[0] = (int8_t)(uint8_t)fields;
+    room[1] = (int8_t)(uint8_t)(fields >> 8);
+    room[2] = (int8_t)(uint8_t)(fields >> 16);
+    room[3] = (int8_t)(uint8_t)(fields >> 24);
+}
+
+/* Decodes fields of four bits, two from each byte. */
+static void decode_pairs(const uint8_t *restrict from, int8_t *restrict room, int32_t count, int32_t step,
+                         int32_t base) {
+    int32_t i;
+    for (i = 0; i < count; i++) {
+        const int32_t low = from[i] & 15, high = from[i] >> 4;
+        room[2 * i] = (int8_t)(base + step * low);
+        room[2 * i + 1] = (int8_t)(base + step * high);
+    }
+}
+
 /* Decodes fields eight at a time, which take as many bytes as a field takes bits; returns how many. */
 static int32_t decode_eights(const layer_t *l, const uint8_t *from, int8_t *room, int32_t count) {
-    const uint64_t mask = ((uint64_t)1 << l->bits) - 1u;
-    const int32_t bits = l->bits, base = l->base, step = l->step;
-    int32_t i, k;
+    const uint32_t bits = (uint32_t)l->bits, step = (uint32_t)l->step, bases = (uint8_t)l->base * 0x01010101u;
+    const uint32_t mask = (1u << 4 * bits) - 1u;
+    int32_t i;
+    if (bits == 4) {
+        decode_pairs(from, room, count / 8 * 4, l->step, l->base);
+        return count / 8 * 8;
+    }
     for (i = 0; i + 8 <= count; i += 8, from += bits) {
         uint64_t window = 0;
-        for (k = 0; k < bits; k++) window |= (uint64_t)from[k] << (8 * k);
-        for (k = 0; k < 8; k++) room[i + k] = (int8_t)(base + step * (int32_t)(window >> (k * bits) & mask));
+        uint32_t k;
+        for (k = bits; k > 0; k--) window = window << 8 | from[k - 1];
+        decode_four((uint32_t)window & mask, bits, step, bases, room + i);
+        decode_four((uint32_t)(window >> (4 * bits)) & mask, bits, step, bases, room + i + 4);
     }
     return i;
 }

@@ -30,9 +30,9 @@ static float dot_of_floats(const uint8_t *x, const int8_t *w, const int8_t *rest
         for (k = 0; k < count; k += SUMS)
             for (i = 0; i < SUMS; i++) sums[i] = sums[i] + load(x, k + i) * (float)w[k + i];
     }
-    for (k = SUMS / 2; k > 0; k /= 2)
-        for (i = 0; i < k; i++) sums[i] = sums[i] + sums[i + k];
-    return sums[0];
+    for (i = 0; i < 8; i++) sums[i] = sums[i] + sums[i + 8];
+    for (i = 0; i < 4; i++) sums[i] = sums[i] + sums[i + 4];
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
 }
 
 /* A layer of floats; d: how far apart channels and positions of the input are, then those of the output. */
