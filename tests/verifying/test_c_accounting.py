@@ -98,6 +98,7 @@ def test_the_files_around_the_inference_may_be_missing(folder: Path, tmp_path: P
     assert unexplained(CFolder(path)) == []
 
 
+@pytest.mark.long
 def test_of_the_table_of_changes_only_those_of_numbers_and_names_are_left_to_other_levels(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_nothing_of_a_hostile_folder_is_compiled_or_run(folder: Path, eight_bits
         assert first.detail.startswith("model.c:461: not explained: #")
 
 
+@pytest.mark.long
 def test_of_many_faults_some_are_shown(folder: Path, eight_bits: Built, tmp_path: Path) -> None:
     path = copied(folder, tmp_path)
     for number in range(9):
@@ -134,6 +136,7 @@ def test_of_many_faults_some_are_shown(folder: Path, eight_bits: Built, tmp_path
     assert lines[5:] == ["and 4 more"]
 
 
+@pytest.mark.long
 def test_one_header_is_explained_like_several_files(eight_bits: Built, tmp_path: Path) -> None:
     export(eight_bits.model, tmp_path / "one", format="c", options={"single_file": True})
     assert unexplained(CFolder(tmp_path / "one")) == []
