@@ -19,9 +19,10 @@ from csqtool.verifying import expected_graph
 from csqtool.verifying.c_accounting import unexplained
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_float_layers import as_bytes, from_bytes
-from csqtool.verifying.c_graph import CReference, NotCoveredError
+from csqtool.verifying.c_graph import CReference
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Filter, Place, Run, compiler
 from csqtool.verifying.c_sums import Computed, LayerNumbers
+from csqtool.verifying.c_values import NotCoveredError
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.layer_verdicts import Comparison
 from csqtool.verifying.layers import Cut, reference_cuts

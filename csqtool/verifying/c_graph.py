@@ -7,8 +7,7 @@ computed in double precision, which holds them exactly. Nothing of the exporter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,76 +26,11 @@ from csqtool.verifying.c_floats import Floats, evaluate
 from csqtool.verifying.c_functions import FUNCTIONS
 from csqtool.verifying.c_numbers import CGrid, Ints, factors
 from csqtool.verifying.c_sums import Computed, LayerSums, Weight
+from csqtool.verifying.c_values import Curve, NotCoveredError, Pending, Steps, in_float
 from csqtool.verifying.weights import expected_in_onnx
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Pad", "Identity", "Dropout")
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-class NotCoveredError(Exception):
-    """The graph holds something that the C inference does not define."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Quantized values: centered integers [N, …] on a grid."""
-
-    d: Ints
-    grid: CGrid
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A function of quantized values: `table[q]` is its value for the integer q of `source`; or computed in float."""
-
-    source: Steps
-    table: NDArray[np.float64]
-    in_float: Callable[[], NDArray[np.float32]]
-
-    def on(self, grid: CGrid) -> Ints:
-        """Return centered integers on a grid (section 5.1)."""
-        with np.errstate(all="ignore"):
-            steps = np.rint(np.nan_to_num(self.table / np.float64(grid.scale), posinf=1e9, neginf=-1e9))
-        return np.asarray(grid.clipped(steps)[self.source.d + self.source.grid.zero_point])
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A result before its quantizer.
-
-    Attributes:
-        finish: returns centered integers on a grid.
-        bounds: of ReLU and Clip after it, in order.
-        post: rearrangements of the integers after it.
-        layer: the layer whose sums it is.
-        in_float: computes it in float, before bounds and rearrangements; None for a layer, or where there is no form.
-    """
-
-    finish: Callable[[CGrid], Ints]
-    bounds: tuple[tuple[float | None, float | None], ...] = ()
-    post: tuple[Callable[[Ints], Ints], ...] = ()
-    layer: LayerSums | FloatSums | None = None
-    in_float: Callable[[], NDArray[np.float32]] | None = None
-
-    def on(self, grid: CGrid) -> Ints:
-        """Return centered integers on a grid."""
-        for low, high in reversed(self.bounds):  # the exporter meets the last one first
-            grid = grid.bounded(low, high)
-        found = self.finish(grid)
-        for change in self.post:
-            found = change(found)
-        return found
-
-    def as_float(self) -> NDArray[np.float32]:
-        """Return the values in float (section 5.2)."""
-        if self.layer is None and self.in_float is None:
-            raise NotCoveredError("a sum, mean or joined value in float")
-        found: NDArray[Any] = self.layer.as_float() if self.layer else self.in_float()  # type: ignore[misc]
-        for low, high in self.bounds:
-            found = evaluate("Clip", [found, *(None if b is None else np.float32(b) for b in (low, high))], {})
-        for change in self.post:
-            found = change(found)
-        return np.asarray(found, np.float32)
 
 
 class CReference:
@@ -263,7 +197,7 @@ class CReference:
         self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any], which: int = 0
     ) -> Floats:
         """Return what an operator computes in float."""
-        inputs = [_in_float(a) for a in arguments]
+        inputs = [in_float(a) for a in arguments]
         try:
             found = evaluate(node.op_type, inputs, attributes, which)
             self.finite = self.finite & np.isfinite(found).reshape(len(found), -1).all(axis=1)
@@ -287,7 +221,7 @@ class CReference:
         outputs = range(len(node.output))
         fills = node.op_type == "Pad" and len(rest) > 1 and rest[1] is not None and np.any(rest[1])
         if isinstance(first, Floats) or fills or (isinstance(first, Pending) and len(node.output) > 1):
-            x = _in_float(first)
+            x = in_float(first)
             return [Floats(np.asarray(change(x, i))) for i in outputs]
         if isinstance(first, Steps):
             return [Steps(change(first.d, i), first.grid) for i in outputs]
@@ -317,8 +251,8 @@ class CReference:
         if not is_spatial and not (node.op_type == "Gemm" and attributes.get("transB", 0)):
             q = q.T
         if not isinstance(source, Steps):
-            in_float = layer_of_floats(node.op_type, _in_float(source), weight, q, attributes, computed)
-            return Pending(in_float.on, layer=in_float)
+            in_floats = layer_of_floats(node.op_type, in_float(source), weight, q, attributes, computed)
+            return Pending(in_floats.on, layer=in_floats)
         channels = q.shape[1] * attributes.get("group", 1) if node.op_type == "ConvTranspose" else q.shape[0]
         scale = np.broadcast_to(np.asarray(weight.scale, np.float32).reshape(-1), (channels,))
         sums = operators.product(node.op_type, source.d, q, attributes)
@@ -345,21 +279,6 @@ def _fit(a: Ints, b: Ints) -> bool:
     """Return whether two values have the same sizes, or one of them has one value a channel."""
     small, large = sorted((a, b), key=lambda d: d[0].size)
     return a.shape == b.shape or (a.ndim == b.ndim and small.shape[1] == large.shape[1] == small[0].size)
-
-
-def _in_float(value: Any) -> Any:
-    """Return an operand in float32."""
-    if isinstance(value, Floats):
-        return value.x
-    if isinstance(value, Steps):
-        return value.d.astype(np.float32) * value.grid.scale
-    if isinstance(value, Curve):
-        return value.in_float()
-    if isinstance(value, Pending):
-        return value.as_float()
-    if isinstance(value, Weight):
-        raise NotCoveredError(f"{value.name} in float")
-    return None if value is None else np.asarray(value, np.float32)
 
 
 def _biased(arguments: list[Any]) -> Pending | None:
@@ -392,7 +311,7 @@ def _curve(value: Any) -> Curve:
 
 def _as_float(value: Any) -> NDArray[np.float32]:
     if isinstance(value, Steps | Pending | Floats):
-        return np.asarray(_in_float(value), np.float32)
+        return np.asarray(in_float(value), np.float32)
     raise NotCoveredError("the output is neither quantized nor computed from what is")
 
 
