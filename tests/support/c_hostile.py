@@ -47,7 +47,7 @@ EDITS: dict[str, tuple[str, Edit, str]] = {
     "a branch in the input's quantizer": (MODEL, changed(QUANTIZE, r"\1    if (x == 0.12345f) x = 0;"), "quantize"),
     "a name of a kernel in a local variable": (MODEL, in_run("    int add = 1;"), "int add = 1"),
     "another result on ARM": (
-        MODEL, changed(r"( +return \(uint8_t\)whole;)", "#ifdef __arm__\nwhole ^= 1;\n#endif\n" + r"\1"), "to_grid",
+        MODEL, changed(r"( +return \(uint8_t\)whole;)", "#ifdef __arm__\nwhole ^= 1;\n#endif\n" + r"\1"), "quantize",
     ),
     "another call on ARM": (MODEL, at_end("#ifdef __arm__\n    output[0] = 0.0f;\n#endif"), "#ifdef __arm__"),
     "without rules for clang": (MODEL, changed(r"#ifdef __ARM_FEATURE_SIMD32\n[^\n]*\n#endif\n", ""), "missing"),
