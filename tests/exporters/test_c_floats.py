@@ -134,6 +134,8 @@ def test_a_sum_a_scale_a_bias_and_a_window_in_float_matter() -> None:
         ("weights.c", changed(r"(model_steps_0\[\d+\] = {\n\s+)0x1\.", r"\g<1>0x1.8")),
     ):
         assert differs(export_, file, edit), edit
+    other_order = changed(r"sums\[2\]\) \+ \(sums\[1\]", "sums[1]) + (sums[2]")
+    assert differs(built("residual, nine bits"), "model.c", other_order)
 
 
 @pytest.mark.long
