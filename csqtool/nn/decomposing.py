@@ -176,12 +176,12 @@ def _global_average(node: fx.Node) -> Change | None:
 
 
 def _flatten(node: fx.Node) -> Change | None:
-    """A flattening is a view of the shape that it results in."""
+    """A flattening is a view of the shape that it results in, except of a value whose memory has another order."""
     value = node.args[0]
     assert isinstance(value, fx.Node)
     shape = node.meta["val"].shape
-    if len(shape) == len(value.meta["val"].shape):
-        return None  # nothing to flatten
+    if len(shape) == len(value.meta["val"].shape) or not value.meta["val"].is_contiguous():
+        return None  # nothing to flatten, or torch copies it first
     places = {}
     for size in shape:
         if not isinstance(size, int):
@@ -218,11 +218,10 @@ def _size_node(node: fx.Node, source: fx.Node, axis: int, size: Any) -> fx.Node:
 
 
 def _reshape(node: fx.Node) -> Change | None:
-    """A reshape is a view; torch computes a size that is left to it (-1) only where memory has another order."""
-    value, shape = node.args
+    """A reshape is a view, except of a value whose memory has another order: torch copies some of these first."""
+    value = node.args[0]
     assert isinstance(value, fx.Node)
-    assert isinstance(shape, list | tuple)
-    if -1 in [size for size in shape if isinstance(size, int)] and not value.meta["val"].is_contiguous():
+    if not value.meta["val"].is_contiguous():
         return None
     return lambda: _replace(node, aten.view.default, node.args)
 
