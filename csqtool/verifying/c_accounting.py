@@ -15,7 +15,7 @@ from csqtool.documents import Count
 from csqtool.errors import InputError
 from csqtool.files import read_bytes
 from csqtool.verifying.c_program import CFolder
-from csqtool.verifying.c_sources import Inference, known
+from csqtool.verifying.c_sources import INTEGERS, Inference, known
 from csqtool.verifying.c_text import CFault, digest, items, shown
 
 MOST = 100_000  # steps and blocks of a plan
@@ -71,10 +71,15 @@ def _around(path: Path, sources: Mapping[str, bytes], inference: Inference) -> I
             content = read_bytes(entry)
             if name == "arena.json":
                 _check_plan(content, inference)
-            elif known()[name].get(_digest(name, content)) != ("files" if "weights.h" in sources else "header"):
+            elif known()[name].get(_digest(name, content)) != _form(name, sources, inference):
                 yield f"{name}: not the file that comes with an inference"
         except (CFault, InputError) as error:
             yield shown(str(error))
+
+
+def _form(name: str, sources: Mapping[str, bytes], inference: Inference) -> str:
+    form = "files" if "weights.h" in sources else "header"
+    return f"{form}, unquantized" if name == "main.c" and inference.input_type != INTEGERS else form
 
 
 def _digest(name: str, content: bytes) -> str:

@@ -8,29 +8,42 @@ the calls compute is compared by the levels that run them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 from onnx import helper
 
 from csqtool.nn.markers import MARKER_DOMAIN
-from csqtool.verifying.c_grammar import Source, text_of
+from csqtool.verifying.c_grammar import Call, Source, text_of
 from csqtool.verifying.c_memory import FROM_INPUT, Memory
 
 OUTPUT = ""  # the name of the last part
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-LAYERS = ("conv", "conv_float", "depthwise")
+OF_FLOATS = ("layer_of_floats", "embed")  # layers whose results are traced under their own names
+LAYERS = ("conv", "conv_float", "depthwise", *OF_FLOATS)
+UNQUANTIZED = "the input in float"
 # Kernels, and the operators of which a part must have as many at least.
 OPERATORS: Mapping[str, tuple[str, ...]] = {
     "add": ("Add", "Sub"), "multiply": ("Mul",), "max_pool": ("MaxPool",), "upsample": ("Resize",),
-    "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean",),
+    "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean", "GlobalAveragePool"),
+    "pool_floats": ("MaxPool", "AveragePool"), "pad_floats": ("Pad",), "repeat_floats": ("Resize",),
     "matrices": ("MatMul",), "softmax": ("Softmax",), "normalize": ("LayerNormalization",),
     "binary PLUS": ("Add",), "binary MINUS": ("Sub",), "binary TIMES": ("Mul",), "binary OVER": ("Div",),
     "binary LARGER": ("Max", "Clip"), "binary SMALLER": ("Min", "Clip"), "unary NEGATIVE": ("Neg",),
     "unary ABSOLUTE": ("Abs",), "unary RECTIFIED": ("Relu",), "unary EXPONENTIAL": ("Exp",),
     "unary ERROR_FUNCTION": ("Erf",), "unary SIGMOID": ("Sigmoid",), "unary TANGENT": ("Tanh",),
 }  # fmt: skip
+_ELU = {"binary SMALLER": 1, "unary EXPONENTIAL": 1, "binary MINUS": 1, "unary RECTIFIED": 1, "binary TIMES": 1,
+        "binary PLUS": 1}  # fmt: skip
+_LEAKY = {"unary RECTIFIED": 1, "binary SMALLER": 1, "binary TIMES": 1, "binary PLUS": 1}
+_HARD_SIGMOID = {"binary TIMES": 1, "binary PLUS": 1, "binary LARGER": 1, "binary SMALLER": 1}
+# Operators that several kernels compute in float, and these kernels (docs/c-inference.md, section 5.2).
+FUNCTIONS: Mapping[str, Counter[str]] = {name: Counter(kernels) for name, kernels in {
+    "Elu": _ELU, "Selu": {**_ELU, "binary TIMES": 2}, "LeakyRelu": _LEAKY, "PRelu": _LEAKY,
+    "HardSigmoid": _HARD_SIGMOID, "HardSwish": {**_HARD_SIGMOID, "binary TIMES": 2},
+    "BatchNormalization": {"binary TIMES": 1, "binary PLUS": 1},
+}.items()}  # fmt: skip
 COPIES = frozenset({"take", "copy", "take_floats", "join_floats"})  # which compute nothing
 LAST = frozenset({"look_up", "to_integers", "dequantize", "memcpy"})  # one of these at most, at the end
 # What may be in a part with a table: a function of quantized values, not of what is computed from them.
@@ -87,6 +100,7 @@ def _beyond(part: Part, wanted: Part) -> Iterator[str]:
     for kind, count in sorted(part.kinds.items()):
         if kind in OPERATORS:
             most = sum(wanted.kinds[operator] for operator in OPERATORS[kind])
+            most += sum(wanted.kinds[name] * kernels[kind] for name, kernels in FUNCTIONS.items())
         elif kind == "to_floats":
             most = len(wanted.sources)
         elif kind == "copy through a table":
@@ -105,11 +119,13 @@ def _beyond(part: Part, wanted: Part) -> Iterator[str]:
 
 def parts(source: Source, memory: Memory, first: str) -> dict[str, Part]:
     """Return the parts of `model_run` by the quantizers that they end in; the input's is called `first`."""
-    marked: dict[int, str] = {FROM_INPUT: first}
+    marked: dict[int, str] = {FROM_INPUT: first or UNQUANTIZED}
     ends: dict[str, set[int]] = {}
     for number, call in enumerate(source.calls):
         if call.kernel == "TRACE_VALUES":
             name = text_of(call.arguments[0])
+            if _is_own_result(name, [source.calls[n] for n in memory.reads[number] if n >= 0], source):
+                continue
             ends[name] = memory.reads[number]
             marked |= dict.fromkeys(memory.reads[number], name)
     ends[OUTPUT] = memory.output_from
@@ -134,6 +150,11 @@ def parts(source: Source, memory: Memory, first: str) -> dict[str, Part]:
                 part.ends += [kind] * (number in begins)
                 left += sorted(memory.reads[number])
     return found
+
+
+def _is_own_result(name: str, calls: Sequence[Call], source: Source) -> bool:
+    """Return whether what is traced is the result of the one layer of floats whose name it has."""
+    return len(calls) == 1 and calls[0].kernel in OF_FLOATS and source.structures[calls[0].arguments[0]].label == name
 
 
 def _kind(kernel: str, arguments: tuple[object, ...]) -> str:
@@ -169,7 +190,7 @@ def _part(end: str, makers: Mapping[str, onnx.NodeProto], live: set[str]) -> Par
         seen.add(name)
         node = makers.get(name)
         if node is None:
-            part.sources.add("the input in float")
+            part.sources.add(UNQUANTIZED)
             continue
         if _is_quantizer(node):
             part.sources.add(_name(node))
@@ -178,7 +199,8 @@ def _part(end: str, makers: Mapping[str, onnx.NodeProto], live: set[str]) -> Par
         if node.output[0] != name and node.output[0] in seen:
             continue  # another output of an operator that is counted
         seen.add(node.output[0])
-        weight = _weight(node.input[1], makers) if node.op_type in PRODUCTS else None
+        at = {**dict.fromkeys(PRODUCTS, 1), "Gather": 0}.get(node.op_type)
+        weight = None if at is None else _weight(node.input[at], makers)
         if weight is not None:
             part.layers[weight] += 1
         else:

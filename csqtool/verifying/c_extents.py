@@ -79,7 +79,7 @@ def _grid(zero_point: int, low: int, high: int) -> None:
         _within(what, value, 0, 255)
 
 
-def _layer(source: Source, layer: Structure) -> tuple[int, int, int]:
+def _layer(source: Source, layer: Structure, *, rows: bool = False) -> tuple[int, int, int]:
     """Check a layer; return the bytes of its input, its outputs, and the integers of a filter."""
     n = layer.numbers
     _window(n)
@@ -90,17 +90,17 @@ def _layer(source: Source, layer: Structure) -> tuple[int, int, int]:
                            ("step", -512, 512)):  # fmt: skip
         _within(key, n[key], low, high)
     _grid(n["out_zero"], n["low"], n["high"])
-    if n["out_c"] % n["filters_a_group"] or n["out_c"] // n["filters_a_group"] * n["group_c"] != n["in_c"]:
+    channels = n["group_c"] if rows else n["in_c"]  # of an embedding, a number chooses a filter
+    if n["out_c"] % n["filters_a_group"] or n["out_c"] // n["filters_a_group"] * n["group_c"] != channels:
         raise ValueError("its groups and channels do not fit")
     count = n["kernel_h"] * n["kernel_w"] * n["group_c"]
     fields = -(-count // 5) if layer.words["encoding"] == "TRITS" else -(-count * n["bits"] // 8)
     stored = count if layer.words["encoding"] == "PLAIN" else fields
     if layer.words["encoding"] == "PLAIN" and n["wide"]:
         raise ValueError("bytes have no nine bits")
-    sizes = {"weights": (n["out_c"] - 1) * n["row_bytes"] + stored, "bias": n["out_c"]}
-    if "steps" in layer.words:
-        sizes["steps"] = n["out_c"]
-    else:
+    sizes = {"weights": (n["out_c"] - 1) * n["row_bytes"] + stored}
+    sizes |= {key: n["out_c"] for key in ("bias", "steps") if key in layer.words}
+    if "multiplier" in layer.words:
         sizes["multiplier"] = n["out_c"] if n["each"] else 1
         _within("shift", n["shift"], 1, 62)
     for key, size in sizes.items():
@@ -112,7 +112,7 @@ def _layer(source: Source, layer: Structure) -> tuple[int, int, int]:
 
 def _blocks(source: Source, layer: Structure, count: int, room: Place) -> Span:
     n = layer.numbers
-    if n["block"] > source.most.get("MOST_FILTERS", 0):
+    if "bias" in layer.words and n["block"] > source.most.get("MOST_FILTERS", 0):  # sums of floats are one at a time
         raise ValueError(f"it decodes {n['block']} filters at a time, more than MOST_FILTERS")
     if n["padded"] % VECTOR or n["padded"] < count:
         raise ValueError(f"its filters of {count} integers take {n['padded']} bytes")
@@ -122,7 +122,7 @@ def _blocks(source: Source, layer: Structure, count: int, room: Place) -> Span:
 def _conv(source: Source, layer: Structure, x: Place, y: Place, room: Place) -> Uses:
     bytes_in, bytes_out, count = _layer(source, layer)
     if "multiplier" not in layer.words:
-        raise ValueError("its layer is one that ends in floats")
+        raise ValueError("its layer is not one of integers that ends on a grid")
     return Uses((Span(x, bytes_in),), Span(y, bytes_out), _blocks(source, layer, count, room))
 
 
@@ -131,11 +131,38 @@ def _conv_float(
 ) -> Uses:  # fmt: skip
     bytes_in, values, count = _layer(source, layer)
     n = layer.numbers
-    if "steps" not in layer.words:
-        raise ValueError("its layer is one that ends on a grid")
+    if not layer.words.keys() >= {"steps", "bias"}:
+        raise ValueError("its layer is not one of integers that ends in floats")
     if (next_c, next_at) not in ((1, n["out_c"]), (n["out_h"] * n["out_w"], 1)):
         raise ValueError("its outputs are neither beside each other nor channel by channel")
     return Uses((Span(x, bytes_in),), Span(y, 4 * values), _blocks(source, layer, count, room))
+
+
+def _layer_of_floats(
+    source: Source, layer: Structure, x: Place, y: Place, room: Place, offsets: Array, distances: Array
+) -> Uses:  # fmt: skip
+    values_in, values, count = _layer(source, layer)
+    n = layer.numbers
+    if "steps" not in layer.words or "bias" in layer.words:
+        raise ValueError("its layer is not one of floats")
+    if offsets.size != n["out_c"] or distances.size != 4:
+        raise ValueError(f"it takes {n['out_c']} offsets and 4 distances")
+    of_in, of_out = distances.values.reshape(2, 2).tolist()
+    for side, channels, pair in (("in", n["in_c"], of_in), ("out", n["out_c"], of_out)):
+        if pair not in ([n[f"{side}_h"] * n[f"{side}_w"], 1], [1, channels]):
+            raise ValueError("its values are neither beside each other nor channel by channel")
+    blocks = _blocks(source, layer, count, room)
+    return Uses((Span(x, 4 * values_in),), Span(y, 4 * values), Span(room, blocks.count + 3 * n["padded"]))
+
+
+def _embed(source: Source, layer: Structure, x: Place, y: Place, room: Place, count: int, step: str) -> Uses:
+    _, _, row = _layer(source, layer, rows=True)
+    n = layer.numbers
+    if layer.words.keys() != {"weights", "encoding"} or n["kernel_h"] * n["kernel_w"] != 1 or count < 1:
+        raise ValueError("its layer is not an embedding")
+    if n["padded"] % VECTOR or n["padded"] < row:
+        raise ValueError(f"its rows of {row} integers take {n['padded']} bytes")
+    return Uses((Span(x, 4 * count),), Span(y, 4 * count * row), Span(room, n["padded"] * (2 if n["wide"] else 1)))
 
 
 def _depthwise(source: Source, layer: Structure, x: Place, y: Place, room: Place) -> Uses:
@@ -165,6 +192,13 @@ def _pool(pool: Structure, x: Place, y: Place) -> Uses:
     _within("channels", n["channels"], 1, 2**26)
     bytes_in, bytes_out = (n[f"{side}_h"] * n[f"{side}_w"] * n["channels"] for side in ("in", "out"))
     return Uses((Span(x, bytes_in),), Span(y, bytes_out))
+
+
+def _pool_floats(source: Source, pool: Structure, x: Place, y: Place, is_mean: int, divisor: int) -> Uses:
+    _within("the kind of pool", is_mean, 0, 1)
+    _within("the divisor", divisor, 0, LARGEST)
+    uses = _pool(pool, x, y)
+    return Uses((Span(x, 4 * uses.reads[0].count),), Span(y, 4 * uses.write.count))
 
 
 def _average(
@@ -222,6 +256,11 @@ def _upsample(source: Source, x: Place, y: Place, h: int, w: int, channels: int,
     if min(h, w, channels, times_h, times_w) < 1:
         raise ValueError("a size below 1")
     return Uses((Span(x, h * w * channels),), Span(y, h * w * channels * times_h * times_w))
+
+
+def _repeat(source: Source, x: Place, y: Place, channels: int, h: int, w: int, times_h: int, times_w: int) -> Uses:
+    uses = _upsample(source, x, y, h, w, channels, times_h, times_w)
+    return Uses((Span(x, 4 * uses.reads[0].count),), Span(y, 4 * uses.write.count))
 
 
 def _binary(source: Source, kind: str, a: Place, b: Place, y: Place, axes: Array) -> Uses:
@@ -282,5 +321,7 @@ USES: Mapping[str, Callable[..., Uses]] = {
     "mean": lambda source, x, y, rows, count: Uses((Span(x, _rows(rows, count)),), Span(y, 4 * rows)),
     "take_floats": lambda source, x, y, axes: _take(source, x, y, axes, None, 4), "join_floats": _join,
     "to_floats": _to_floats, "to_integers": _to_integers,
+    "layer_of_floats": _layer_of_floats, "embed": _embed, "pool_floats": _pool_floats, "repeat_floats": _repeat,
+    "pad_floats": lambda source, x, y, axes, fill: _take(source, x, y, axes, 0, 4),
     "memcpy": lambda source, output, x, count: Uses((Span(x, count),), Span(output, count)),
 }  # fmt: skip

@@ -25,7 +25,8 @@ IN_WEIGHTS = {
     "model_table": "uint8_t", "model_floats": "float",
 }  # fmt: skip
 IN_MODEL = {
-    "numbers": "int32_t", "axes": "int32_t", "multiplier": "int32_t", "grid": "int32_t", "shift": "uint8_t",
+    "numbers": "int32_t", "axes": "int32_t", "multiplier": "int32_t", "grid": "int32_t", "distances": "int32_t",
+    "shift": "uint8_t",
 }  # fmt: skip
 WINDOW = (
     "in_h", "in_w", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h",
@@ -34,9 +35,12 @@ WINDOW = (
 POOL = frozenset({*WINDOW, "channels"})
 LAYER = frozenset({
     *WINDOW, "spread_h", "spread_w", "in_c", "out_c", "group_c", "filters_a_group", "each", "in_zero", "out_zero",
-    "low", "high", "row_bytes", "base", "step", "bits", "wide", "padded", "block", "weights", "bias", "encoding",
+    "low", "high", "row_bytes", "base", "step", "bits", "wide", "padded", "block", "weights", "encoding",
 })  # fmt: skip
-QUANTIZED, IN_FLOAT = frozenset({"multiplier", "shift"}), frozenset({"steps"})  # one of these as well
+# What a layer has as well: of integers, of integers that end in floats, of floats; an embedding has no more.
+LAYERS = (
+    LAYER | {"bias", "multiplier", "shift"}, LAYER | {"bias", "steps"}, LAYER | {"steps"}, LAYER,
+)  # fmt: skip
 POINTERS = {
     "weights": "model_weights", "bias": "model_bias", "multiplier": "model_multiplier", "steps": "model_steps"
 }  # fmt: skip
@@ -57,6 +61,9 @@ SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
     "normalize": "read write int int floats floats float", "mean": "read write int int",
     "take_floats": "read write axes", "join_floats": "read write int int int", "to_floats": "read write int int float",
     "to_integers": "read write int float int int int", "memcpy": "output read int",
+    "layer_of_floats": "layer read write room floats distances", "embed": "layer read write room int float",
+    "pool_floats": "pool read write int int", "pad_floats": "read write axes float",
+    "repeat_floats": "read write int int int int int",
 }.items()}  # fmt: skip
 
 _ARRAY = re.compile(r"((?:static |extern )?const) (\w+) ([a-z_]+)_(\d+) \[ ([1-9]\d*) \]")
@@ -71,9 +78,10 @@ _QUANTIZE_INPUT = re.compile(
     + _LOOPS + r" \* input \+\+ = quantize \( values \[ " + r" \+ ".join(rf"{v} \* (0|[1-9]\d*)" for v in "abcd")
     + rf" \] , {FLOAT} , (0|[1-9]\d*) , (0|[1-9]\d*) , (0|[1-9]\d*) \) ; }}"
 )  # fmt: skip
-_RUN = "void model_run ( const uint8_t * input , float * output , uint8_t * arena ) {"
+_RUN = re.compile(r"void model_run \( const (uint8_t|float|int32_t) \* input , float \* output , uint8_t \* arena \) {")
+_RUN_TOKENS = 17
 _PLACE = re.compile(
-    r"(input)|(arena) \+ (0|[1-9]\d{0,9})(?: \+ (0|[1-9]\d{0,9}))?"
+    r"(?:\( const uint8_t \* \) )?(input)|(arena) \+ (0|[1-9]\d{0,9})(?: \+ (0|[1-9]\d{0,9}))?"
     r"|\( uint8_t \* \) (output)|\( const uint8_t \* \) (model_floats_\d+)"
 )
 
@@ -123,7 +131,8 @@ class Source:
         arrays: by name.
         structures: layers and pools, by name.
         most: ``MOST_TAPS`` and ``MOST_FILTERS``.
-        input: sizes and strides of the four loops over the input.
+        input: sizes and strides of the four loops over the input, where it is quantized.
+        input_type: of `model_run`.
         calls: of `model_run`, in order.
     """
 
@@ -131,6 +140,7 @@ class Source:
     structures: dict[str, Structure] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
     input: list[tuple[int, int]] = field(default_factory=list)
+    input_type: str = ""
     calls: list[Call] = field(default_factory=list)
 
     def add(self, file: str, item: Item, weights: str = "") -> None:
@@ -180,7 +190,7 @@ class Source:
             raise ValueError
         pairs = re.findall(r"\. (\w+) = ([\w ()-]+?)(?= , |$)", found[4])
         fields = dict(pairs)
-        wanted = (POOL,) if found[1] == "pool" else (LAYER | QUANTIZED, LAYER | IN_FLOAT)
+        wanted = (POOL,) if found[1] == "pool" else LAYERS
         if len(fields) != len(pairs) or fields.keys() not in wanted:
             raise ValueError(f"its fields are {shown(', '.join(key for key, _ in pairs))}")
         named = {key: value for key, value in fields.items() if key in POINTERS or key == "encoding"}
@@ -200,9 +210,11 @@ class Source:
         self.input = list(zip(numbers[:4], numbers[4:8], strict=True))
 
     def _run(self, file: str, item: Item) -> None:
-        head = _RUN.count(" ") + 1
-        if " ".join(item.tokens[:head]) != _RUN or item.tokens[-1] != "}" or self.calls:
+        head = _RUN_TOKENS
+        found = _RUN.fullmatch(" ".join(item.tokens[:head]))
+        if found is None or item.tokens[-1] != "}" or self.calls:
             raise ValueError
+        self.input_type = found[1]
         statement: list[str] = []
         begins = item.line
         for token, line in zip(item.tokens[head:-1], item.lines[head:-1], strict=True):

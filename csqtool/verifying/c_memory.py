@@ -15,6 +15,8 @@ FROM_INPUT = -3  # who computed the input
 MOST_CALLS = 2**15 - 1
 IN_PLACE = frozenset({"add", "multiply", "look_up", "unary", "binary", "softmax", "normalize"})
 
+JOINING = ("copy", "join_floats")  # of values side by side, perhaps not all are used
+
 
 class Memory:
     """Follows the calls of `model_run`.
@@ -56,7 +58,7 @@ class Memory:
         useful = self.output_from.union(*(r for call, r in zip(source.calls, self.reads, strict=True)
                                           if call.kernel != "TRACE_VALUES"))  # fmt: skip
         for number, call in enumerate(source.calls):
-            if call.kernel != "TRACE_VALUES" and number not in useful:
+            if call.kernel not in ("TRACE_VALUES", *JOINING) and number not in useful:
                 found.append((call.line, f"{call.kernel}: nothing uses what it computes"))
         for name, array in source.arrays.items():
             if name not in self._arrays:

@@ -23,16 +23,10 @@ MOST_BYTES = 1 << 28  # of the input, the output, or the arena
 IMPLEMENTATION = "#if defined(MODEL_IMPLEMENTATION) && !defined(MODEL_IMPLEMENTED)"
 GUARDS = {"model.h": "MODEL_H", "weights.h": "MODEL_WEIGHTS_H"}
 INCLUDED = "files"  # the part that includes model.h and weights.h; one header needs neither
-DECLARED = (
-    "void model_quantize_input ( const float * values , uint8_t * input ) ;",
-    "void model_run ( const uint8_t * input , float * output , uint8_t * arena ) ;",
-)
+INTEGERS = "uint8_t"  # the type of a quantized input
+_TYPE = "#define MODEL_INPUT_TYPE "
 _SIZE = "#define MODEL_{}_SIZE "
 _DIGEST = "#define MODEL_FINALIZED_SHA256 "
-FRAME = (  # of model.h; what ends with a space is followed by a value
-    "#ifndef MODEL_H", "#define MODEL_H", "#include <stdint.h>", *map(_SIZE.format, ("INPUT", "OUTPUT", "ARENA")),
-    _DIGEST, *DECLARED, "#endif",
-)  # fmt: skip
 
 
 @functools.cache
@@ -50,6 +44,7 @@ class Inference:
         faults: what is not explained.
         sizes: ``INPUT``, ``OUTPUT`` and ``ARENA``.
         sha256: of the finalized model that it names.
+        input_type: of an input, in C.
         source: its constants and calls.
 
     Args:
@@ -60,6 +55,7 @@ class Inference:
         self.faults: list[str] = []
         self.sizes: dict[str, int] = {}
         self.sha256 = ""
+        self.input_type = INTEGERS
         self.source = Source()
         self._known: list[str] = []  # digests of what is known
         self._memory: Memory | None = None
@@ -90,15 +86,23 @@ class Inference:
                 self.faults.append(str(fault))
 
     def _header(self, file: str, found: Sequence[Item]) -> None:
-        values = _match(file, found, FRAME)
+        if len(found) > 4 and found[4].text.startswith(_TYPE):
+            self.input_type = found[4].text.removeprefix(_TYPE)
+        wanted = frame(self.input_type)
+        values = _match(file, found, wanted)
         self.sizes = {name: int(size) for name, size in zip(("INPUT", "OUTPUT", "ARENA"), values, strict=False)}
         self.sha256 = values[-1]
-        if max(self.sizes["INPUT"], 4 * self.sizes["OUTPUT"], self.sizes["ARENA"]) > MOST_BYTES:
+        if max(self.input_bytes, 4 * self.sizes["OUTPUT"], self.sizes["ARENA"]) > MOST_BYTES:
             raise CFault(file, found[3].line, "sizes beyond all memory of devices")
-        rest = found[len(FRAME) :]
+        rest = found[len(wanted) :]
         if rest:
             _match(file, [*rest[:2], *rest[-1:]], [IMPLEMENTATION, "#define MODEL_IMPLEMENTED", "#endif"])
             self._all(file, rest[2:-1], lambda item: self._code(file, item, "static const"))
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of an input."""
+        return self.sizes["INPUT"] * (1 if self.input_type == INTEGERS else 4)
 
     def _weights_h(self, file: str, found: Sequence[Item]) -> None:
         _match(file, [*found[:3], *found[-1:]], ["#ifndef MODEL_WEIGHTS_H", "#define MODEL_WEIGHTS_H",
@@ -155,17 +159,19 @@ class Inference:
             stored = {a.name: (a.kind, a.size) for a in source.arrays.values() if a.name.startswith("model_")}
             self.faults += [f"weights.h: {name} is declared otherwise than it is stored, or one of both is missing"
                             for name, _ in sorted(stored.items() ^ self._declared.items())][:1]  # fmt: skip
-        if not source.input or not source.calls:
-            self.faults.append("model.c: model_quantize_input or model_run is missing")
+        if bool(source.input) != (self.input_type == INTEGERS) or not source.calls:
+            self.faults.append("model.c: model_quantize_input or model_run is missing, or one too many")
+        elif source.input_type != self.input_type:
+            self.faults.append(f"model.c: the input of model_run is {source.input_type}, not {self.input_type}")
         if self.faults:
             return
         count, last = 1, 0
         for size, step in source.input:
             count, last = count * size, last + (size - 1) * step
-        if count != self.sizes["INPUT"] or last >= count:
+        if source.input and (count != self.sizes["INPUT"] or last >= count):
             self.faults.append(f"model.c: model_quantize_input moves {count} values, up to the one with number {last}")
             return
-        memory = Memory(source, self.sizes["INPUT"], self.sizes["OUTPUT"], self.sizes["ARENA"])
+        memory = Memory(source, self.input_bytes, self.sizes["OUTPUT"], self.sizes["ARENA"])
         self.faults += self._placed(memory.problems())
         self._memory = memory
 
@@ -177,6 +183,20 @@ class Inference:
         """Return what PyTorch's graph does not explain; there must be no faults (`csqtool.verifying.c_calls`)."""
         assert self._memory is not None
         return self._placed(problems(self.source, self._memory, graph))
+
+
+def frame(input_type: str) -> tuple[str, ...]:
+    """Return the items of model.h for an input of a type; what ends with a space is followed by a value."""
+    names = [_SIZE.format(name) for name in ("INPUT", "OUTPUT", "ARENA")]
+    run = f"void model_run ( const {input_type} * input , float * output , uint8_t * arena ) ;"
+    quantize = "void model_quantize_input ( const float * values , uint8_t * input ) ;"
+    if input_type == INTEGERS:
+        middle = [*names, _DIGEST, quantize, run]
+    elif input_type in ("float", "int32_t"):
+        middle = [names[0], f"{_TYPE}{input_type}", *names[1:], _DIGEST, run]
+    else:
+        middle = [names[0], f"{_TYPE}float"]
+    return ("#ifndef MODEL_H", "#define MODEL_H", "#include <stdint.h>", *middle, "#endif")
 
 
 def _match(file: str, found: Sequence[Item], wanted: Sequence[str]) -> list[str]:

@@ -73,6 +73,7 @@ NETS = {
     "joined": (JoinedInFloat, (4, 6), {"single_file": True}),
 }
 QUICK = ("windows",)
+SLOW = ("branches", "functions", "one dimension", "residual, nine bits", "bytes")
 
 
 def built(name: str) -> CExport:
@@ -82,7 +83,7 @@ def built(name: str) -> CExport:
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(n, marks=[pytest.mark.slow if n in ("branches", "functions", "one dimension") else pytest.mark.long]
+    pytest.param(n, marks=[pytest.mark.slow if n in SLOW else pytest.mark.long]
                  * (n not in QUICK)) for n in NETS
 ])  # fmt: skip
 def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
@@ -168,3 +169,38 @@ def test_the_device_computes_the_bits_of_the_definition(name: str, tmp_path: Pat
     found = run_on_device(CFolder(tmp_path / "source"), tmp_path / "build", export_.inputs.numpy())
     wanted = export_.reference.run(export_.inputs.numpy())
     assert found.output.tobytes() == np.ascontiguousarray(wanted.output).tobytes()
+
+
+OF_A_STRANGER = {
+    "padding of what is not there": (changed(r"pad_floats\(arena \+ \d+, ", "pad_floats(arena + 6908, "), "pad_floats"),
+    "another distance": (changed(r"(distances_0\[4\] = \{\n +)99", r"\g<1>9"), "layer_of_floats"),
+    "another layer's name": (
+        changed(r'TRACE_VALUES\("first\.weight"', 'TRACE_VALUES("grouped.weight"'), "grouped.weight is unknown",
+    ),
+    "one function more": (
+        changed(r"    memcpy\(output, arena \+ (\d+)", r"    unary(NEGATIVE, arena + \1, arena + \1, 4);\n\g<0>"),
+        "unary NEGATIVE",
+    ),
+    "a condition": (changed(r"    memcpy\(output", r"    if (input[0] == 1.5f) \g<0>"), "if"),
+    "a divisor below zero": (changed(r"(pool_floats\(&pool_13, [^;]*, 1, )9", r"\1-9"), "pool_floats"),
+    "a call left out": (changed(r"    repeat_floats\([^\n]*\n", ""), "nothing that was computed"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_floats() -> CExport:
+    return built("windows")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [*OF_A_STRANGER, "an integer input", "another type of input"])
+def test_code_of_a_stranger_is_named(name: str, of_floats: CExport) -> None:
+    headers = {"an integer input": changed("#define MODEL_INPUT_TYPE float\n", ""),
+               "another type of input": changed("MODEL_INPUT_TYPE float", "MODEL_INPUT_TYPE double")}  # fmt: skip
+    file, (edit, text) = (
+        ("model.h", (headers[name], "model.h")) if name in headers else ("model.c", OF_A_STRANGER[name])
+    )
+    broken = replace(of_floats, files={**of_floats.files, file: edit(of_floats.files[file].decode()).encode()})
+    found = broken.unexplained()
+    assert found, name
+    assert any(text in one for one in found), found

@@ -8,7 +8,7 @@ import json
 from csqtool.csq import c_example, c_header
 from csqtool.verifying.c_text import digest, items
 from exporters.c.package import MODEL_H as PACKED_HEADER
-from exporters.c.project import CMAKE, MAIN, MAKEFILE, ONE_CMAKE, ONE_MAKEFILE
+from exporters.c.project import CMAKE, MAIN, MAKEFILE, ONE_CMAKE, ONE_MAKEFILE, UNQUANTIZED_MAIN
 from exporters.c.text import kernel
 from exporters.c.write import INCLUDES, KERNELS, TRACE
 from tests.support.commands import ROOT
@@ -25,10 +25,14 @@ def expected() -> dict[str, dict[str, str]]:
         ("files", "#include" + weights), ("trace", TRACE),
         *((name, kernel(name)) for name in ("common", "quantize", *KERNELS)),
     ]  # fmt: skip
-    one_main = MAIN.replace('#include "model.h"', '#define MODEL_IMPLEMENTATION\n#include "model.h"')
+    mains = {
+        f"{form}{kind}": text.replace('#include "model.h"', include)
+        for kind, text in (("", MAIN), (", unquantized", UNQUANTIZED_MAIN))
+        for form, include in both('#include "model.h"', '#define MODEL_IMPLEMENTATION\n#include "model.h"')
+    }
     return {
         "model.c": {item.sha256: part for part, code in parts for item in items("model.c", code.encode())},
-        "main.c": {digest(items("main.c", text.encode())): form for form, text in both(MAIN, one_main)},
+        "main.c": {digest(items("main.c", text.encode())): form for form, text in mains.items()},
         "Makefile": {hashlib.sha256(text.encode()).hexdigest(): form for form, text in both(MAKEFILE, ONE_MAKEFILE)},
         "packed csq.h": {hashlib.sha256(c_header()).hexdigest(): "packed"},
         "packed model.h": {hashlib.sha256(PACKED_HEADER).hexdigest(): "packed"},
