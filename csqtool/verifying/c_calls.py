@@ -16,7 +16,7 @@ from onnx import helper
 
 from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.verifying.c_grammar import Call, Source, text_of
-from csqtool.verifying.c_memory import FROM_INPUT, Memory
+from csqtool.verifying.c_memory import FROM_INPUT, JOINING, Memory
 
 OUTPUT = ""  # the name of the last part
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -129,6 +129,7 @@ def parts(source: Source, memory: Memory, first: str) -> dict[str, Part]:
             ends[name] = memory.reads[number]
             marked |= dict.fromkeys(memory.reads[number], name)
     ends[OUTPUT] = memory.output_from
+    used = set().union(*memory.reads)
     found: dict[str, Part] = {}
     for name, begins in ends.items():
         part = found[name] = Part()
@@ -149,7 +150,19 @@ def parts(source: Source, memory: Memory, first: str) -> dict[str, Part]:
                     part.kinds[kind] += 1
                 part.ends += [kind] * (number in begins)
                 left += sorted(memory.reads[number])
+                left += [n for n in _beside(source, number) if n not in used]
     return found
+
+
+def _beside(source: Source, number: int) -> Iterator[int]:
+    """Yield the calls that join values side by side with what a call joins; later calls may take some of them only."""
+    for step in (-1, 1):
+        other = number + step
+        while source.calls[number].kernel in JOINING and 0 <= other < len(source.calls):
+            if source.calls[other].kernel != source.calls[number].kernel:
+                break
+            yield other
+            other += step
 
 
 def _is_own_result(name: str, calls: Sequence[Call], source: Source) -> bool:
