@@ -35,14 +35,7 @@ from csqtool.model_source import ModelSource
 from csqtool.nn.state_dict import load_weights
 from csqtool.nn.watched import Watched
 from csqtool.progress import Progress
-from csqtool.reconstruction import (
-    ACTIVATION_RATE,
-    OTHER_RATE,
-    VECTOR_RATE,
-    Reconstruction,
-    difference,
-    dropping,
-)
+from csqtool.reconstruction import Reconstruction, difference, dropping, layers_compared, optimizer_of
 from csqtool.searching.loop import compute_small_weights
 from csqtool.searching.network import Network
 from csqtool.trees import call
@@ -95,17 +88,11 @@ def _train_block(
     steps: int,
     drop: float,
 ) -> None:
-    net, groups = network.net, method.parameter_groups()
+    net = network.net
     scales = [quantizer.scale for name, quantizer in net.quantizers.items() if _within(name, block)]
-    known = {id(p) for group in groups for p in group["params"]}
     plain = {name: p for name, p in network.model.named_parameters() if "parametrizations" not in name.split(".")}
-    rest = [p for name, p in plain.items() if _within(name, block) and p.requires_grad and id(p) not in known]
-    groups += [{"params": [p], "lr": VECTOR_RATE if p.ndim == 1 else OTHER_RATE} for p in rest]
-    groups += [{"params": scales, "lr": ACTIVATION_RATE}]
-    optimizer = torch.optim.Adam(groups)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    layers = {network.placement.batch_norms.get(w.name) or w.name.rpartition(".")[0] for w in network.weights}
-    compared = {path for path in layers if path in block or _within(path, block)}
+    optimizer, rate = optimizer_of(method, scales, [p for name, p in plain.items() if _within(name, block)], steps)
+    compared = {path for path in layers_compared(network) if path in block or _within(path, block)}
     end = block[-1]
     ours, theirs = Watched(network.model, compared | {end}), Watched(teacher, compared | {end})
     with ours, theirs:

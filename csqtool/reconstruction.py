@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -157,6 +157,31 @@ class Gates(Reconstruction[BitGates]):
 RECONSTRUCTIONS: Mapping[str, type[Reconstruction[Any]]] = {"lsq": StepSizes, "adaround": AdaRound, "csq": Gates}
 
 
+def optimizer_of(
+    method: Reconstruction[Any], scales: Sequence[nn.Parameter], parameters: Iterable[nn.Parameter], steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the optimizer of a reconstruction, and the schedule of its rates.
+
+    Args:
+        method: the weights' sources.
+        scales: of activation quantizers.
+        parameters: what else is trained, where it wants gradients; those of the method and scales may be among them.
+        steps: in which the rates fall to zero.
+    """
+    groups = method.parameter_groups()
+    known = {id(p) for group in groups for p in group["params"]} | {id(p) for p in scales}
+    rest = [p for p in parameters if p.requires_grad and id(p) not in known]
+    groups += [{"params": [p], "lr": VECTOR_RATE if p.ndim == 1 else OTHER_RATE} for p in rest]
+    groups += [{"params": list(scales), "lr": ACTIVATION_RATE}]
+    optimizer = torch.optim.Adam(groups)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def layers_compared(network: Network) -> set[str]:
+    """Return the modules whose outputs follow the float network's: each layer's BatchNorm, or the layer itself."""
+    return {network.placement.batch_norms.get(w.name) or w.name.rpartition(".")[0] for w in network.weights}
+
+
 def train(
     network: Network,
     method: Reconstruction[Any],
@@ -187,15 +212,9 @@ def train(
     """
     net = network.net
     net.eval()
-    groups = method.parameter_groups()
     scales = [quantizer.scale for quantizer in net.quantizers.values()]
-    known = {id(p) for group in groups for p in group["params"]} | {id(p) for p in scales}
-    rest = [p for p in net.parameters() if p.requires_grad and id(p) not in known]
-    groups += [{"params": [p], "lr": VECTOR_RATE if p.ndim == 1 else OTHER_RATE} for p in rest]
-    groups += [{"params": scales, "lr": ACTIVATION_RATE}]
-    optimizer = torch.optim.Adam(groups)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    compared = {network.placement.batch_norms.get(w.name) or w.name.rpartition(".")[0] for w in network.weights}
+    optimizer, rate = optimizer_of(method, scales, net.parameters(), steps)
+    compared = layers_compared(network)
     ours, theirs = Watched(network.model, compared), Watched(teacher, compared)
     with ours, theirs:
         for number, inputs in enumerate(batches):

@@ -118,12 +118,8 @@ def _change(node: fx.Node) -> Change | None:
 
 
 def _replace(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-    if any(user.op == "output" for user in node.users):
-        node.target, node.args, node.kwargs = (
-            target,
-            args,
-            kwargs or {},
-        )  # the program's signature knows its outputs by their names
+    if any(user.op == "output" for user in node.users):  # the program's signature knows its outputs by their names
+        node.target, node.args, node.kwargs = target, args, kwargs or {}
         return
     with node.graph.inserting_before(node):
         # Named after the operator that it is, as torch does.

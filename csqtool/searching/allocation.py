@@ -118,7 +118,8 @@ class Allocator(Protocol):
     """Finds a scheme. Register the class under the entry point group ``csqtool.allocators``.
 
     ``Allocator(allocation)`` is asked for its `scheme` once, and leaves the network as it was. `BaseAllocator` has what
-    most allocators need: they say how much harm each number of planes does to each layer.
+    most allocators need: they say how much harm each number of planes does to each layer. `SchemeAllocator` is for
+    those that judge schemes as a whole.
 
     Attributes:
         description: one line for ``csqtool methods``.
@@ -137,43 +138,27 @@ class Allocator(Protocol):
         ...
 
 
-class BaseAllocator(ABC):
-    """An allocator that says how much harm each number of planes does; the integer program does the rest.
+class SchemeAllocator(ABC):
+    """An allocator that judges schemes as a whole, by what this class has for all allocators.
 
     Attributes:
         given: what it was constructed with.
         generator: of all its random numbers.
         requires: a package that it imports, which the extra of the allocator's name installs.
-        harm: what its harms are.
-        sensitivity: what `sensitivities` are, if it sets them.
-        findings: what it found out, once it has a scheme; None if it judges schemes as a whole.
     """
 
     description: ClassVar[str]
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = AllocatorOptions
     requires: ClassVar[str] = ""
-    harm: ClassVar[str] = "harm"
-    sensitivity: ClassVar[str] = ""
 
     def __init__(self, allocation: Allocation) -> None:
         self.given = allocation
-        self.findings: Findings | None = None
-        self.sensitivities: Mapping[str, float] = {}
         self.generator = torch.Generator().manual_seed(allocation.config.seed)
 
     @abstractmethod
-    def harms(self) -> Harms:
-        """Return the harm of each number of planes that each layer may keep, see `choices`."""
-
     def scheme(self) -> Planes:
-        """Return the scheme of least summed harm within the budget."""
-        return self.of_least_harm(self.harms())
-
-    def of_least_harm(self, harms: Harms, *, order: Sequence[str] | None = None) -> Planes:
-        """Return the scheme of least summed harm within the budget, see `cheapest`, and keep the findings."""
-        self.findings = Findings(self.harm, harms, self.sensitivity, self.sensitivities)
-        return cheapest(harms, self.given.budget, order=order)
+        """Return the planes of each layer, ascending, within the budget and within each layer's bounds."""
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -183,11 +168,6 @@ class BaseAllocator(ABC):
     def choices(self, name: str) -> range:
         """Return the numbers of planes that a layer may keep."""
         return choices(self.given.budget, name)
-
-    def errors(self, name: str) -> dict[int, float]:
-        """Return ‖Q(W) − W‖² of a layer at each number of planes it may keep."""
-        weight = self.weights[name].detach()
-        return {k: float((round_to(weight, uniform(k)) - weight).square().sum()) for k in self.choices(name)}
 
     def batches(self) -> list[tuple[Any, Any]]:
         """Return the first training samples and targets, in batches on the device."""
@@ -208,6 +188,42 @@ class BaseAllocator(ABC):
         count = sum(samples(x) for x, _ in batches)
         for x, y in batches:
             yield self.given.data.task.loss(self.outputs(x), y), samples(x) / count
+
+
+class BaseAllocator(SchemeAllocator):
+    """An allocator that says how much harm each number of planes does; the integer program does the rest.
+
+    Attributes:
+        harm: what its harms are.
+        sensitivity: what `sensitivities` are, if it sets them.
+        findings: what it found out, once it has a scheme.
+    """
+
+    harm: ClassVar[str] = "harm"
+    sensitivity: ClassVar[str] = ""
+
+    def __init__(self, allocation: Allocation) -> None:
+        super().__init__(allocation)
+        self.findings: Findings | None = None
+        self.sensitivities: Mapping[str, float] = {}
+
+    @abstractmethod
+    def harms(self) -> Harms:
+        """Return the harm of each number of planes that each layer may keep, see `choices`."""
+
+    def scheme(self) -> Planes:
+        """Return the scheme of least summed harm within the budget."""
+        return self.of_least_harm(self.harms())
+
+    def of_least_harm(self, harms: Harms, *, order: Sequence[str] | None = None) -> Planes:
+        """Return the scheme of least summed harm within the budget, see `cheapest`, and keep the findings."""
+        self.findings = Findings(self.harm, harms, self.sensitivity, self.sensitivities)
+        return cheapest(harms, self.given.budget, order=order)
+
+    def errors(self, name: str) -> dict[int, float]:
+        """Return ‖Q(W) − W‖² of a layer at each number of planes it may keep."""
+        weight = self.weights[name].detach()
+        return {k: float((round_to(weight, uniform(k)) - weight).square().sum()) for k in self.choices(name)}
 
 
 def allocate(kind: type[Allocator], given: Allocation) -> tuple[Planes, AllocationRecord | None]:

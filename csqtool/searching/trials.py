@@ -13,7 +13,7 @@ from csqtool.evaluation import as_float
 from csqtool.nn.latent import LARGEST_CHANGE, lsq_round
 from csqtool.nn.levels import Levels
 from csqtool.nn.modes import evaluating, keeping_modes
-from csqtool.searching.allocation import BaseAllocator
+from csqtool.searching.allocation import SchemeAllocator
 from csqtool.task import main_output
 from csqtool.trees import Arguments, samples
 
@@ -28,7 +28,7 @@ class Trials:
         rate: learning rate of the training; it falls to zero along a cosine.
     """
 
-    def __init__(self, allocator: BaseAllocator, rate: float) -> None:
+    def __init__(self, allocator: SchemeAllocator, rate: float) -> None:
         self._given = allocator.given
         self._weights = allocator.weights
         self._batches = allocator.batches()

@@ -207,13 +207,6 @@ def cast_without_type() -> Proto:
     return base(helper.make_node("Cast", ["w"], ["w2"]), weight="w2")
 
 
-def scale_of_text() -> Proto:
-    """The scale of a weight is a text."""
-    nodes = [helper.make_node("Constant", [], ["scale"], value_string="a"),
-             helper.make_node("DequantizeLinear", ["w", "scale"], ["w2"])]  # fmt: skip
-    return base(*nodes, tensors=[numpy_helper.from_array(np.ones((4, 3), np.int8), "w")], weight="w2")
-
-
 def attribute_of_no_kind() -> Proto:
     proto = untyped_attribute()
     proto.graph.node[0].attribute[0].type = AttributeProto.TENSOR

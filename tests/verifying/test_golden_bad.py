@@ -14,7 +14,7 @@ from csqtool.finalized_file import write_finalized
 from csqtool.model_info import DataInfo, Input, ModelFactory, ModelInfo
 from csqtool.nn.post_training import post_training_model
 from tests.support.commands import ROOT, invoke
-from tests.support.golden_bad import DEFECTS, ELSEWHERE, FOLDER, OTHERS, content, dead_nodes, scale_of_text
+from tests.support.golden_bad import DEFECTS, ELSEWHERE, FOLDER, OTHERS, content, dead_nodes
 
 CAUGHT_BY_A_LIMIT_OF_THE_PROCESS = {"loop-endless", "expand-2-to-the-40th"}
 
@@ -99,11 +99,3 @@ def test_twenty_thousand_dead_nodes_are_refused(against: Path, tmp_path: Path) -
         result = invoke(*command)
         assert result.exit_code == 2, result.output
         assert "20000 nodes that no output needs" in result.stderr
-
-
-def test_a_scale_that_is_a_text_fails_and_ends_nothing(against: Path, tmp_path: Path) -> None:
-    path = tmp_path / "text.onnx"
-    path.write_bytes(scale_of_text().SerializeToString())
-    for backend in ("onnxruntime", "reference"):
-        result = invoke("verify", path, "--against", against, "--backend", backend)
-        assert result.exit_code == 1, result.output

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -103,6 +104,21 @@ def test_after_random_edits_every_command_ends_as_it_promises(exports: Exports, 
 @pytest.mark.parametrize("seed", [2784])  # a call of a function without its parameters
 def test_edits_that_once_broke_a_promise_keep_it(exports: Exports, tmp_path: Path, seed: int) -> None:
     assert outcome(exports, seed, tmp_path) == "refused"
+
+
+def test_a_scale_that_is_a_text_fails(exports: Exports, tmp_path: Path) -> None:
+    model, content = exports.files[1]
+    proto = onnx.ModelProto.FromString(content)
+    names = {tensor.name for tensor in proto.graph.initializer}
+    at, node = next((i, n) for i, n in enumerate(proto.graph.node) if n.op_type == "DequantizeLinear"
+                    and {n.input[0], n.input[1]} <= names)  # fmt: skip
+    text = onnx.helper.make_node("Constant", [], ["text"], value_string="a")
+    node.input[1] = "text"
+    proto.graph.node.insert(at, text)
+    path = tmp_path / "text.onnx"
+    path.write_bytes(proto.SerializeToString())
+    report = csqtool.verify(path, model, model=exports.module, data="digits", samples=SAMPLES)
+    assert {check.level for check in report.failures} >= {"structure", "weights"}
 
 
 @pytest.mark.slow

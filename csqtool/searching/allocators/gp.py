@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from csqtool.randomness import drawing_from
-from csqtool.searching.allocation import BaseAllocator, Harms, Planes, choices
+from csqtool.searching.allocation import Planes, SchemeAllocator, choices
 from csqtool.searching.budget import Budget, uniform
 from csqtool.searching.options import GpOptions, Options
 from csqtool.searching.trials import Trials
@@ -27,7 +27,7 @@ FIT_STEPS = 50  # of L-BFGS; what is found then goes on with the next curve
 Points = Sequence[tuple[Tensor, int]]  # controls and task
 
 
-class Gp(BaseAllocator):
+class Gp(SchemeAllocator):
     """The curve of least loss; a Gaussian process shares what short trainings tell about longer ones.
 
     A curve is a Bezier curve over the layers' order, from 0 at the first to 1 at the last. It is shifted as far up as
@@ -38,10 +38,6 @@ class Gp(BaseAllocator):
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = GpOptions
     requires: ClassVar[str] = "botorch"
-
-    def harms(self) -> Harms:
-        """Not used: a scheme is judged as a whole."""
-        return {}
 
     def scheme(self) -> Planes:
         """Return the scheme of least loss after the longest training that was tried."""

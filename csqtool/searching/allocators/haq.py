@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csqtool.nn.weights import Weight
-from csqtool.searching.allocation import BaseAllocator, Harms, Planes, choices
+from csqtool.searching.allocation import Planes, SchemeAllocator, choices
 from csqtool.searching.budget import Budget, uniform
 from csqtool.searching.network import Network
 from csqtool.searching.options import HaqOptions, Options
@@ -27,7 +27,7 @@ EPISODES_KEPT = 128
 REWARD_SCALE = 0.1
 
 
-class Haq(BaseAllocator):
+class Haq(SchemeAllocator):
     """The best scheme of all episodes of a DDPG agent.
 
     An episode goes through the layers; an action in [0, 1] is a layer's planes. At its end planes are taken away from
@@ -39,10 +39,6 @@ class Haq(BaseAllocator):
     data: ClassVar[str] = "labelled"
     Options: ClassVar[type[Options]] = HaqOptions
     requires: ClassVar[str] = "stable_baselines3"
-
-    def harms(self) -> Harms:
-        """Not used: a scheme is judged as a whole."""
-        return {}
 
     def scheme(self) -> Planes:
         """Return the scheme of the episode with the highest reward."""
