@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -17,6 +18,7 @@ from csqtool.nn.kernels import Kernel
 from csqtool.nn.replay import DivergedError, Replay
 from csqtool.progress import Progress
 from csqtool.searching.budget import Budget, uniform
+from csqtool.searching.measured_losses import KeptLosses, MeasuredLoss
 from csqtool.searching.network import Network
 from csqtool.searching.scheme import LossProbe, round_to, rounded
 from csqtool.trees import samples as samples_in
@@ -40,6 +42,7 @@ def make_probe(
     channels_last: bool,
     heed: Callable[[], None] | None,
     progress: Progress,
+    kept: Path | None = None,
 ) -> LossProbe:
     """Return what measures the loss on training samples with one plain weight rounded.
 
@@ -52,6 +55,7 @@ def make_probe(
         channels_last: the memory layout of images.
         heed: called before each batch; it may raise.
         progress: is told of every layer of a large network.
+        kept: a file that measured losses are kept in, and found again.
     """
     large = settling_cost(network, samples) > MOST_MULTIPLICATIONS
     if large:
@@ -59,8 +63,13 @@ def make_probe(
         fewer = int(MOST_MULTIPLICATIONS / passes / sum(network.multiplications.values()))
         samples = min(samples, max(fewer, LEAST_SAMPLES))
     loss = partial(training_loss, network.net, data, device, samples=samples, channels_last=channels_last, heed=heed)
+    known = KeptLosses(kept, network.net) if kept is not None else None
+
+    def measured(what: str, measure: Callable[[], float]) -> float:
+        return measure() if known is None else known(f"{what} on {samples} samples", measure)
+
     if not large:
-        return LossProbe(network.parameters, loss)
+        return LossProbe(network.parameters, loss, measured)
 
     def loss_on(batch: Batch) -> Tensor:
         return batch_loss(network.net, data.task, batch, device, channels_last=channels_last)
@@ -70,7 +79,8 @@ def make_probe(
 
     planes = max(1, round(budget.target_bits) - 1)
     progress.line(f"measuring each of {len(network.weights)} layers on {samples} samples …")
-    return ScreenedProbe(network.parameters, loss, network.net, loss_on, batches, uniform(planes), progress)
+    return ScreenedProbe(network.parameters, loss, network.net, loss_on, batches, uniform(planes), progress,
+                         measured)  # fmt: skip
 
 
 def settling_cost(network: Network, samples: int) -> float:
@@ -94,6 +104,7 @@ class ScreenedProbe(LossProbe):
         batches: returns training batches of a size, with at most so many samples in all.
         planes: each layer is measured at these.
         progress: is told of every layer.
+        measured: measures a loss, or knows it.
     """
 
     def __init__(
@@ -105,8 +116,9 @@ class ScreenedProbe(LossProbe):
         batches: Callable[[int, int], Iterator[Batch]],
         planes: tuple[int, ...],
         progress: Progress,
+        measured: MeasuredLoss,
     ) -> None:
-        super().__init__(parameters, loss)
+        super().__init__(parameters, loss, measured)
         self._net = net
         self._loss_on = loss_on
         self._batches = batches
@@ -168,9 +180,10 @@ class ScreenedProbe(LossProbe):
             for batch, size in self._usable(LOSS_BATCH, sys.maxsize):
                 losses = _Losses(partial(self._loss_on, batch), self._parameters)
                 for number, name in enumerate(losses.order, 1):
-                    losses.begin(name)
-                    with rounded(self._parameters[name], self._planes):
-                        rises[name] += (losses() - losses.value) * size
+                    loss = self._measured(
+                        f"{name} at {self._planes}, samples from {count}", partial(losses.with_one, name, self._planes)
+                    )
+                    rises[name] += (loss - losses.value) * size
                     self._progress.step("layers", number, len(losses.order), {"loss": losses.value})
                 base += losses.value * size
                 count += size
@@ -195,6 +208,7 @@ class _Losses:
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
         self._loss = loss
+        self._parameters = parameters
         self.value = self._whole()  # what a network computes once and keeps is there when its calls are recorded
         replay = Replay(self._whole, parameters)
         self.order = replay.order
@@ -203,7 +217,13 @@ class _Losses:
     def _whole(self) -> float:
         return float(self._loss())
 
-    def begin(self, name: str) -> None:
+    def with_one(self, name: str, exponents: tuple[int, ...]) -> float:
+        """Return the loss with a parameter rounded to these planes; parameters come in the order of `order`."""
+        self._begin(name)
+        with rounded(self._parameters[name], exponents):
+            return self._now()
+
+    def _begin(self, name: str) -> None:
         """Prepare for another value of a parameter, while it has its own."""
         if self._replay is not None:
             try:
@@ -211,7 +231,7 @@ class _Losses:
             except DivergedError:  # the network does not make the same calls each time
                 self._replay = None
 
-    def __call__(self) -> float:
+    def _now(self) -> float:
         """Return the loss with the parameters' present values."""
         if self._replay is not None:
             try:

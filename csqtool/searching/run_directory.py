@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from csqtool import documents
 from csqtool.errors import FormatError, InputError
-from csqtool.files import locked, read_bytes, write_bytes, write_json
+from csqtool.files import append_line, locked, read_bytes, write_bytes, write_json
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.records import AllocationRecord, BegunFrom, LogEntry, SchemeEntry, StartRecord, Summary
 
@@ -32,6 +32,7 @@ class RunDirectory:
     ``start.json``         of a finetuning run: the run that it continues; with ``start.safetensors`` (weights) and
                            ``start-scheme.json`` (planes)
     ``allocation.json``    with an allocator that tells it: each layer's sensitivity, and what fewer planes cost
+    ``losses.jsonl``       until the search is finished: losses measured on the way to a scheme
     ``scheme.json``        each layer's planes and bit width
     ``summary.json``       the result; written last, so if it exists, the search is finished
     ``tensorboard/``       events, with ``--tensorboard``
@@ -54,6 +55,7 @@ class RunDirectory:
         self.start_weights = self.path / "start.safetensors"
         self.start_scheme = self.path / "start-scheme.json"
         self.allocation = self.path / "allocation.json"
+        self.losses = self.path / "losses.jsonl"
         self.scheme = self.path / "scheme.json"
         self.summary = self.path / "summary.json"
         self.tensorboard = self.path / "tensorboard"
@@ -109,7 +111,7 @@ class RunDirectory:
             InputError: a file cannot be removed, or a folder not created.
         """
         leftover = self.path / "plots"  # written by versions before 0.1
-        for old in (self.summary, self.config, self.begun_from, self.log, self.allocation, self.scheme,
+        for old in (self.summary, self.config, self.begun_from, self.log, self.allocation, self.losses, self.scheme,
                     self.float_weights, self.start, self.start_weights, self.start_scheme, self.checkpoints,
                     self.tensorboard, self.profile, leftover):  # fmt: skip
             try:
@@ -219,11 +221,7 @@ class RunDirectory:
             InputError: the file cannot be written.
         """
         written = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-        try:
-            with open(self.log, "a", encoding="utf-8") as log:
-                log.write(json.dumps(written, allow_nan=False) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self.log}: {error.strerror or error}") from error
+        append_line(self.log, json.dumps(written, allow_nan=False))
 
     @property
     def log_bytes(self) -> int:
@@ -240,6 +238,7 @@ class RunDirectory:
         """Write the scheme, then the summary, whose presence marks the search as finished."""
         write_json(self.scheme, documents.plain(scheme))
         write_json(self.summary, documents.plain(summary))
+        self.losses.unlink(missing_ok=True)
 
 
 def read_scheme(path: Path) -> list[SchemeEntry]:

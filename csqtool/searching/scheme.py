@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from csqtool.nn.levels import Levels
 from csqtool.searching.budget import Budget, Scheme
+from csqtool.searching.measured_losses import MeasuredLoss, measured_anew
 
 # Returns the loss with one layer rounded to the given planes, the others unchanged.
 LossWith = Callable[[str, tuple[int, ...]], float]
@@ -188,21 +189,34 @@ class LossProbe:
     Args:
         parameters: the weights, by name.
         loss: returns the module's loss with its present weights.
+        measured: measures a loss, or knows it.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], loss: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        loss: Callable[[], float],
+        measured: MeasuredLoss = measured_anew,
+    ) -> None:
         self._parameters = parameters
         self._loss = loss
+        self._measured = measured
 
     @torch.no_grad()
     def __call__(self, name: str, exponents: tuple[int, ...]) -> float:
         """Return the loss; the weight is restored."""
-        with rounded(self._parameters[name], exponents):
-            return self._loss()
+        return self._measured(f"{name} at {exponents}", lambda: self._with(name, exponents))
 
     @torch.no_grad()
     def of_scheme(self, scheme: Scheme) -> float:
         """Return the loss with all weights rounded to their planes; they are restored."""
+        return self._measured(f"all at {sorted(scheme.items())}", lambda: self._with_all(scheme))
+
+    def _with(self, name: str, exponents: tuple[int, ...]) -> float:
+        with rounded(self._parameters[name], exponents):
+            return self._loss()
+
+    def _with_all(self, scheme: Scheme) -> float:
         before = {name: parameter.data for name, parameter in self._parameters.items()}
         for name, parameter in self._parameters.items():
             parameter.data = round_to(parameter.data, scheme[name])

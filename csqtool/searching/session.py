@@ -317,10 +317,10 @@ class Session:
 
     def _probe(self, samples: int) -> LossProbe:
         """Return a function that measures the loss on training samples with one plain weight rounded."""
-        # The measurements are lost when stopped. Several processes may differ in their number, and cannot agree on it.
-        heed = self._heed if self.processes.count == 1 else None
+        # Several processes may differ in the number of measurements: they can neither stop together nor share a file.
+        heed, kept = (self._heed, self.directory.losses) if self.processes.count == 1 else (None, None)
         return make_probe(self.network, self.data, self.device, self.costs.budget, samples=samples, heed=heed,
-                          channels_last=bool(self.config.channels_last), progress=self.progress)  # fmt: skip
+                          channels_last=bool(self.config.channels_last), progress=self.progress, kept=kept)  # fmt: skip
 
     def _evaluate(self, net: nn.Module) -> float:
         channels_last, device = bool(self.config.channels_last), next(net.parameters()).device

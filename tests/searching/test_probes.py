@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from csqtool.progress import Silent
 from csqtool.searching import probes
 from csqtool.searching.budget import Budget, uniform
 from csqtool.searching.config import SearchConfig
+from csqtool.searching.measured_losses import KeptLosses
 from csqtool.searching.network import Network
 from csqtool.searching.probes import ScreenedProbe, make_probe
 from csqtool.searching.scheme import LossProbe, settle
@@ -115,6 +117,52 @@ class Told(Silent):
 
     def line(self, text: str) -> None:
         self._note(int(text.partition(" samples")[0].rpartition(" ")[2]))
+
+
+class Stopped(Exception):
+    """Raised in the middle of the measurements."""
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["all measured", "estimated"])
+def test_losses_that_were_measured_before_a_stop_are_not_measured_again(
+    made: Made, trained: tuple[nn.Module, DataSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    network, budget, *_ = made
+    if not large:
+        monkeypatch.setattr(probes, "MOST_MULTIPLICATIONS", 1e30)
+    measured: list[str] = []
+    original = KeptLosses.__call__
+
+    def found(stop_after: int, kept: Path | None) -> dict[str, tuple[int, ...]]:
+        def noting(self: KeptLosses, what: str, measure: Callable[[], float]) -> float:
+            def noted() -> float:
+                if len(measured) == stop_after:
+                    raise Stopped
+                measured.append(what)
+                return measure()
+
+            return original(self, what, noted)
+
+        monkeypatch.setattr(KeptLosses, "__call__", noting)
+        measured.clear()
+        probe = make_probe(network, trained[1], torch.device("cpu"), budget, samples=300, channels_last=False,
+                           heed=None, progress=Silent(), kept=kept)  # fmt: skip
+        return settle(budget.uniform(7), budget, loss_with=probe)
+
+    undisturbed = found(10**9, tmp_path / "whole")
+    all_of_them = list(measured)
+    assert len(all_of_them) == len(set(all_of_them)) > 5
+    with pytest.raises(Stopped):
+        found(4, tmp_path / "losses")
+    assert measured == all_of_them[:4]
+    with (tmp_path / "losses").open("a") as file:
+        file.write('{"of": "cut off by a power fail')
+    assert found(10**9, tmp_path / "losses") == undisturbed
+    assert measured == all_of_them[4:]
+    with torch.no_grad():
+        next(iter(network.parameters.values())).mul_(1.001)
+    found(10**9, tmp_path / "whole")
+    assert measured
 
 
 def test_a_layer_whose_loss_does_not_rise_is_not_harmless(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ def test_a_signal_while_the_scheme_settles_stops_there_and_resumes_to_the_same_m
     assert not (tmp_path / "stopped" / "summary.json").exists()
     assert all(entry.stage != "settle" for entry in RunDirectory(tmp_path / "stopped").read_log())
     resumed = resume(tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "losses.jsonl").exists()
     assert resumed.scheme == whole.scheme
     assert resumed.metric == whole.metric
     assert resumed.finalize().layers[0].q.tobytes() == whole.finalize().layers[0].q.tobytes()
