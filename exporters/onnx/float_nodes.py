@@ -55,17 +55,23 @@ def report_on(
     except RuntimeError as error:
         raise ExportError(f"onnxruntime does not load the exported file: {error}") from error
     types = _Types(graph)
-    by_name = {node.name: node for node in proto.graph.node} | {
+    by_name = {node.name: node for node in proto.graph.node if node.name} | {
         output: node for node in proto.graph.node for output in node.output
     }
     found = []
+    places: dict[str, str] = {}  # of values of the optimized graph, those of the file that they are or come after
     for node in graph.node:
-        if not _computes(node) or not (types.is_float(node.output[0]) or types.is_float(node.input[0])):
-            continue
         original = by_name.get(re.sub(r"(_nchwc|_token_\d+)+$", "", node.name)) or by_name.get(node.output[0])
         original = original and explain.fused_into(original, node.op_type)
-        name = original.output[0] if original is not None else node.output[0]
-        found.append(FloatNode(name, node.op_type, explain(original or node)))
+        before = next((places[name] for name in node.input if name in places), "")
+        places |= dict.fromkeys(node.output, original.output[0] if original is not None else before)
+        if not _computes(node) or not (types.is_float(node.output[0]) or types.is_float(node.input[0])):
+            continue
+        if original is not None:
+            found.append(FloatNode(original.output[0], node.op_type, explain(original)))
+        else:  # the runtime has taken an operator apart, such as HardSwish
+            place = f"after {before}" if before else node.output[0]
+            found.append(FloatNode(place, node.op_type, explain.of_part(node)))
     kernels = Counter(node.op_type for node in graph.node)
     if kernels["MatMulNBits"] and not model.activations:
         # Its accuracy is a setting of the session: a file cannot carry it.
@@ -154,6 +160,14 @@ class _Reasons:
         if not self._quantized_after(node):
             return "its result is not quantized"
         return "the runtime does not fuse it"
+
+    def of_part(self, node: onnx.NodeProto) -> str:
+        """Return why a node computes in float that a runtime made of a part of another operator."""
+        if not self._quantizes_activations:
+            return "activations are float"
+        if node.op_type in INTEGER_FORMS:
+            return "part of an operator without an integer kernel"
+        return f"no integer kernel for {node.op_type}"
 
     def fused_into(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
         """Return the node of `operator` that a runtime fused the activation function `node` into; else `node`."""

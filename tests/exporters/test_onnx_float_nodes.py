@@ -3,10 +3,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from csqtool.exporting import ExportReport
+from csqtool.nn.post_training import post_training_model
 from csqtool.quantized_model import ActivationQuantizer, QuantizedLayer, QuantizedModel
+from exporters.onnx import to_onnx
 from exporters.onnx.float_nodes import report_on
 from exporters.onnx.options import OnnxOptions
 
@@ -85,3 +89,14 @@ def test_values_joined_without_a_quantizer_do_not_reach_integer_kernels() -> Non
     nodes += [helper.make_node("Add", ["joined", "v"], ["out"])]
     reasons = {node.name: node.reason for node in reported(nodes, "out").float_nodes}
     assert reasons["out"] == "its input joined is not quantized"
+
+
+def test_parts_of_an_operator_that_the_runtime_takes_apart_are_named_after_what_comes_before() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2)).eval()
+    model = post_training_model(net, [torch.randn(4, 3, 6, 6)], act_bits=8)
+    found = to_onnx(model, net)[1].float_nodes
+    assert [(node.name, node.operator, node.reason) for node in found] == [
+        ("after 0", "HardSigmoid", "no integer kernel for HardSigmoid"),
+        ("after 0", "Mul", "part of an operator without an integer kernel"),
+    ]
