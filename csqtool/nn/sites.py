@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from csqtool.nn.modes import evaluating
 from csqtool.nn.operations import (
     ADD_OPS,
+    FORWARDING_OPS,
     INPUT_OPS,
     KINDS,
     LIKE_OPS,
@@ -276,7 +277,9 @@ class _Recorder(SiteMode):
             return output
         site = Site(call.name, call.kind, call.operation, self._stack[-1], [self._producer[id(x)] for x in sources])
         if call.kind == ADD_OPS and len(sources) < 2:
-            site.kind = OTHER_OPS  # a constant is added: an integer kernel gains nothing
+            # Where a constant is added, an integer kernel gains nothing. Zero is what Python's sum() begins with.
+            adds_zero = call.operation == "add" and any(isinstance(x, int | float) and x == 0 for x in args)
+            site.kind = FORWARDING_OPS if adds_zero else OTHER_OPS
         if call.kind == WEIGHT_OPS:
             site.weight = next((self._weight_names[id(x)] for x in _tensors((args[1:], kwargs))
                                 if id(x) in self._weight_names), None)  # fmt: skip

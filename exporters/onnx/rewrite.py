@@ -256,9 +256,10 @@ class _Activations:
             assert source is not None
             marker.replace_input_with(0, source)
             self.editor.graph.remove(clip, safe=True)
-        if not source.is_graph_input():
-            name_value(source, quantizer.name.rpartition(".")[0])
         maker = source.producer()
+        # What another quantizer returns has its name already: the operation between them changes nothing.
+        if maker is not None and maker.op_type != "DequantizeLinear":
+            name_value(source, quantizer.name.rpartition(".")[0])
         if _has_float_weight(maker) or _shares_its_bias(maker) or maker in self._beyond_int32:
             # Directly before a quantizer, onnxruntime would quantize such a weight by itself, to eight bits, round a
             # shared bias to the grid of one of its uses, where it is on none, and let a bias beyond int32 overflow.

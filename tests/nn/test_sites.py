@@ -54,6 +54,28 @@ def test_in_place_calls_whose_result_is_ignored_are_quantized_in_every_mode() ->
     assert export.operators().count("QLinearConv") == 3
 
 
+class Branches(nn.Module):
+    """Results that are added up by Python's sum(), which begins with 0 + x, and others that are taken times one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Conv2d(3, 4, 3) for _ in range(2)])
+        self.middle, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branches = [branch(x) for branch in self.branches]
+        return self.last(self.middle(sum(branches)) * 1.0)
+
+
+def test_operations_that_change_nothing_get_no_quantizer_or_leave_the_names_of_those_around_them() -> None:
+    torch.manual_seed(0)
+    export = export_module(Branches(), (3, 6, 6), act_bits=8)
+    names = [quantizer.name for quantizer in export.model.activations]
+    assert "add.output" not in names
+    assert {"branches.0.output", "branches.1.output", "add@2.output", "middle.output", "mul.output"} < set(names)
+    export.assert_faithful()
+
+
 def test_a_quantizer_that_the_capture_lost_stops_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ObservingMode.on_call
 
