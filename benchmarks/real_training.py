@@ -34,7 +34,7 @@ from benchmarks.zoo_networks import declare_missing_operators
 RESULTS = Path(__file__).parent / "results" / "real_training.md"
 GOOD, BAD, PLAIN = range(2, 18), range(18, 34), range(34, 62)  # words
 NOT, BUT, ALTHOUGH, LENGTH = 62, 63, 1, 16
-METHODS = ("csq", "lsq")
+METHODS = ("csq", "lsq", "measured")
 PIXELS, KINDS = 64, 3  # of made images, and of shapes in them
 
 
@@ -224,7 +224,8 @@ def trained(name: str, run: str, given: Any, work: Path, **more: Any) -> Any:
     """Train a network of `CASES` in a run of its own, or finish that; return the result."""
     import csqtool
 
-    case, folder = CASES[name], work / f"{name}-{run}"
+    case = CASES[name]
+    folder = work / f"{name}-{case.epochs}-{run}"
     torch.manual_seed(0)
     if (folder / "config.json").is_file():
         return csqtool.search(case.build(), resume=folder, data=given, progress=True)
@@ -246,9 +247,10 @@ def measure(name: str, method: str, data: str, work: Path) -> dict[str, Any]:
     declare_missing_operators()
     given = case.data(data)
     half = case.epochs / 2
-    later = {"epochs": half} if method == "lsq" else {"epochs": half / 2, "finetune_epochs": half / 2, **case.csq}
+    both = {"epochs": half / 2, "finetune_epochs": half / 2, **case.csq}
+    later = both if method == "csq" else {"epochs": half}
     found = trained(name, method, given, work, pretrain_epochs=half, method=method, **later)
-    begun = work / f"{name}-{method}" / "float.safetensors"
+    begun = work / f"{name}-{case.epochs}-{method}" / "float.safetensors"
     twice = float_only(name, "float-twice", given, work, weights=str(begun), pretrain_epochs=half)
     once = float_only(name, "float", given, work, pretrain_epochs=case.epochs)
     model = found.finalize()
@@ -256,8 +258,8 @@ def measure(name: str, method: str, data: str, work: Path) -> dict[str, Any]:
     csqtool.export(model, path, model=case.build())
     report = csqtool.verify(path, model, model=case.build(), data=given)
     return {
-        "name": name, "method": method, "once": once, "halfway": found.metric_float, "float": twice,
-        "bits": found.metric,
+        "name": name, "method": method, "epochs": case.epochs, "once": once, "halfway": found.metric_float,
+        "float": twice, "bits": found.metric,
         "planes": found.average_precision, "passed": report.passed, "bytes": path.stat().st_size,
         "failures": [f"{c.level} {c.name}: {c.detail}"[:200] for c in report.failures][:3],
     }  # fmt: skip
@@ -279,9 +281,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"`benchmarks/real_training.py`; random weights, one seed, torch {torch.__version__}, {platform.machine()}, "
         f"{os.cpu_count()} CPUs, one thread. All columns are trained for as many epochs. The first half is float32; "
         "the second is float32 from there, or quantized from there: csq searches for at most 3 planes on average in "
-        "one half of it and finetunes in the other, lsq trains step sizes for 3 planes in each layer. Each part has a "
-        "learning rate that falls to zero; float32 with one fall over all epochs is beside it. The difference, in "
-        "points, is to float32 in two parts, of accuracies with the standard error of two test sets of this size. "
+        "one half of it and finetunes in the other, lsq trains step sizes for 3 planes in each layer, "
+        "measured for 3 planes on average that it allots by measured loss. Each part has a learning rate that falls to "
+        "zero; float32 with one fall over all epochs is beside it. The difference, in points, is to float32 in two "
+        "parts, of accuracies with the standard error of two test sets of this size. "
         "`CASES` in the script has the settings.", "",
         "| network and data | epochs | method | metric | float32, one part | float32, two parts | 3 bits, 8-bit "
         "activations | difference | planes | ONNX | verify |",
@@ -290,7 +293,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         case = CASES[row["name"]]
         lines.append(
-            f"| {case.about}, {case.tests:,} for the test | {case.epochs} | {row['method']} | {case.metric} | "
+            f"| {case.about}, {case.tests:,} for the test | {row['epochs']} | {row['method']} | {case.metric} | "
             f"{row['once']:.2%} | {row['float']:.2%} | {row['bits']:.2%} | {difference(row)} | {row['planes']:.2f} | "
             f"{row['bytes'] / 1e6:.2f} MB | "
             f"{'PASS' if row['passed'] else 'FAIL: ' + '; '.join(row['failures'])} |"
@@ -303,16 +306,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *CASES], metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--method", choices=METHODS, default=METHODS[0])
     parser.add_argument("--data", default="cifar10:cifar", help="CIFAR-10 for resnet18")
+    parser.add_argument("--epochs", type=int, help="instead of the case's own")
     parser.add_argument("--work", type=Path, default=Path("real_training"))
     parser.add_argument("--write", action="store_true", help="write the table of what is finished")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     for name in options.names:
+        if options.epochs is not None:
+            CASES[name] = replace(CASES[name], epochs=options.epochs)
         row = measure(name, options.method, options.data, options.work)
-        (options.work / f"{name}-{options.method}.json").write_text(json.dumps(row))
+        (options.work / f"{name}-{options.method}-{row['epochs']:02}.json").write_text(json.dumps(row))
     if options.write:
-        done = [options.work / f"{name}-{method}.json" for name in CASES for method in METHODS]
-        RESULTS.write_text(table([json.loads(path.read_text()) for path in done if path.is_file()]))
+        done = [path for name in CASES for path in sorted(options.work.glob(f"{name}-*.json"))]
+        RESULTS.write_text(table([json.loads(path.read_text()) for path in done]))
 
 
 if __name__ == "__main__":
