@@ -323,14 +323,15 @@ class Floats:
         strides: Mapping[int, int], shape: tuple[int, ...],
     ) -> FloatValue:  # fmt: skip
         """Return a copy of some of the values, with axis `order[i]` of the source as axis i."""
-        if len(order) > AXES or source.data is not None:
-            raise refusal(node, f"it has more than {AXES} axes beside the batch, or moves a constant")
         if order == sorted(order) and source.shape == shape and not any(starts.values()):
             return source
-        rows = [(1, 0, 1, 1, 0)] * (AXES - len(order)) + [
+        rows = [
             (size, starts.get(axis, 0), strides.get(axis, 1), source.shape[axis], prod(source.shape[axis + 1 :]))
-            for size, axis in zip(shape, order, strict=True)
-        ]
+            for size, axis in zip(shape, order, strict=True) if source.shape[axis] > 1
+        ]  # fmt: skip
+        if len(rows) > AXES or source.data is not None:
+            raise refusal(node, f"it has more than {AXES} axes beside the batch, or moves a constant")
+        rows = [(1, 0, 1, 1, 0)] * (AXES - len(rows)) + rows
         output = self._new(shape)
         axes = np.array(rows, np.int32).reshape(-1)
         return self._add(FloatStep((source,), output, kernel="take_floats", arguments=[source, output, axes]))
