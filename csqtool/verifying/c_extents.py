@@ -315,6 +315,9 @@ USES: Mapping[str, Callable[..., Uses]] = {
     "max_pool": lambda source, pool, x, y: _pool(pool, x, y), "average_pool": _average, "look_up": _look_up,
     "take": _take, "copy": _copy, "upsample": _upsample, "dequantize": _to_floats, "binary": _binary,
     "unary": lambda source, kind, x, y, count: Uses((Span(x, 4 * count),), Span(y, 4 * count)),
+    "choose": lambda source, condition, a, b, y, count: Uses(
+        tuple(Span(one, 4 * count) for one in (condition, a, b)), Span(y, 4 * count)
+    ),
     "matrices": _matrices,
     "softmax": lambda source, x, y, rows, count: Uses((Span(x, _rows(rows, count)),), Span(y, _rows(rows, count))),
     "normalize": _normalize,

@@ -66,6 +66,24 @@ def _tanh(x: Array) -> Array:
     return _with_sign(x, (_ONE - t) / (_ONE + t))
 
 
+def _softplus(x: Array) -> Array:
+    f = np.float32
+    t = _exp(-np.abs(x))
+    s = t / (f(2) + t)
+    square = s * s
+    y = np.full_like(s, 7.6923077e-2)
+    for c in (9.0909091e-2, 1.1111111e-1, 1.4285715e-1, 2.0e-1, 3.3333334e-1, 1.0):
+        y = y * square + f(c)
+    return np.asarray(_rectified(x) + f(2) * s * y)
+
+
+def _power(x: Array, exponent: Any) -> Array:
+    found = {2.0: x * x, 3.0: x * x * x}
+    if np.size(exponent) != 1 or float(np.reshape(exponent, ())) not in found:
+        raise ValueError("it is neither a square nor a cube")
+    return found[float(np.reshape(exponent, ()))]
+
+
 def _erf(x: Array) -> Array:
     f = np.float32
     size = np.abs(x)
@@ -195,6 +213,7 @@ OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "Exp": lambda x, a: _exp(x[0]),
     "Gather": lambda x, a: _gathered(x[0], x[1], int(a.get("axis", 0))),
     "GlobalAveragePool": lambda x, a: _mean(x[0], range(2, x[0].ndim), True),
+    "Greater": lambda x, a: np.where(x[0] > x[1], _ONE, np.float32(0)),
     "HardSigmoid": lambda x, a: _hard_sigmoid(x[0], a.get("alpha", 0.2), a.get("beta", 0.5)),
     "HardSwish": lambda x, a: x[0] * _hard_sigmoid(x[0], 1 / 6, 0.5),
     "LayerNormalization": _layer_norm,
@@ -202,14 +221,18 @@ OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "MatMul": lambda x, a: _matmul(x[0], x[1]),
     "Max": lambda x, a: _larger(x[0], x[1]),
     "Min": lambda x, a: _smaller(x[0], x[1]),
+    "Mish": lambda x, a: x[0] * _tanh(_softplus(x[0])),
     "Mul": lambda x, a: x[0] * x[1],
     "Neg": lambda x, a: -x[0],
+    "Pow": lambda x, a: _power(x[0], x[1]),
     "PRelu": lambda x, a: _leaky(x[0], x[1]),
     "ReduceMean": lambda x, a: _mean(x[0], x[1], bool(a.get("keepdims", 1))),
     "Relu": lambda x, a: _rectified(x[0]),
     "Selu": lambda x, a: _selu(x[0], a),
     "Sigmoid": lambda x, a: _ONE / (_ONE + _exp(-x[0])),
     "Softmax": lambda x, a: np.moveaxis(_softmax(np.moveaxis(x[0], a.get("axis", -1), -1)), -1, a.get("axis", -1)),
+    "Softplus": lambda x, a: _softplus(x[0]),
     "Sub": lambda x, a: x[0] - x[1],
     "Tanh": lambda x, a: _tanh(x[0]),
+    "Where": lambda x, a: np.where(x[0] > 0, x[1], x[2]),
 }

@@ -21,9 +21,9 @@ BY_ATTRIBUTE: Mapping[str, int] = {"Gather": 0, "Split": 0, "Concat": 0, "Softma
 BY_INPUT: Mapping[str, int] = {"Slice": 3, "ReduceMean": 1}
 # Operators that do the same whatever is in front of the last axes.
 KEPT = frozenset({
-    "Abs", "Add", "Clip", "DequantizeLinear", "Div", "Elu", "Erf", "Exp", "Gemm", "HardSigmoid", "HardSwish",
-    "LeakyRelu", "MatMul", "Max", "Min", "Mul", "Neg", "PRelu", "QuantizeLinear", "Relu", "Selu", "Sigmoid", "Sub",
-    "Tanh",
+    "Abs", "Add", "Clip", "DequantizeLinear", "Div", "Elu", "Erf", "Exp", "Gemm", "Greater", "HardSigmoid",
+    "HardSwish", "LeakyRelu", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "QuantizeLinear", "Relu",
+    "Selu", "Sigmoid", "Softplus", "Sub", "Tanh", "Where",
 })  # fmt: skip
 
 

@@ -99,6 +99,7 @@ FORMULAS: Mapping[str, Formula] = {
     "Selu": lambda f, x, a: f(
         "TIMES", _elu(f, x[0], float(a.get("alpha", 1.6732631921768188))), float(a.get("gamma", 1.0507010221481323))
     ),
+    "Mish": lambda f, x, a: f("TIMES", x[0], f("TANGENT", f("SOFTPLUS", x[0]))),
     "PRelu": lambda f, x, a: _leaky(f, x[0], x[1]),
 }
 WINDOWED: Mapping[str, Callable[[Values, onnx.NodeProto, FloatValue], FloatValue]] = {

@@ -65,7 +65,7 @@ KERNELS = (  # in the order in which they are written
     "filters", "blocks", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool",
     "max_pool", "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary",
     "binary", "matrices", "softmax", "normalize", "mean", "take_floats", "pad_floats", "repeat_floats", "pool_floats",
-    "join_floats", "to_floats", "to_integers", "layer_of_floats", "embed",
+    "join_floats", "choose", "to_floats", "to_integers", "layer_of_floats", "embed",
 )  # fmt: skip
 ON_GRID = {"round_sums", "add", "multiply", "average_pool"}  # kernels that round integers to a grid
 

@@ -23,6 +23,7 @@ from tests.support.c_nets import (
     InFloat,
     JoinedInFloat,
     OneDimension,
+    SmoothFunctions,
     export_c,
 )
 from tests.support.onnx_nets import ConvNet
@@ -80,11 +81,13 @@ NETS = {
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
     "normalization, attention": (InFloat, (5, 8), {}),
     "joined": (JoinedInFloat, (4, 6), {"single_file": True}),
+    "smooth functions": (SmoothFunctions, (4, 6), {}),
     "torch's attention": (Attention, (5, 8), {}),
     "torch's attention, 8-bit activations": (Attention, (5, 8), {"act_bits": 8}),
 }
 QUICK = ("windows",)
 SLOW = (
+    "smooth functions",
     "branches", "functions", "one dimension", "residual, nine bits", "bytes", "torch's attention, 8-bit activations",
 )  # fmt: skip
 

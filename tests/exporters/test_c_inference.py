@@ -24,7 +24,17 @@ from exporters.c.memory import Block, plan
 from exporters.c.options import COptions
 from exporters.c.program import INPUT, Grid, Program, Table, Value
 from exporters.c.storage import TRITS, store
-from tests.support.c_nets import Branches, CExport, Functions, InFloat, JoinedInFloat, OneDimension, Products, export_c
+from tests.support.c_nets import (
+    Branches,
+    CExport,
+    Functions,
+    InFloat,
+    JoinedInFloat,
+    OneDimension,
+    Products,
+    SmoothFunctions,
+    export_c,
+)
 from tests.support.commands import ROOT
 from tests.support.onnx_nets import ConvNet
 
@@ -41,6 +51,8 @@ NETS = {
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
     "in float": (InFloat, (5, 8), {}),
     "joined in float": (JoinedInFloat, (4, 6), {}),
+    "smooth functions": (lambda: SmoothFunctions(tables=True), (4, 6), {}),
+    "smooth functions in float": (SmoothFunctions, (4, 6), {}),
     "vision transformer": (
         lambda: build_model(f"{ROOT}/sample_models/digits_vit/model.py:digits_vit", {"depth": 1}),
         (1, 8, 8),
@@ -56,10 +68,14 @@ def built(name: str) -> CExport:
 
 
 QUICK = ("residual, depthwise, flipped channels", "functions")
+SLOW = ("smooth functions", "smooth functions in float")
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in NETS])
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=[pytest.mark.slow if n in SLOW else pytest.mark.long]
+                 * (n not in QUICK)) for n in NETS
+])  # fmt: skip
 def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
     built(name).assert_faithful()
 
@@ -186,6 +202,7 @@ def test_what_is_not_covered_is_named(module: type[nn.Module], shape: tuple[int,
 
 @pytest.mark.parametrize(("kind", "exact"), [
     ("Exp", torch.exp), ("Erf", torch.erf), ("Tanh", torch.tanh), ("Sigmoid", torch.sigmoid),
+    ("Softplus", torch.nn.functional.softplus),
 ])  # fmt: skip
 def test_functions_in_float_are_those_of_torch_but_for_rounding(kind: str, exact: Callable[[Tensor], Tensor]) -> None:
     x = torch.linspace(-9, 9, 10_001)

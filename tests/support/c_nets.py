@@ -264,3 +264,19 @@ class Attention(nn.Module):
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         tokens_first = torch.relu(self.head(torch.softmax(self.position + y.transpose(0, 1), -1)))  # [5, N, 3]
         return torch.cat([tokens_first[:2], tokens_first[2:4] * 2], -1).mean(0)
+
+
+class SmoothFunctions(nn.Module):
+    """Functions after linear layers, in float, and of quantized values, by tables."""
+
+    def __init__(self, *, tables: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(4, 4, 1) if tables else nn.Linear(6, 6) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = nn.functional
+        x = f.gelu(self.layers[0](x), approximate="tanh")
+        x = f.softplus(self.layers[1](x))
+        x = f.mish(self.layers[2](x)) ** 2
+        x = f.softplus(self.layers[3](8 * x), beta=2, threshold=5)
+        return self.layers[4](x)
