@@ -28,6 +28,7 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
     "add": ("Add", "Sub"), "multiply": ("Mul",), "max_pool": ("MaxPool",), "upsample": ("Resize",),
     "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean", "GlobalAveragePool"),
     "pool_floats": ("MaxPool", "AveragePool"), "pad_floats": ("Pad",), "repeat_floats": ("Resize",),
+    "blend_floats": ("Resize",),
     "matrices": ("MatMul",), "softmax": ("Softmax",), "normalize": ("LayerNormalization",),
     "binary PLUS": ("Add",), "binary MINUS": ("Sub",), "binary TIMES": ("Mul",), "binary OVER": ("Div",),
     "binary LARGER": ("Max", "Clip"), "binary SMALLER": ("Min", "Clip"), "unary NEGATIVE": ("Neg",),

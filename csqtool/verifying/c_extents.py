@@ -325,6 +325,7 @@ USES: Mapping[str, Callable[..., Uses]] = {
     "take_floats": lambda source, x, y, axes: _take(source, x, y, axes, None, 4), "join_floats": _join,
     "to_floats": _to_floats, "to_integers": _to_integers,
     "layer_of_floats": _layer_of_floats, "embed": _embed, "pool_floats": _pool_floats, "repeat_floats": _repeat,
+    "blend_floats": _repeat,
     "pad_floats": lambda source, x, y, axes, fill: _take(source, x, y, axes, 0, 4),
     "memcpy": lambda source, output, x, count: Uses((Span(x, count),), Span(output, count)),
 }  # fmt: skip

@@ -193,6 +193,26 @@ def _mean_of_windows(x: Array, attributes: Mapping[str, Any]) -> Array:
     return np.asarray(sums / np.maximum(inside, _ONE))
 
 
+def _blended(x: list[Any], attributes: Mapping[str, Any]) -> Array:
+    """Values between values, linear from center to center, along the last axis first."""
+    centers = attributes.get("coordinate_transformation_mode", b"half_pixel")
+    given = [np.asarray(one) for one in x[1:] if one is not None and np.size(one) == x[0].ndim]
+    if attributes["mode"] != b"linear" or centers not in (b"half_pixel", b"pytorch_half_pixel") or len(given) != 1:
+        raise ValueError("it is not linear from center to center")
+    found = x[0]
+    is_size = len(x) > 3 and x[3] is not None
+    for axis in reversed(range(2, found.ndim)):
+        size = found.shape[axis]
+        times = int(given[0][axis] / size if is_size else given[0][axis])
+        halves = np.maximum(2 * np.arange(size * times) + 1 - times, 0)
+        shape = [1] * found.ndim
+        shape[axis] = -1
+        share = (halves % (2 * times)).astype(np.float32).reshape(shape) / np.float32(2 * times)
+        one = halves // (2 * times)
+        found = found.take(one, axis) * (_ONE - share) + found.take(np.minimum(one + 1, size - 1), axis) * share
+    return np.asarray(found)
+
+
 def _gathered(x: Array, index: Any, axis: int) -> Array:
     if np.asarray(index).ndim:
         raise ValueError("it takes several places")
@@ -228,6 +248,7 @@ OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "PRelu": lambda x, a: _leaky(x[0], x[1]),
     "ReduceMean": lambda x, a: _mean(x[0], x[1], bool(a.get("keepdims", 1))),
     "Relu": lambda x, a: _rectified(x[0]),
+    "Resize": _blended,
     "Selu": lambda x, a: _selu(x[0], a),
     "Sigmoid": lambda x, a: _ONE / (_ONE + _exp(-x[0])),
     "Softmax": lambda x, a: np.moveaxis(_softmax(np.moveaxis(x[0], a.get("axis", -1), -1)), -1, a.get("axis", -1)),

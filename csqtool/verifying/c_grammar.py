@@ -65,6 +65,7 @@ SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
     "layer_of_floats": "layer read write room floats distances", "embed": "layer read write room int float",
     "pool_floats": "pool read write int int", "pad_floats": "read write axes float",
     "repeat_floats": "read write int int int int int",
+    "blend_floats": "read write int int int int int",
 }.items()}  # fmt: skip
 
 _ARRAY = re.compile(r"((?:static |extern )?const) (\w+) ([a-z_]+)_(\d+) \[ ([1-9]\d*) \]")

@@ -143,7 +143,8 @@ class CReference:
             return list(ReferenceEvaluator(node, opsets=self._opsets).run(None, _named(node, arguments)))
         if node.op_type == "Shape":
             return [np.array(in_float(arguments[0]).shape, np.int64)]
-        if node.op_type in (*VIEWS, "MaxPool", "Resize") and not isinstance(arguments[0], Weight):
+        is_blend = node.op_type == "Resize" and attributes.get("mode", b"nearest") != b"nearest"
+        if not is_blend and node.op_type in (*VIEWS, "MaxPool", "Resize") and not isinstance(arguments[0], Weight):
             return self._rearranged(node, attributes, arguments)
         return [self._combined(node, attributes, arguments, computed)]
 

@@ -17,6 +17,7 @@ from csqtool.verifying.c_program import WARNINGS, CFolder
 from tests.support.c_edits import Edit, changed
 from tests.support.c_nets import (
     Attention,
+    Blended,
     Branches,
     CExport,
     Functions,
@@ -81,12 +82,15 @@ NETS = {
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
     "normalization, attention": (InFloat, (5, 8), {}),
     "joined": (JoinedInFloat, (4, 6), {"single_file": True}),
+    "blended": (Blended, (3, 4, 5), {}),
+    "blended, 8-bit activations": (Blended, (3, 4, 5), {"act_bits": 8}),
     "smooth functions": (SmoothFunctions, (4, 6), {}),
     "torch's attention": (Attention, (5, 8), {}),
     "torch's attention, 8-bit activations": (Attention, (5, 8), {"act_bits": 8}),
 }
 QUICK = ("windows",)
 SLOW = (
+    "blended", "blended, 8-bit activations",
     "smooth functions",
     "branches", "functions", "one dimension", "residual, nine bits", "bytes", "torch's attention, 8-bit activations",
 )  # fmt: skip
