@@ -28,11 +28,13 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
     "add": ("Add", "Sub"), "multiply": ("Mul",), "max_pool": ("MaxPool",), "upsample": ("Resize",),
     "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean", "GlobalAveragePool"),
     "pool_floats": ("MaxPool", "AveragePool"), "pad_floats": ("Pad",), "repeat_floats": ("Resize",),
+    "blend_floats": ("Resize",),
     "matrices": ("MatMul",), "softmax": ("Softmax",), "normalize": ("LayerNormalization",),
     "binary PLUS": ("Add",), "binary MINUS": ("Sub",), "binary TIMES": ("Mul",), "binary OVER": ("Div",),
     "binary LARGER": ("Max", "Clip"), "binary SMALLER": ("Min", "Clip"), "unary NEGATIVE": ("Neg",),
     "unary ABSOLUTE": ("Abs",), "unary RECTIFIED": ("Relu",), "unary EXPONENTIAL": ("Exp",),
     "unary ERROR_FUNCTION": ("Erf",), "unary SIGMOID": ("Sigmoid",), "unary TANGENT": ("Tanh",),
+    "unary SOFTPLUS": ("Softplus",), "binary GREATER": ("Greater",), "choose": ("Where",),
 }  # fmt: skip
 _ELU = {"binary SMALLER": 1, "unary EXPONENTIAL": 1, "binary MINUS": 1, "unary RECTIFIED": 1, "binary TIMES": 1,
         "binary PLUS": 1}  # fmt: skip
@@ -42,7 +44,8 @@ _HARD_SIGMOID = {"binary TIMES": 1, "binary PLUS": 1, "binary LARGER": 1, "binar
 FUNCTIONS: Mapping[str, Counter[str]] = {name: Counter(kernels) for name, kernels in {
     "Elu": _ELU, "Selu": {**_ELU, "binary TIMES": 2}, "LeakyRelu": _LEAKY, "PRelu": _LEAKY,
     "HardSigmoid": _HARD_SIGMOID, "HardSwish": {**_HARD_SIGMOID, "binary TIMES": 2},
-    "BatchNormalization": {"binary TIMES": 1, "binary PLUS": 1},
+    "BatchNormalization": {"binary TIMES": 1, "binary PLUS": 1}, "Pow": {"binary TIMES": 2},
+    "Mish": {"unary SOFTPLUS": 1, "unary TANGENT": 1, "binary TIMES": 1},
 }.items()}  # fmt: skip
 COPIES = frozenset({"take", "copy", "take_floats", "join_floats"})  # which compute nothing
 LAST = frozenset({"look_up", "to_integers", "dequantize", "memcpy"})  # one of these at most, at the end

@@ -17,6 +17,7 @@ from csqtool.quantized_model import ActivationQuantizer
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
 from csqtool.verifying.c_accounting import unexplained
+from csqtool.verifying.c_batches import cuts_by_sample
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_float_layers import as_bytes, from_bytes
 from csqtool.verifying.c_graph import CReference
@@ -25,7 +26,7 @@ from csqtool.verifying.c_sums import Computed, LayerNumbers
 from csqtool.verifying.c_values import NotCoveredError
 from csqtool.verifying.findings import LayerFinding, VerifyReport
 from csqtool.verifying.layer_verdicts import Comparison
-from csqtool.verifying.layers import Cut, reference_cuts
+from csqtool.verifying.layers import Cut
 from csqtool.verifying.outputs import Judge, compare_outputs, compare_task, reference_outputs
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.synthetic import synthetic_inputs
@@ -249,7 +250,7 @@ class _Checks:
         The latter are those of the layers whose values the code has; they have the names of their weights.
         """
         subject = self._subject
-        found = reference_cuts(subject.net, subject.model, inputs)
+        found = cuts_by_sample(subject.net, subject.model, inputs, self._reference.moved_places)
         if subject.model.activations:
             return [c for c in found if c.is_quantizer]
         names = {layer.batch_norm or layer.name.rpartition(".")[0]: layer.name for layer in subject.model.layers}

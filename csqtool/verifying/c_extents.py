@@ -315,6 +315,9 @@ USES: Mapping[str, Callable[..., Uses]] = {
     "max_pool": lambda source, pool, x, y: _pool(pool, x, y), "average_pool": _average, "look_up": _look_up,
     "take": _take, "copy": _copy, "upsample": _upsample, "dequantize": _to_floats, "binary": _binary,
     "unary": lambda source, kind, x, y, count: Uses((Span(x, 4 * count),), Span(y, 4 * count)),
+    "choose": lambda source, condition, a, b, y, count: Uses(
+        tuple(Span(one, 4 * count) for one in (condition, a, b)), Span(y, 4 * count)
+    ),
     "matrices": _matrices,
     "softmax": lambda source, x, y, rows, count: Uses((Span(x, _rows(rows, count)),), Span(y, _rows(rows, count))),
     "normalize": _normalize,
@@ -322,6 +325,7 @@ USES: Mapping[str, Callable[..., Uses]] = {
     "take_floats": lambda source, x, y, axes: _take(source, x, y, axes, None, 4), "join_floats": _join,
     "to_floats": _to_floats, "to_integers": _to_integers,
     "layer_of_floats": _layer_of_floats, "embed": _embed, "pool_floats": _pool_floats, "repeat_floats": _repeat,
+    "blend_floats": _repeat,
     "pad_floats": lambda source, x, y, axes, fill: _take(source, x, y, axes, 0, 4),
     "memcpy": lambda source, output, x, count: Uses((Span(x, count),), Span(output, count)),
 }  # fmt: skip

@@ -30,6 +30,7 @@ class FloatSums:
         bias: of each channel, with the shape that it has beside `scaled`.
         shape: the shape that numbers of channels have beside `scaled`.
         computed: told each run of the layer.
+        is_moved: the first axis of the one sample is not the batch.
     """
 
     name: str
@@ -38,6 +39,7 @@ class FloatSums:
     bias: Array
     shape: list[int]
     computed: Computed
+    is_moved: bool = False
 
     def plus(self, bias: NDArray[Any]) -> FloatSums:
         """Return the layer with a bias."""
@@ -47,7 +49,9 @@ class FloatSums:
         """Return the result; it is computed once."""
         made = self.computed.floats
         if id(self) not in made:
-            made[id(self)] = self, ran(self.name, self.filters, self.scaled + self.bias, self.computed)
+            made[id(self)] = self, ran(
+                self.name, self.filters, self.scaled + self.bias, self.computed, is_moved=self.is_moved
+            )  # fmt: skip
         return made[id(self)][1]
 
     def on(self, grid: CGrid) -> Ints:
@@ -55,7 +59,7 @@ class FloatSums:
         return grid.measured(self.as_float())
 
 
-def ran(name: str, filters: Ints, found: Array, computed: Computed) -> Array:
+def ran(name: str, filters: Ints, found: Array, computed: Computed, *, is_moved: bool = False) -> Array:
     """Note a layer's run; return its result, or what replaces it.
 
     Args:
@@ -63,13 +67,17 @@ def ran(name: str, filters: Ints, found: Array, computed: Computed) -> Array:
         filters: integers as they lie in flash.
         found: the result.
         computed: is told.
+        is_moved: the result is that of one sample, and its first axis is not the batch.
     """
     nothing = np.zeros(len(filters), np.int64)
     computed.layers.append(LayerNumbers(name, filters, nothing, nothing, nothing))
     if name in computed.places:
         computed.repeated.add(name)  # two values have no place of one name
-    computed.places[name] = as_bytes(found)
-    return from_bytes(computed.forced[name]) if name in computed.forced else found
+    computed.places[name] = as_bytes(found)[None] if is_moved else as_bytes(found)
+    if name not in computed.forced:
+        return found
+    given = from_bytes(computed.forced[name])
+    return given[0] if is_moved else given
 
 
 def as_bytes(values: Array) -> NDArray[np.uint8]:
@@ -83,7 +91,7 @@ def from_bytes(values: NDArray[np.uint8]) -> Array:
 
 
 def layer_of_floats(
-    kind: str, x: Array, weight: Weight, q: Ints, attributes: Mapping[str, Any], computed: Computed
+    kind: str, x: Array, weight: Weight, q: Ints, attributes: Mapping[str, Any], computed: Computed, *, is_moved: bool
 ) -> FloatSums:
     """Return a convolution or linear layer.
 
@@ -94,6 +102,7 @@ def layer_of_floats(
         q: the weight's integers; of a linear layer [outputs, features].
         attributes: ONNX's.
         computed: is told when the layer runs.
+        is_moved: as `FloatSums` has it.
     """
     groups = int(attributes.get("group", 1))
     filters = filters_in_flash(kind, q, groups)
@@ -116,7 +125,7 @@ def layer_of_floats(
     shape = [1] * sums.ndim
     shape[1 if is_spatial else -1] = channels
     scale = np.broadcast_to(np.asarray(weight.scale, np.float32).reshape(-1), (channels,)).reshape(shape)
-    layer = FloatSums(weight.name, filters, sums * scale, np.zeros(shape, np.float32), shape, computed)
+    layer = FloatSums(weight.name, filters, sums * scale, np.zeros(shape, np.float32), shape, computed, is_moved)
     return layer if weight.bias is None or kind == "MatMul" else layer.plus(weight.bias)
 
 

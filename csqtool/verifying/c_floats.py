@@ -66,6 +66,24 @@ def _tanh(x: Array) -> Array:
     return _with_sign(x, (_ONE - t) / (_ONE + t))
 
 
+def _softplus(x: Array) -> Array:
+    f = np.float32
+    t = _exp(-np.abs(x))
+    s = t / (f(2) + t)
+    square = s * s
+    y = np.full_like(s, 7.6923077e-2)
+    for c in (9.0909091e-2, 1.1111111e-1, 1.4285715e-1, 2.0e-1, 3.3333334e-1, 1.0):
+        y = y * square + f(c)
+    return np.asarray(_rectified(x) + f(2) * s * y)
+
+
+def _power(x: Array, exponent: Any) -> Array:
+    found = {2.0: x * x, 3.0: x * x * x}
+    if np.size(exponent) != 1 or float(np.reshape(exponent, ())) not in found:
+        raise ValueError("it is neither a square nor a cube")
+    return found[float(np.reshape(exponent, ()))]
+
+
 def _erf(x: Array) -> Array:
     f = np.float32
     size = np.abs(x)
@@ -175,6 +193,26 @@ def _mean_of_windows(x: Array, attributes: Mapping[str, Any]) -> Array:
     return np.asarray(sums / np.maximum(inside, _ONE))
 
 
+def _blended(x: list[Any], attributes: Mapping[str, Any]) -> Array:
+    """Values between values, linear from center to center, along the last axis first."""
+    centers = attributes.get("coordinate_transformation_mode", b"half_pixel")
+    given = [np.asarray(one) for one in x[1:] if one is not None and np.size(one) == x[0].ndim]
+    if attributes["mode"] != b"linear" or centers not in (b"half_pixel", b"pytorch_half_pixel") or len(given) != 1:
+        raise ValueError("it is not linear from center to center")
+    found = x[0]
+    is_size = len(x) > 3 and x[3] is not None
+    for axis in reversed(range(2, found.ndim)):
+        size = found.shape[axis]
+        times = int(given[0][axis] / size if is_size else given[0][axis])
+        halves = np.maximum(2 * np.arange(size * times) + 1 - times, 0)
+        shape = [1] * found.ndim
+        shape[axis] = -1
+        share = (halves % (2 * times)).astype(np.float32).reshape(shape) / np.float32(2 * times)
+        one = halves // (2 * times)
+        found = found.take(one, axis) * (_ONE - share) + found.take(np.minimum(one + 1, size - 1), axis) * share
+    return np.asarray(found)
+
+
 def _gathered(x: Array, index: Any, axis: int) -> Array:
     if np.asarray(index).ndim:
         raise ValueError("it takes several places")
@@ -195,6 +233,7 @@ OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "Exp": lambda x, a: _exp(x[0]),
     "Gather": lambda x, a: _gathered(x[0], x[1], int(a.get("axis", 0))),
     "GlobalAveragePool": lambda x, a: _mean(x[0], range(2, x[0].ndim), True),
+    "Greater": lambda x, a: np.where(x[0] > x[1], _ONE, np.float32(0)),
     "HardSigmoid": lambda x, a: _hard_sigmoid(x[0], a.get("alpha", 0.2), a.get("beta", 0.5)),
     "HardSwish": lambda x, a: x[0] * _hard_sigmoid(x[0], 1 / 6, 0.5),
     "LayerNormalization": _layer_norm,
@@ -202,14 +241,19 @@ OPERATORS: Mapping[str, Callable[[list[Any], Mapping[str, Any]], Any]] = {
     "MatMul": lambda x, a: _matmul(x[0], x[1]),
     "Max": lambda x, a: _larger(x[0], x[1]),
     "Min": lambda x, a: _smaller(x[0], x[1]),
+    "Mish": lambda x, a: x[0] * _tanh(_softplus(x[0])),
     "Mul": lambda x, a: x[0] * x[1],
     "Neg": lambda x, a: -x[0],
+    "Pow": lambda x, a: _power(x[0], x[1]),
     "PRelu": lambda x, a: _leaky(x[0], x[1]),
     "ReduceMean": lambda x, a: _mean(x[0], x[1], bool(a.get("keepdims", 1))),
     "Relu": lambda x, a: _rectified(x[0]),
+    "Resize": _blended,
     "Selu": lambda x, a: _selu(x[0], a),
     "Sigmoid": lambda x, a: _ONE / (_ONE + _exp(-x[0])),
     "Softmax": lambda x, a: np.moveaxis(_softmax(np.moveaxis(x[0], a.get("axis", -1), -1)), -1, a.get("axis", -1)),
+    "Softplus": lambda x, a: _softplus(x[0]),
     "Sub": lambda x, a: x[0] - x[1],
     "Tanh": lambda x, a: _tanh(x[0]),
+    "Where": lambda x, a: np.where(x[0] > 0, x[1], x[2]),
 }

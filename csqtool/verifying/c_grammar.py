@@ -45,8 +45,8 @@ POINTERS = {
     "weights": "model_weights", "bias": "model_bias", "multiplier": "model_multiplier", "steps": "model_steps"
 }  # fmt: skip
 ENCODINGS = ("PLAIN", "FIELDS", "TRITS")
-UNARY = ("NEGATIVE", "ABSOLUTE", "RECTIFIED", "EXPONENTIAL", "ERROR_FUNCTION", "SIGMOID", "TANGENT")
-BINARY = ("PLUS", "MINUS", "TIMES", "OVER", "LARGER", "SMALLER")
+UNARY = ("NEGATIVE", "ABSOLUTE", "RECTIFIED", "EXPONENTIAL", "ERROR_FUNCTION", "SIGMOID", "TANGENT", "SOFTPLUS")
+BINARY = ("PLUS", "MINUS", "TIMES", "OVER", "LARGER", "SMALLER", "GREATER")
 # Arguments of each kernel: a layer or pool (&), what is read, what is written, room in the arena, the float output,
 # integers, floats, arrays of integers (ints), shifts or floats, a table or none, a word.
 SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
@@ -59,11 +59,13 @@ SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
     "binary": "binary read read write axes", "unary": "unary read write int",
     "matrices": "read read write int int int int int", "softmax": "read write int int",
     "normalize": "read write int int floats floats float", "mean": "read write int int",
+    "choose": "read read read write int",
     "take_floats": "read write axes", "join_floats": "read write int int int", "to_floats": "read write int int float",
     "to_integers": "read write int float int int int", "memcpy": "output read int",
     "layer_of_floats": "layer read write room floats distances", "embed": "layer read write room int float",
     "pool_floats": "pool read write int int", "pad_floats": "read write axes float",
     "repeat_floats": "read write int int int int int",
+    "blend_floats": "read write int int int int int",
 }.items()}  # fmt: skip
 
 _ARRAY = re.compile(r"((?:static |extern )?const) (\w+) ([a-z_]+)_(\d+) \[ ([1-9]\d*) \]")

@@ -21,6 +21,7 @@ from torch import Tensor
 from csqtool.nn.markers import MARKER_DOMAIN
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying import c_operators as operators
+from csqtool.verifying.c_batches import joined, moved_values
 from csqtool.verifying.c_float_layers import FloatSums, layer_of_floats, ran
 from csqtool.verifying.c_floats import Floats, evaluate
 from csqtool.verifying.c_functions import FUNCTIONS
@@ -46,6 +47,8 @@ class CReference:
 
     Attributes:
         input_place: the quantizer of the network's input; None where nothing quantizes it.
+        moved: values whose first axis is not the batch; where there are any, samples are computed one by one.
+        moved_places: quantizers of such values.
     """
 
     def __init__(self, proto: onnx.ModelProto, model: QuantizedModel) -> None:
@@ -58,6 +61,11 @@ class CReference:
             _attributes(node)["name"].decode() for node in self.graph.node
             if node.domain == MARKER_DOMAIN and node.input[0] == self.graph.input[0].name
         ), None)  # fmt: skip
+        self.moved = moved_values(self.graph)
+        self.moved_places = frozenset(
+            _attributes(node)["name"].decode() for node in self.graph.node
+            if node.domain == MARKER_DOMAIN and node.output[0] in self.moved
+        )  # fmt: skip
         self._opsets = {o.domain: o.version for o in proto.opset_import if o.domain != MARKER_DOMAIN}
 
     def run(self, inputs: NDArray[np.float32], forced: Mapping[str, NDArray[np.uint8]] | None = None) -> Computed:
@@ -71,7 +79,19 @@ class CReference:
         Raises:
             NotCoveredError: names the node that is not covered.
         """
-        computed = Computed(forced=forced or {})
+        if not self.moved:
+            return self._run(inputs, forced or {})
+        runs, finite = [], []
+        for i in range(len(inputs)):
+            runs.append(
+                self._run(inputs[i : i + 1], {name: values[i : i + 1] for name, values in (forced or {}).items()})
+            )
+            finite.append(self.finite)
+        self.finite = np.concatenate(finite)
+        return joined(runs)
+
+    def _run(self, inputs: NDArray[np.float32], forced: Mapping[str, NDArray[np.uint8]]) -> Computed:
+        computed = Computed(forced=forced)
         self.finite = np.ones(len(inputs), bool)
         values: dict[str, Any] = {**self._constants, self.graph.input[0].name: inputs}
         if self.input_place is None:
@@ -108,9 +128,12 @@ class CReference:
             found = _identity(value).on(grid)
         else:
             found = value.on(grid)
-        computed.places[name] = (found + grid.zero_point).astype(np.uint8)
+        integers = (found + grid.zero_point).astype(np.uint8)
+        is_moved = node.output[0] in self.moved
+        computed.places[name] = integers[None] if is_moved else integers
         if name in computed.forced:
-            found = computed.forced[name].astype(np.int64) - grid.zero_point
+            given = computed.forced[name]
+            found = (given[0] if is_moved else given).astype(np.int64) - grid.zero_point
         return Steps(found, grid)
 
     def _evaluate(self, node: onnx.NodeProto, arguments: list[Any], computed: Computed) -> list[Any]:
@@ -118,7 +141,10 @@ class CReference:
         known = [a for a in arguments if isinstance(a, Steps | Curve | Pending | Weight | Floats)]
         if not known:
             return list(ReferenceEvaluator(node, opsets=self._opsets).run(None, _named(node, arguments)))
-        if node.op_type in (*VIEWS, "MaxPool", "Resize") and not isinstance(arguments[0], Weight):
+        if node.op_type == "Shape":
+            return [np.array(in_float(arguments[0]).shape, np.int64)]
+        is_blend = node.op_type == "Resize" and attributes.get("mode", b"nearest") != b"nearest"
+        if not is_blend and node.op_type in (*VIEWS, "MaxPool", "Resize") and not isinstance(arguments[0], Weight):
             return self._rearranged(node, attributes, arguments)
         return [self._combined(node, attributes, arguments, computed)]
 
@@ -200,7 +226,7 @@ class CReference:
         inputs = [in_float(a) for a in arguments]
         try:
             found = evaluate(node.op_type, inputs, attributes, which)
-            self.finite = self.finite & np.isfinite(found).reshape(len(found), -1).all(axis=1)
+            self.finite = self.finite & np.isfinite(found).reshape(len(self.finite), -1).all(axis=1)
             return Floats(found)
         except KeyError as error:
             raise NotCoveredError(f"{node.op_type} {node.output[0]!r}") from error
@@ -251,7 +277,9 @@ class CReference:
         if not is_spatial and not (node.op_type == "Gemm" and attributes.get("transB", 0)):
             q = q.T
         if not isinstance(source, Steps):
-            in_floats = layer_of_floats(node.op_type, in_float(source), weight, q, attributes, computed)
+            in_floats = layer_of_floats(
+                node.op_type, in_float(source), weight, q, attributes, computed, is_moved=node.output[0] in self.moved
+            )
             return Pending(in_floats.on, layer=in_floats)
         channels = q.shape[1] * attributes.get("group", 1) if node.op_type == "ConvTranspose" else q.shape[0]
         scale = np.broadcast_to(np.asarray(weight.scale, np.float32).reshape(-1), (channels,))

@@ -46,15 +46,18 @@ def global_pool(values: Values, node: onnx.NodeProto, source: FloatValue) -> Flo
 
 
 def upsampled(values: Values, node: onnx.NodeProto, source: FloatValue) -> FloatValue:
-    """Return each value repeated along height and width."""
+    """Return each value repeated along height and width, or values between, linear from center to center."""
     shape = values.graph.shape(node, node.output[0])
     factors = [b // a for a, b in zip(source.shape, shape, strict=True)]
     exact = all(a * f == b for a, b, f in zip(source.shape, shape, factors, strict=True))
-    is_nearest = values.graph.attributes(node).get("mode", b"nearest") == b"nearest"
-    if not is_nearest or not exact or factors[0] != 1 or len(shape) not in (2, 3):
-        raise refusal(node, "only repeating each value a whole number of times is covered")
+    attributes = values.graph.attributes(node)
+    mode, centers = attributes.get("mode", b"nearest"), attributes.get("coordinate_transformation_mode", b"half_pixel")
+    is_linear = mode == b"linear" and centers in (b"half_pixel", b"pytorch_half_pixel")
+    if not (is_linear or mode == b"nearest") or not exact or factors[0] != 1 or len(shape) not in (2, 3):
+        raise refusal(node, "only nearest and linear ones by whole factors, without aligned corners, are covered")
+    kernel = "blend_floats" if is_linear else "repeat_floats"
     sizes, times = [1, *source.shape[1:]][-2:], [1, *factors[1:]][-2:]
-    return _added(values, source, shape, "repeat_floats", source.shape[0], *sizes, *times)
+    return _added(values, source, shape, kernel, source.shape[0], *sizes, *times)
 
 
 def padded(values: Values, node: onnx.NodeProto, source: FloatValue) -> FloatValue:
@@ -99,6 +102,7 @@ FORMULAS: Mapping[str, Formula] = {
     "Selu": lambda f, x, a: f(
         "TIMES", _elu(f, x[0], float(a.get("alpha", 1.6732631921768188))), float(a.get("gamma", 1.0507010221481323))
     ),
+    "Mish": lambda f, x, a: f("TIMES", x[0], f("TANGENT", f("SOFTPLUS", x[0]))),
     "PRelu": lambda f, x, a: _leaky(f, x[0], x[1]),
 }
 WINDOWED: Mapping[str, Callable[[Values, onnx.NodeProto, FloatValue], FloatValue]] = {

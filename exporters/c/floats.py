@@ -18,8 +18,9 @@ from exporters.c.rearranging import starts_of_slice
 from exporters.c.values import Values, plain
 
 UNARY = {"Neg": "NEGATIVE", "Abs": "ABSOLUTE", "Relu": "RECTIFIED", "Exp": "EXPONENTIAL", "Erf": "ERROR_FUNCTION",
-         "Sigmoid": "SIGMOID", "Tanh": "TANGENT"}  # fmt: skip
-BINARY = {"Add": "PLUS", "Sub": "MINUS", "Mul": "TIMES", "Div": "OVER", "Max": "LARGER", "Min": "SMALLER"}
+         "Sigmoid": "SIGMOID", "Tanh": "TANGENT", "Softplus": "SOFTPLUS"}  # fmt: skip
+BINARY = {"Add": "PLUS", "Sub": "MINUS", "Mul": "TIMES", "Div": "OVER", "Max": "LARGER", "Min": "SMALLER",
+          "Greater": "GREATER"}  # fmt: skip
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 AXES = 4
 
@@ -186,6 +187,26 @@ class Floats:
                 found = self._binary(node, kind, found, self.value(bound, node))
         return found
 
+    def power(self, node: onnx.NodeProto, name: str) -> FloatValue:
+        """Return a square or a cube."""
+        exponent = self._graph.number(node.input[1])
+        if exponent not in (2.0, 3.0):
+            raise refusal(node, "only squares and cubes are covered")
+        base = self.value(node.input[0], node)
+        found = self._binary(node, "TIMES", base, base)
+        return found if exponent == 2.0 else self._binary(node, "TIMES", found, base)
+
+    def where(self, node: onnx.NodeProto, name: str) -> FloatValue:
+        """Return one of two values, by a condition."""
+        operands = [self.value(one, node) for one in node.input]
+        shape = self._graph.shape(node, name)
+        if any(one.data is not None or one.shape != shape for one in operands):
+            raise refusal(node, "its operands have different sizes, or one is a constant")
+        output = self._new(shape)
+        arguments = [*operands, output, output.elements]
+        step = FloatStep(tuple(operands), output, kernel="choose", arguments=arguments, may_overwrite=True)
+        return self._add(step)
+
     def matmul(self, node: onnx.NodeProto, name: str) -> FloatValue:
         """Return products of matrices."""
         a, b = (self.value(one, node) for one in node.input)
@@ -323,14 +344,15 @@ class Floats:
         strides: Mapping[int, int], shape: tuple[int, ...],
     ) -> FloatValue:  # fmt: skip
         """Return a copy of some of the values, with axis `order[i]` of the source as axis i."""
-        if len(order) > AXES or source.data is not None:
-            raise refusal(node, f"it has more than {AXES} axes beside the batch, or moves a constant")
         if order == sorted(order) and source.shape == shape and not any(starts.values()):
             return source
-        rows = [(1, 0, 1, 1, 0)] * (AXES - len(order)) + [
+        rows = [
             (size, starts.get(axis, 0), strides.get(axis, 1), source.shape[axis], prod(source.shape[axis + 1 :]))
-            for size, axis in zip(shape, order, strict=True)
-        ]
+            for size, axis in zip(shape, order, strict=True) if source.shape[axis] > 1
+        ]  # fmt: skip
+        if len(rows) > AXES or source.data is not None:
+            raise refusal(node, f"it has more than {AXES} axes beside the batch, or moves a constant")
+        rows = [(1, 0, 1, 1, 0)] * (AXES - len(rows)) + rows
         output = self._new(shape)
         axes = np.array(rows, np.int32).reshape(-1)
         return self._add(FloatStep((source,), output, kernel="take_floats", arguments=[source, output, axes]))
@@ -340,4 +362,5 @@ OPERATORS: Mapping[str, Callable[[Floats, onnx.NodeProto, str], FloatValue]] = {
     "Clip": Floats.clip, "MatMul": Floats.matmul, "Softmax": Floats.softmax, "LayerNormalization": Floats.layer_norm,
     "ReduceMean": Floats.reduce_mean, "Transpose": Floats.transpose, "Slice": Floats.slice, "Split": Floats.split,
     "Gather": Floats.gather, "Concat": Floats.concat, "BatchNormalization": Floats.batch_norm,
+    "Pow": Floats.power, "Where": Floats.where,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from csqtool.errors import ExportError
+from exporters.c.batches import Moved, computed_values, moved_values
 
 
 class Graph:
@@ -24,10 +25,7 @@ class Graph:
     """
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        fixed = onnx.ModelProto()
-        fixed.CopyFrom(proto)
-        for value in (*fixed.graph.input, *fixed.graph.output):
-            value.type.tensor_type.shape.dim[0].dim_value = 1
+        fixed = _of_samples(proto, 1)
         for what, values in (("inputs", fixed.graph.input), ("outputs", fixed.graph.output)):
             if len(values) != 1:
                 names = ", ".join(value.name for value in values)
@@ -37,12 +35,22 @@ class Graph:
         self.input = fixed.graph.input[0].name
         self.input_type = fixed.graph.input[0].type.tensor_type.elem_type
         self.output = fixed.graph.output[0].name
-        self.makers = {output: node for node in self.nodes for output in node.output}
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in fixed.graph.initializer}
-        self._shapes = {
-            value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
-            for value in (*fixed.graph.value_info, *fixed.graph.input, *fixed.graph.output)
-        }
+        self._shapes = _shapes(fixed)
+        self._refused: set[str] = set()
+        self._set_makers()
+        of_two = _shapes(onnx.shape_inference.infer_shapes(_of_samples(proto, 2), data_prop=True))
+        computed = computed_values(self.nodes, self.input)
+        moved = moved_values(computed, self._shapes, of_two)
+        if moved and self.output not in moved:
+            constants = {n: a for n in self._shapes | self._constants if (a := self.constant(n)) is not None}
+            found = Moved(self.nodes, computed, moved, self._shapes, constants)
+            self.nodes, self._shapes, self._refused = found.nodes, found.shapes, found.refused
+            self._constants |= found.constants
+            self._set_makers()
+
+    def _set_makers(self) -> None:
+        self.makers = {output: node for node in self.nodes for output in node.output}
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """Return a constant, None where `name` is computed from the input."""
@@ -71,7 +79,7 @@ class Graph:
             ExportError: they are not fixed, or the first axis is not the batch.
         """
         found = self._shapes.get(name)
-        if not found or min(found) < 1 or found[0] != 1:
+        if not found or min(found) < 1 or found[0] != 1 or name in self._refused:
             raise refusal(node, "the sizes of a sample are not fixed, or other axes are merged into the batch")
         return found[1:]
 
@@ -79,6 +87,22 @@ class Graph:
     def attributes(node: onnx.NodeProto) -> Mapping[str, Any]:
         """Return a node's attributes by name."""
         return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _of_samples(proto: onnx.ModelProto, count: int) -> onnx.ModelProto:
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    del fixed.graph.value_info[:]  # of any number of samples
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = count
+    return fixed
+
+
+def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+        for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)
+    }
 
 
 HINT = "--content weights writes the packed weights and their reader alone"

@@ -47,14 +47,17 @@ FUNCTIONS: Mapping[str, Callable[[list[Array], Mapping[str, Any]], Array]] = {
     "Elu": lambda x, a: _elu(x[0], float(a.get("alpha", 1.0))),
     "Erf": lambda x, a: _erf(x[0]),
     "Exp": lambda x, a: np.exp(x[0]),
+    "Greater": lambda x, a: np.where(x[0] > x[1], 1.0, 0.0),
     "HardSigmoid": lambda x, a: _hard_sigmoid(x[0], float(a.get("alpha", 0.2)), float(a.get("beta", 0.5))),
     "HardSwish": lambda x, a: x[0] * np.clip(x[0] / 6 + 0.5, 0, 1),
     "Identity": lambda x, a: x[0],
     "LeakyRelu": lambda x, a: np.where(x[0] < 0, float(a.get("alpha", 0.01)) * x[0], x[0]),
     "Max": lambda x, a: np.maximum(x[0], x[-1]),
     "Min": lambda x, a: np.minimum(x[0], x[-1]),
+    "Mish": lambda x, a: x[0] * np.tanh(_softplus(x[0])),
     "Mul": lambda x, a: x[0] * x[1],
     "Neg": lambda x, a: -x[0],
+    "Pow": lambda x, a: np.power(x[0], x[1]),
     "PRelu": lambda x, a: np.where(x[0] < 0, x[0] * x[1], x[0]),
     "Relu": lambda x, a: np.maximum(x[0], 0),
     "Selu": lambda x, a: _selu(x[0], a),
@@ -62,6 +65,7 @@ FUNCTIONS: Mapping[str, Callable[[list[Array], Mapping[str, Any]], Array]] = {
     "Softplus": lambda x, a: _softplus(x[0]),
     "Sub": lambda x, a: x[0] - x[1],
     "Tanh": lambda x, a: np.tanh(x[0]),
+    "Where": lambda x, a: np.where(x[0] > 0, x[1], x[2]),
 }  # fmt: skip
 
 

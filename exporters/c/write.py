@@ -64,8 +64,8 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 KERNELS = (  # in the order in which they are written
     "filters", "blocks", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool",
     "max_pool", "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary",
-    "binary", "matrices", "softmax", "normalize", "mean", "take_floats", "pad_floats", "repeat_floats", "pool_floats",
-    "join_floats", "to_floats", "to_integers", "layer_of_floats", "embed",
+    "binary", "matrices", "softmax", "normalize", "mean", "take_floats", "pad_floats", "repeat_floats", "blend_floats",
+    "pool_floats", "join_floats", "choose", "to_floats", "to_integers", "layer_of_floats", "embed",
 )  # fmt: skip
 ON_GRID = {"round_sums", "add", "multiply", "average_pool"}  # kernels that round integers to a grid
 

@@ -15,7 +15,18 @@ from csqtool import export, quantize, verify
 from csqtool.verifying.c_cortex import missing_tools, run_on_device
 from csqtool.verifying.c_program import WARNINGS, CFolder
 from tests.support.c_edits import Edit, changed
-from tests.support.c_nets import Branches, CExport, Functions, InFloat, JoinedInFloat, OneDimension, export_c
+from tests.support.c_nets import (
+    Attention,
+    Blended,
+    Branches,
+    CExport,
+    Functions,
+    InFloat,
+    JoinedInFloat,
+    OneDimension,
+    SmoothFunctions,
+    export_c,
+)
 from tests.support.onnx_nets import ConvNet
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
@@ -71,9 +82,18 @@ NETS = {
     "one dimension": (OneDimension, (3, 13), {"planes": 1}),
     "normalization, attention": (InFloat, (5, 8), {}),
     "joined": (JoinedInFloat, (4, 6), {"single_file": True}),
+    "blended": (Blended, (3, 4, 5), {}),
+    "blended, 8-bit activations": (Blended, (3, 4, 5), {"act_bits": 8}),
+    "smooth functions": (SmoothFunctions, (4, 6), {}),
+    "torch's attention": (Attention, (5, 8), {}),
+    "torch's attention, 8-bit activations": (Attention, (5, 8), {"act_bits": 8}),
 }
 QUICK = ("windows",)
-SLOW = ("branches", "functions", "one dimension", "residual, nine bits", "bytes")
+SLOW = (
+    "blended", "blended, 8-bit activations",
+    "smooth functions",
+    "branches", "functions", "one dimension", "residual, nine bits", "bytes", "torch's attention, 8-bit activations",
+)  # fmt: skip
 
 
 def built(name: str) -> CExport:
@@ -169,6 +189,22 @@ def test_the_device_computes_the_bits_of_the_definition(name: str, tmp_path: Pat
     found = run_on_device(CFolder(tmp_path / "source"), tmp_path / "build", export_.inputs.numpy())
     wanted = export_.reference.run(export_.inputs.numpy())
     assert found.output.tobytes() == np.ascontiguousarray(wanted.output).tobytes()
+
+
+@pytest.mark.slow
+def test_verify_passes_where_the_batch_is_moved_and_fails_where_a_projection_is_wrong(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Attention().eval(), torch.randn(64, 5, 8)
+    with torch.no_grad():
+        data = [(x, module(x).argmax(-1))]
+    model = quantize(module, data, target_bits=4)
+    export(model, tmp_path / "c", format="c", model=module, content="inference")
+    report = verify(tmp_path / "c", model, model=module, data=data)
+    assert [(c.level, c.name, c.detail) for c in report.failures] == []
+    weights = tmp_path / "c" / "weights.c"
+    weights.write_text(changed(r"(model_steps_\d+\[\d+\] = {\n\s+)0x1\.", r"\g<1>0x1.f")(weights.read_text()))
+    broken = verify(tmp_path / "c", model, model=module, data=data)
+    assert any(c.level == "layers" for c in broken.failures)
 
 
 OF_A_STRANGER = {

@@ -19,12 +19,12 @@ from csqtool.nn.post_training import post_training_model
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.c_accounting import unexplained
+from csqtool.verifying.c_batches import cuts_by_sample
 from csqtool.verifying.c_checks import any_integers, weight_problems
 from csqtool.verifying.c_graph import CReference
 from csqtool.verifying.c_program import SANITIZERS, WARNINGS, CFolder, CProgram, Place, Run
 from csqtool.verifying.c_sums import Computed
 from csqtool.verifying.expected_graph import captured
-from csqtool.verifying.layers import reference_cuts
 from exporters.c import to_c
 from exporters.c.options import COptions
 
@@ -101,7 +101,8 @@ class CExport:
                 exact = self.net(self.inputs).numpy()
             assert np.abs(run.output.reshape(exact.shape) - exact).max() < 1e-5 * max(1, np.abs(exact).max())
             return run
-        cuts = {c.name: c.reference for c in reference_cuts(self.net, self.model, self.inputs) if c.is_quantizer}
+        found = cuts_by_sample(self.net, self.model, self.inputs, self.reference.moved_places)
+        cuts = {c.name: c.reference for c in found if c.is_quantizer}
         assert set(cuts) <= set(names)
         forced = self.reference.run(arrays, cuts).places
         for name, values in cuts.items():
@@ -246,3 +247,50 @@ class InFloat(nn.Module):
         y = self.narrow(torch.exp(-y))
         attention = torch.softmax(y @ y.transpose(1, 2) / 3, -1) @ y  # [N, 5, 8]
         return torch.softmax(self.head(attention[:, 1:4].mean(1)), -1) + z.mean((1, 2)).unsqueeze(-1)
+
+
+class Attention(nn.Module):
+    """torch's own attention, which puts tokens in front of the batch, and what else moves or merges the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mix, self.head = nn.Linear(8, 24), nn.Linear(8, 3)
+        self.register_buffer("position", torch.linspace(-1, 1, 40).reshape(5, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x)[0]  # [N, 5, 8]
+        q, k, v = self.mix(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)  # each [N, 2, 5, 4]
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        tokens_first = torch.relu(self.head(torch.softmax(self.position + y.transpose(0, 1), -1)))  # [5, N, 3]
+        return torch.cat([tokens_first[:2], tokens_first[2:4] * 2], -1).mean(0)
+
+
+class SmoothFunctions(nn.Module):
+    """Functions after linear layers, in float, and of quantized values, by tables."""
+
+    def __init__(self, *, tables: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(4, 4, 1) if tables else nn.Linear(6, 6) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = nn.functional
+        x = f.gelu(self.layers[0](x), approximate="tanh")
+        x = f.softplus(self.layers[1](x))
+        x = f.mish(self.layers[2](x)) ** 2
+        x = f.softplus(self.layers[3](8 * x), beta=2, threshold=5)
+        return self.layers[4](x)
+
+
+class Blended(nn.Module):
+    """Bilinear upsampling of what is quantized and of what is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = nn.functional
+        x = f.interpolate(torch.relu(self.first(x)), scale_factor=(2, 3), mode="bilinear", align_corners=False)
+        x = self.last(x)
+        return f.interpolate(x[..., :1], scale_factor=2, mode="bilinear").mean(2)

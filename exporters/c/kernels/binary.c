@@ -1,4 +1,4 @@
-enum { PLUS, MINUS, TIMES, OVER, LARGER, SMALLER };
+enum { PLUS, MINUS, TIMES, OVER, LARGER, SMALLER, GREATER };
 
 /* Four axes of the output, outermost first, three numbers each: its size, and how far apart neighbours are in a and b. */
 static void binary(int32_t kind, const uint8_t *a, const uint8_t *b, uint8_t *y, const int32_t *axes) {
@@ -14,6 +14,7 @@ static void binary(int32_t kind, const uint8_t *a, const uint8_t *b, uint8_t *y,
                     if (kind == MINUS) found = p - q;
                     if (kind == TIMES) found = p * q;
                     if (kind == OVER) found = p / q;
+                    if (kind == GREATER) found = p > q ? 1.0f : 0.0f;
                     if (kind == LARGER) found = p > q ? p : q;
                     save(y, at++, found);
                 }
