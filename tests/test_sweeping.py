@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,12 +83,21 @@ def test_a_run_gives_what_the_same_search_gives_alone(swept: Path, tmp_path: Pat
     assert (swept / "files" / "lsq-9KB-seed0.csq").read_bytes() == (tmp_path / "m.csq").read_bytes()
 
 
+def stages(folder: Path, name: str) -> set[str]:
+    return {json.loads(line)["stage"] for line in (folder / "runs" / name / "log.jsonl").read_text().splitlines()}
+
+
 def test_float_training_is_done_once(swept: Path) -> None:
-    stages = {
-        name: {json.loads(line)["stage"] for line in (swept / "runs" / name / "log.jsonl").read_text().splitlines()}
-        for name in ("lsq-9KB-seed0", "entropy-9KB-seed0")
-    }
-    assert stages == {"lsq-9KB-seed0": {"float", "train"}, "entropy-9KB-seed0": {"train"}}
+    assert stages(swept, "lsq-9KB-seed0") == {"float", "train"}
+    assert stages(swept, "entropy-9KB-seed0") == {"train"}
+
+
+def test_a_seed_that_is_added_later_starts_from_the_same_float_model(swept: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(swept, tmp_path / "s")
+    ok(*SWEEP, "--methods", "lsq", "--target-size", "9KB", "--seeds", 1, "-o", folder)
+    assert stages(folder, "lsq-9KB-seed1") == {"train"}
+    started, trained = (folder / "runs" / f"lsq-9KB-seed{seed}" / "float.safetensors" for seed in (1, 0))
+    assert started.read_bytes() == trained.read_bytes()
 
 
 def test_a_budget_that_cannot_be_met_is_told_and_stops_no_other_run(swept: Path) -> None:
@@ -179,10 +189,12 @@ def test_no_file_within_the_limit_is_an_error(rows: list[SweepRow], message: str
 def test_a_module_is_swept_in_this_process(tmp_path: Path) -> None:
     told: list[str] = []
     found = csqtool.sweep(
-        digits_cnn(), tmp_path / "s", methods="lsq", target_bits=[2, 3], data="digits", epochs=0.1, finetune_epochs=0,
-        progress=Told(told.append),
+        digits_cnn(), tmp_path / "s", methods="lsq", target_bits=[2, 3], data="digits", pretrain_epochs=0.1, epochs=0.1,
+        finetune_epochs=0, progress=Told(told.append),
     )  # fmt: skip
     assert [one.name for one in found.finished] == ["lsq-2bits-seed0", "lsq-3bits-seed0"]
+    assert stages(tmp_path / "s", "lsq-2bits-seed0") == {"float", "train"}
+    assert stages(tmp_path / "s", "lsq-3bits-seed0") == {"train"}
     assert csqtool.best(tmp_path / "s", max_drop=100).packed.is_file()
     with pytest.raises(InputError, match="jobs must be 1"):
         csqtool.sweep(digits_cnn(), tmp_path / "t", target_bits=2, data="digits", jobs=2)

@@ -9,6 +9,7 @@ from csqtool.errors import CheckFailed, CsqtoolError, InputError, SearchInterrup
 from csqtool.files import write_bytes
 from csqtool.interruption import interruptible
 from csqtool.progress import Progress
+from csqtool.sweeping.float_training import FloatTraining
 from csqtool.sweeping.launchers import LocalLauncher, RayLauncher
 from csqtool.sweeping.one_run import carry_out
 from csqtool.sweeping.plan import Plan, SweepDirectory
@@ -52,8 +53,9 @@ def run_plan(
         died: dict[str, str] = {}
         try:
             if in_this_process:
-                for name, settings in left.items():
-                    _do_here(directory, name, settings, progress, model=model, data=data)
+                floats = FloatTraining(directory, directory.read_plan().runs, left)
+                for name in left:
+                    _do_here(directory, name, floats.settings(name), progress, model=model, data=data)
             else:
                 launcher = LocalLauncher(jobs) if cluster is None else RayLauncher(cluster, jobs)
                 workers = Workers(directory, launcher, progress, died)

@@ -10,7 +10,7 @@ import msgspec
 
 from csqtool.errors import SearchInterrupted
 from csqtool.progress import Progress
-from csqtool.searching.run_directory import RunDirectory
+from csqtool.sweeping.float_training import FloatTraining
 from csqtool.sweeping.launchers import Launcher, Running
 from csqtool.sweeping.one_run import EXIT_REFUSED, Task
 from csqtool.sweeping.plan import Settings, SweepDirectory
@@ -38,7 +38,7 @@ class Workers:
     def run(self, runs: Mapping[str, Settings], stop: Callable[[], bool]) -> None:
         """Carry out all runs, in their order.
 
-        Float training is done once: the runs that ask for it wait for the first of them, and start from its weights.
+        Float training is done once, see `FloatTraining`: the other runs that ask for it wait for the first of them.
 
         Args:
             runs: the settings of each.
@@ -49,15 +49,15 @@ class Workers:
             InputError: a process cannot be started.
         """
         waiting, total = list(runs), len(runs)
-        leader = next((name for name, settings in runs.items() if settings.get("pretrain_epochs")), None)
+        floats = FloatTraining(self.directory, self.directory.read_plan().runs, runs)
         try:
             while waiting or self._running:
                 if stop():
                     raise SearchInterrupted("stopped; state saved, continue with the same command")
                 for name in list(waiting):
-                    if len(self._running) < self.launcher.jobs and self._may_start(name, leader, runs[name]):
+                    if len(self._running) < self.launcher.jobs and self._may_start(name, floats):
                         waiting.remove(name)
-                        self._start(name, self._with_float_weights(name, leader, runs[name]))
+                        self._start(name, floats.settings(name))
                 time.sleep(POLL_SECONDS)
                 if self._ended():
                     done = total - len(waiting) - len(self._running)
@@ -65,21 +65,12 @@ class Workers:
         finally:
             self._stop_all()
 
-    def _may_start(self, name: str, leader: str | None, settings: Settings) -> bool:
-        if leader is None or name == leader or not settings.get("pretrain_epochs"):
+    def _may_start(self, name: str, floats: FloatTraining) -> bool:
+        leader = floats.leader(name)
+        if leader in (None, name) or floats.weights(leader) is not None:
             return True
         ended = leader in self.died or self.directory.outcome(leader) is not None
-        return self._float_weights(leader) is not None or (ended and leader not in self._running)
-
-    def _float_weights(self, leader: str) -> str | None:
-        path = RunDirectory(self.directory.run(leader)).float_weights
-        return str(path) if path.is_file() else None
-
-    def _with_float_weights(self, name: str, leader: str | None, settings: Settings) -> Settings:
-        if leader is None or name == leader or not settings.get("pretrain_epochs"):
-            return settings
-        weights = self._float_weights(leader)
-        return settings if weights is None else {**settings, "pretrain_epochs": 0, "weights": weights}
+        return ended and leader not in self._running
 
     def _start(self, name: str, settings: Settings) -> None:
         self.directory.result(name).unlink(missing_ok=True)
