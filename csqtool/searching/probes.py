@@ -55,9 +55,7 @@ def make_probe(
     """
     large = settling_cost(network, samples) > MOST_MULTIPLICATIONS
     if large:
-        passes = len(network.weights) / 2 + OTHER_PASSES
-        fewer = int(MOST_MULTIPLICATIONS / passes / sum(network.multiplications.values()))
-        samples = min(samples, max(fewer, LEAST_SAMPLES))
+        samples = affordable(network, samples, passes=len(network.weights) / 2 + OTHER_PASSES)
     loss = partial(training_loss, network.net, data, device, samples=samples, channels_last=channels_last, heed=heed)
     if not large:
         return LossProbe(network.parameters, loss)
@@ -78,6 +76,12 @@ def settling_cost(network: Network, samples: int) -> float:
     return sum(network.multiplications.values()) * samples * len(network.weights) * PROBES_A_LAYER
 
 
+def affordable(network: Network, samples: int, *, passes: float) -> int:
+    """Return with how many samples so many passes can be measured, at most `samples`: fewer of a large network."""
+    fewer = int(MOST_MULTIPLICATIONS / passes / sum(network.multiplications.values()))
+    return min(samples, max(fewer, LEAST_SAMPLES))
+
+
 class ScreenedProbe(LossProbe):
     """Losses with one layer rounded, measured at one number of planes a layer and estimated at others.
 
@@ -94,6 +98,8 @@ class ScreenedProbe(LossProbe):
         batches: returns training batches of a size, with at most so many samples in all.
         planes: each layer is measured at these.
         progress: is told of every layer.
+        score_on: returns the scalar whose squared gradients on a batch are taken, with a graph; None takes the loss.
+        running_statistics: of BatchNorm, see `csqtool.evaluation.measuring`.
     """
 
     def __init__(
@@ -105,8 +111,13 @@ class ScreenedProbe(LossProbe):
         batches: Callable[[int, int], Iterator[Batch]],
         planes: tuple[int, ...],
         progress: Progress,
+        *,
+        score_on: Callable[[Batch], Tensor] | None = None,
+        running_statistics: bool = False,
     ) -> None:
         super().__init__(parameters, loss)
+        self._score_on = score_on or loss_on
+        self._running_statistics = running_statistics
         self._net = net
         self._loss_on = loss_on
         self._batches = batches
@@ -150,7 +161,7 @@ class ScreenedProbe(LossProbe):
                 p.requires_grad_(True)
             with torch.enable_grad():
                 for batch, size in self._usable(GRADIENT_BATCH, GRADIENT_SAMPLES):
-                    found = torch.autograd.grad(self._loss_on(batch), parameters, allow_unused=True)
+                    found = torch.autograd.grad(self._score_on(batch), parameters, allow_unused=True)
                     for so_far, gradient in zip(total, found, strict=True):
                         if gradient is not None:
                             so_far.add_(size * gradient.square())
@@ -166,7 +177,7 @@ class ScreenedProbe(LossProbe):
         base, count = 0.0, 0
         with torch.no_grad():
             for batch, size in self._usable(LOSS_BATCH, sys.maxsize):
-                losses = _Losses(partial(self._loss_on, batch), self._parameters)
+                losses = Losses(partial(self._loss_on, batch), self._parameters)
                 for number, name in enumerate(losses.order, 1):
                     losses.begin(name)
                     with rounded(self._parameters[name], self._planes):
@@ -179,14 +190,14 @@ class ScreenedProbe(LossProbe):
 
     def _usable(self, size: int, most: int) -> Iterator[tuple[Batch, int]]:
         """Yield batches with their numbers of samples, in the modes for measuring."""
-        with measuring(self._net) as needs_two:
+        with measuring(self._net, running_statistics=self._running_statistics) as needs_two:
             for batch in self._batches(size, most):
                 if (found := samples_in(batch[0])) > 1 or not needs_two:
                     yield batch, found
 
 
-class _Losses:
-    """The loss on a batch with one parameter changed at a time, in the order in which the network uses them.
+class Losses:
+    """The loss on a batch with one parameter changed at a time, best in the order in which the network uses them.
 
     Attributes:
         value: the loss with nothing changed.
@@ -195,12 +206,13 @@ class _Losses:
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
         self._loss = loss
-        self.value = self._whole()  # what a network computes once and keeps is there when its calls are recorded
-        replay = Replay(self._whole, parameters)
+        self.value = self.whole()  # what a network computes once and keeps is there when its calls are recorded
+        replay = Replay(self.whole, parameters)
         self.order = replay.order
         self._replay = replay if replay.value == self.value else None
 
-    def _whole(self) -> float:
+    def whole(self) -> float:
+        """Return the loss with the parameters' present values, with nothing recalled."""
         return float(self._loss())
 
     def begin(self, name: str) -> None:
@@ -218,4 +230,4 @@ class _Losses:
                 return self._replay()
             except DivergedError:
                 self._replay = None
-        return self._whole()
+        return self.whole()
