@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,31 +19,32 @@ from csqtool.data.datasets import Batch, take
 from csqtool.data.streams import Stream
 from csqtool.data.synthetic import Synthetic
 from csqtool.errors import DataError
-from csqtool.evaluation import as_float, laid_out, reestimate_batch_norm
+from csqtool.evaluation import laid_out, reestimate_batch_norm
 from csqtool.files import temporary_folder
 from csqtool.model_info import MethodInfo
 from csqtool.model_source import ModelSource
 from csqtool.nn.equalization import Edge, edges
 from csqtool.nn.equalization import equalize as equalized
-from csqtool.nn.modes import evaluating
+from csqtool.output_error import OutputError, make_output_probe
 from csqtool.progress import Progress, Silent
 from csqtool.quantized_model import QuantizedModel
 from csqtool.randomness import drawing_from
-from csqtool.reconstruction import RECONSTRUCTIONS, difference, train
+from csqtool.reconstruction import RECONSTRUCTIONS, train
 from csqtool.searching.allocation import Allocation, Planes, allocate
+from csqtool.searching.budget import Scheme
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.files_ahead import check_files_ahead
 from csqtool.searching.method import Method, MethodContext
 from csqtool.searching.network import Network
 from csqtool.searching.options import Options as NoOptions
 from csqtool.searching.options import method_kind
-from csqtool.searching.probes import make_probe
+from csqtool.searching.probes import MOST_MULTIPLICATIONS, OTHER_PASSES, affordable, make_probe, settling_cost
 from csqtool.searching.run_directory import RunDirectory
-from csqtool.searching.scheme import LossProbe, allotted, drop_planes
+from csqtool.searching.scheme import LossProbe, allotted, begin_with, drop_planes
 from csqtool.searching.session import Session
 from csqtool.searching.start import Start
 from csqtool.task import Task, as_task, new_metric
-from csqtool.trees import call, mapped
+from csqtool.trees import mapped
 
 OUTPUT_ERROR = "output-error"  # what allots planes if no allocator is named
 PROBE_SAMPLES = 128  # that the output error of each layer and number of planes is measured on
@@ -263,16 +264,14 @@ class _Quantizing:
             costs.fix_other_bytes(integers)
             network.make_plain()
             costs.measure_sizes(lambda: network.parameters)
-            probe = LossProbe(network.parameters, self._output_error(teacher))
-            scheme, steps = drop_planes(scheme, costs.budget, loss_with=probe), 0
+            scheme, steps = drop_planes(scheme, costs.budget, loss_with=self._probe(teacher, scheme)), 0
 
     def _allotted(self, teacher: nn.Module) -> Planes:
         """Return the planes of each layer of the float network."""
         network, config, session = self.network, self.config, self.session
         if session.allocator_class is None:
-            self.told.line("measuring the output error of each layer …")
-            probe = LossProbe(network.parameters, self._output_error(teacher))
-            return allotted(session.costs.budget, loss_with=probe)
+            budget = session.costs.budget
+            return allotted(budget, loss_with=self._probe(teacher, begin_with(budget)))
 
         def losses(samples: int) -> LossProbe:
             return make_probe(network, self._labelled, self.device, session.costs.budget, samples=samples, heed=None,
@@ -281,6 +280,16 @@ class _Quantizing:
         given = Allocation(network, self._labelled, self.device, config, config.options_of(config.method),
                            session.costs.budget, losses, self.told)  # fmt: skip
         return allocate(session.allocator_class, given)[0]
+
+    def _probe(self, teacher: nn.Module, most: Scheme) -> LossProbe:
+        """Return what tells the output error with one layer rounded to at most so many planes."""
+        network, count = self.network, PROBE_SAMPLES
+        if estimated := settling_cost(network, count) > MOST_MULTIPLICATIONS:
+            count = affordable(network, count, passes=len(network.weights) / 2 + OTHER_PASSES)
+        self.told.line(f"measuring the output error of each of {len(network.weights)} layers on {count} samples …")
+        error = self._output_error(teacher, count)
+        budget = self.session.costs.budget
+        return make_output_probe(network, error, most, budget, self.told, estimated=estimated)
 
     @property
     def _labelled(self) -> DataSource:
@@ -301,32 +310,25 @@ class _Quantizing:
         if not found:
             return
         before = copy.deepcopy(network.model).eval().requires_grad_(False)
-        measured = self._output_error(before)
+        # Three measurements an edge, which begin in the middle of the network on average.
+        measured = self._output_error(before, affordable(network, PROBE_SAMPLES, passes=1.5 * len(found)))
         planes = budget.uniform(max(1, int(budget.target_bits)))
 
         def error(edge: Edge) -> float:
+            measured.begin(f"{edge.source}.weight")
             return LossProbe({n: w for n, w in weights.items() if n in edge.weights}, measured).of_scheme(planes)
 
         changed = equalized(network.model, found, error)
-        if not measured() <= SAME:  # the model's code uses a tensor in a way that its recorded calls do not show
+        if not measured.whole() <= SAME:  # the model's code uses a tensor in a way that its recorded calls do not show
             network.model.load_state_dict(before.state_dict())
             changed = []
         self.told.line(f"scales moved at {len(changed)} of {len(found)} places between layers")
 
-    def _output_error(self, teacher: nn.Module) -> Callable[[], float]:
-        """Return a function that measures the network's output error on the first samples, relative to their power."""
+    def _output_error(self, teacher: nn.Module, count: int) -> OutputError:
+        """Return what measures the network's output error on the first samples."""
         inputs = [laid_out(x, self.device, channels_last=bool(self.config.channels_last))
-                  for x, _ in batches_of(self.data.train, max_samples=PROBE_SAMPLES)]  # fmt: skip
-        with torch.no_grad(), evaluating(teacher):
-            wanted = [as_float(call(teacher, x)) for x in inputs]
-
-        @torch.no_grad()
-        def measured() -> float:
-            with evaluating(self.network.model):
-                found = [as_float(call(self.network.model, x)) for x in inputs]
-            return float(sum(difference(one, other) for one, other in zip(found, wanted, strict=True)))
-
-        return measured
+                  for x, _ in batches_of(self.data.train, max_samples=count)]  # fmt: skip
+        return OutputError(self.network.model, teacher, inputs)
 
     def _reconstructed(self, scheme: dict[str, tuple[int, ...]], teacher: nn.Module, steps: int) -> Method:
         """Put rounded weights in place, and train them for some steps; without any, they are rounded to the nearest."""

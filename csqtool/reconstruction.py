@@ -250,10 +250,15 @@ def dropping(net: QuantizedNet, share: float) -> Observer:
     return observe
 
 
+def variance(wanted: Tensor) -> Tensor:
+    """Return the variance of outputs, that of constant ones a little above zero."""
+    return wanted.var(correction=0).clamp(min=VARIANCE_FLOOR)
+
+
 def difference(found: Any, wanted: Any) -> Tensor:
     """Return the squared error of outputs, relative to the variance of the wanted ones; a mean over tensors."""
     losses = [
-        mse_loss(one, other) / other.var(correction=0).clamp(min=VARIANCE_FLOOR)
+        mse_loss(one, other) / variance(other)
         for one, other in zip(tensors(found), tensors(wanted), strict=True)
         if other.is_floating_point()
     ]

@@ -27,7 +27,7 @@ ORDER = [
     "csqtool.csq",
     "csqtool.exporting csqtool.searching",
     "csqtool.float16 csqtool.reconstruction",
-    "csqtool.packing csqtool.fingerprints",
+    "csqtool.packing csqtool.fingerprints csqtool.output_error",
     "exporters csqtool.summaries csqtool.sweeping",
     "csqtool.verifying",
     "csqtool.pipeline_file csqtool.pipeline_stages csqtool.checking csqtool.quantizing csqtool.layer_sensitivity "

@@ -104,14 +104,19 @@ class Replay(Generic[T]):
         self.order: list[str] = sorted(self._record.first_use, key=self._record.first_use.__getitem__)
 
     def begin(self, name: str) -> None:
-        """Hold what is needed to run with another value of a parameter; parameters come in the order of `order`.
+        """Hold what is needed to run with another value of a parameter.
+
+        In the order of `order` everything is computed once for all parameters; before one that comes earlier than the
+        last, the run begins anew. A parameter that no call was given has everything computed.
 
         Raises:
             DivergedError: the function made other calls than in the first run.
         """
-        wanted = self._record.first_use[name]
+        wanted = self._record.first_use.get(name, 0)
         if wanted == self._from:
             return
+        if wanted < self._from:
+            self._hold({}, 0)
         advancing = _Replaying(self._record, self._held, self._from, until=wanted)
         try:
             with torch.no_grad(), advancing:
@@ -190,13 +195,17 @@ class _Replaying(TorchFunctionMode):
         self._until = until
         self._before = held
         self._call = -1
+        self._reached = False
         self.held = {n: t for n, t in held.items() if until is not None and record.last_use[n] >= until}
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self._reached:  # a block such as `torch.no_grad()` is left on the way out
+            return func(*args, **(kwargs or {}))
         self._call += 1
         if self._call == self._until:
+            self._reached = True
             raise _ReachedError
         if self._call >= len(self._record.calls) or self._record.calls[self._call].func != func:
             raise DivergedError

@@ -18,7 +18,7 @@ from csqtool.nn.kernels import Kernel
 from csqtool.nn.replay import DivergedError, Replay
 from csqtool.progress import Progress
 from csqtool.searching.budget import Budget, uniform
-from csqtool.searching.measured_losses import KeptLosses, MeasuredLoss
+from csqtool.searching.measured_losses import KeptLosses, MeasuredLoss, measured_anew
 from csqtool.searching.network import Network
 from csqtool.searching.scheme import LossProbe, round_to, rounded
 from csqtool.trees import samples as samples_in
@@ -59,9 +59,7 @@ def make_probe(
     """
     large = settling_cost(network, samples) > MOST_MULTIPLICATIONS
     if large:
-        passes = len(network.weights) / 2 + OTHER_PASSES
-        fewer = int(MOST_MULTIPLICATIONS / passes / sum(network.multiplications.values()))
-        samples = min(samples, max(fewer, LEAST_SAMPLES))
+        samples = affordable(network, samples, passes=len(network.weights) / 2 + OTHER_PASSES)
     loss = partial(training_loss, network.net, data, device, samples=samples, channels_last=channels_last, heed=heed)
     known = KeptLosses(kept, network.net) if kept is not None else None
 
@@ -80,12 +78,18 @@ def make_probe(
     planes = max(1, round(budget.target_bits) - 1)
     progress.line(f"measuring each of {len(network.weights)} layers on {samples} samples …")
     return ScreenedProbe(network.parameters, loss, network.net, loss_on, batches, uniform(planes), progress,
-                         measured)  # fmt: skip
+                         measured=measured)  # fmt: skip
 
 
 def settling_cost(network: Network, samples: int) -> float:
     """Return the multiplications of settling a scheme with all losses measured."""
     return sum(network.multiplications.values()) * samples * len(network.weights) * PROBES_A_LAYER
+
+
+def affordable(network: Network, samples: int, *, passes: float) -> int:
+    """Return with how many samples so many passes can be measured, at most `samples`: fewer of a large network."""
+    fewer = int(MOST_MULTIPLICATIONS / passes / sum(network.multiplications.values()))
+    return min(samples, max(fewer, LEAST_SAMPLES))
 
 
 class ScreenedProbe(LossProbe):
@@ -104,6 +108,8 @@ class ScreenedProbe(LossProbe):
         batches: returns training batches of a size, with at most so many samples in all.
         planes: each layer is measured at these.
         progress: is told of every layer.
+        score_on: returns the scalar whose squared gradients on a batch are taken, with a graph; None takes the loss.
+        running_statistics: of BatchNorm, see `csqtool.evaluation.measuring`.
         measured: measures a loss, or knows it.
     """
 
@@ -116,9 +122,14 @@ class ScreenedProbe(LossProbe):
         batches: Callable[[int, int], Iterator[Batch]],
         planes: tuple[int, ...],
         progress: Progress,
-        measured: MeasuredLoss,
+        *,
+        score_on: Callable[[Batch], Tensor] | None = None,
+        running_statistics: bool = False,
+        measured: MeasuredLoss = measured_anew,
     ) -> None:
         super().__init__(parameters, loss, measured)
+        self._score_on = score_on or loss_on
+        self._running_statistics = running_statistics
         self._net = net
         self._loss_on = loss_on
         self._batches = batches
@@ -162,7 +173,7 @@ class ScreenedProbe(LossProbe):
                 p.requires_grad_(True)
             with torch.enable_grad():
                 for batch, size in self._usable(GRADIENT_BATCH, GRADIENT_SAMPLES):
-                    found = torch.autograd.grad(self._loss_on(batch), parameters, allow_unused=True)
+                    found = torch.autograd.grad(self._score_on(batch), parameters, allow_unused=True)
                     for so_far, gradient in zip(total, found, strict=True):
                         if gradient is not None:
                             so_far.add_(size * gradient.square())
@@ -178,10 +189,10 @@ class ScreenedProbe(LossProbe):
         base, count = 0.0, 0
         with torch.no_grad():
             for batch, size in self._usable(LOSS_BATCH, sys.maxsize):
-                losses = _Losses(partial(self._loss_on, batch), self._parameters)
+                losses = Losses(partial(self._loss_on, batch), self._parameters)
                 for number, name in enumerate(losses.order, 1):
                     loss = self._measured(
-                        f"{name} at {self._planes}, samples from {count}", partial(losses.with_one, name, self._planes)
+                        f"{name} at {self._planes}, samples from {count}", partial(self._with_one, losses, name)
                     )
                     rises[name] += (loss - losses.value) * size
                     self._progress.step("layers", number, len(losses.order), {"loss": losses.value})
@@ -190,16 +201,21 @@ class ScreenedProbe(LossProbe):
         self._base = base / max(count, 1)
         return {name: rise / max(count, 1) for name, rise in rises.items()}
 
+    def _with_one(self, losses: Losses, name: str) -> float:
+        losses.begin(name)
+        with rounded(self._parameters[name], self._planes):
+            return losses()
+
     def _usable(self, size: int, most: int) -> Iterator[tuple[Batch, int]]:
         """Yield batches with their numbers of samples, in the modes for measuring."""
-        with measuring(self._net) as needs_two:
+        with measuring(self._net, running_statistics=self._running_statistics) as needs_two:
             for batch in self._batches(size, most):
                 if (found := samples_in(batch[0])) > 1 or not needs_two:
                     yield batch, found
 
 
-class _Losses:
-    """The loss on a batch with one parameter changed at a time, in the order in which the network uses them.
+class Losses:
+    """The loss on a batch with one parameter changed at a time, best in the order in which the network uses them.
 
     Attributes:
         value: the loss with nothing changed.
@@ -208,22 +224,16 @@ class _Losses:
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
         self._loss = loss
-        self._parameters = parameters
-        self.value = self._whole()  # what a network computes once and keeps is there when its calls are recorded
-        replay = Replay(self._whole, parameters)
+        self.value = self.whole()  # what a network computes once and keeps is there when its calls are recorded
+        replay = Replay(self.whole, parameters)
         self.order = replay.order
         self._replay = replay if replay.value == self.value else None
 
-    def _whole(self) -> float:
+    def whole(self) -> float:
+        """Return the loss with the parameters' present values, with nothing recalled."""
         return float(self._loss())
 
-    def with_one(self, name: str, exponents: tuple[int, ...]) -> float:
-        """Return the loss with a parameter rounded to these planes; parameters come in the order of `order`."""
-        self._begin(name)
-        with rounded(self._parameters[name], exponents):
-            return self._now()
-
-    def _begin(self, name: str) -> None:
+    def begin(self, name: str) -> None:
         """Prepare for another value of a parameter, while it has its own."""
         if self._replay is not None:
             try:
@@ -231,11 +241,11 @@ class _Losses:
             except DivergedError:  # the network does not make the same calls each time
                 self._replay = None
 
-    def _now(self) -> float:
+    def __call__(self) -> float:
         """Return the loss with the parameters' present values."""
         if self._replay is not None:
             try:
                 return self._replay()
             except DivergedError:
                 self._replay = None
-        return self._whole()
+        return self.whole()

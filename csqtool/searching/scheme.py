@@ -43,9 +43,14 @@ def one_more(exponents: tuple[int, ...], max_planes: int) -> tuple[int, ...]:
     return tuple(sorted((*exponents, added)))
 
 
+def begin_with(budget: Budget) -> dict[str, tuple[int, ...]]:
+    """Return more planes in each layer than the budget has on average."""
+    return budget.uniform(math.ceil(budget.target_bits) + SPARE_PLANES)
+
+
 def allotted(budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:
-    """Return the planes that `settle` leaves of more in each layer than the budget has on average."""
-    return settle(budget.uniform(math.ceil(budget.target_bits) + SPARE_PLANES), budget, loss_with=loss_with)
+    """Return the planes that `settle` leaves of those that an allotment begins with."""
+    return settle(begin_with(budget), budget, loss_with=loss_with)
 
 
 def settle(found: Scheme, budget: Budget, *, loss_with: LossWith) -> dict[str, tuple[int, ...]]:

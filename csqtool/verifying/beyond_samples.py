@@ -17,7 +17,7 @@ from csqtool.nn.signature import named_inputs, recorded_inputs
 from csqtool.onnx_isolated import IsolatedSession
 from csqtool.trees import chosen, samples, tensors
 from csqtool.verifying import runtime
-from csqtool.verifying.outputs import Arrays, reference_outputs, titled
+from csqtool.verifying.outputs import Arrays, differences_of, reference_outputs, titled
 from csqtool.verifying.rounding import allowed_differences
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.synthetic import resized, synthetic_inputs
@@ -104,7 +104,7 @@ def compare_samples(subject: Subject, name: str, inputs: Any, found: Arrays, wan
             title = titled(name, output, wanted)
             report.add("outputs", title, False, f"shape {shape} instead of {list(reference.shape)}")
             return
-        apart = differences[output] = _differences(found[output], reference)
+        apart = differences[output] = differences_of(found[output], reference)
         largest = max(largest, float(apart.max()))
         worst = np.argsort(-apart, kind="stable")[:SUSPECTS]
         suspects[output] = worst[~(apart[worst] <= report.tolerances.outputs_float)]
@@ -139,15 +139,6 @@ def _allowed(
     return {name: dict(zip(positions.tolist(), values.tolist(), strict=True)) for name, values in allowed.items()}
 
 
-def _differences(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.float64]:
-    """Return each sample's largest difference, infinite where one side alone is not finite, [N]."""
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(found.astype(np.float64) - wanted)
-    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
-    apart = np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
-    return np.asarray(apart.reshape(len(apart), -1).max(axis=1, initial=0.0))
-
-
 class LabelJudge:
     """Judges every label on which two sides disagree: can rounding have moved it?"""
 
@@ -169,7 +160,7 @@ class LabelJudge:
         disagreeing = [int(i) for i in np.flatnonzero(differing)]
         if not disagreeing:
             return
-        differences = _differences(found, wanted)
+        differences = differences_of(found, wanted)
         self._play_through([i for i in disagreeing if i not in self._allowed])
         wrong = [i for i in disagreeing if not differences[i] <= self._allowed[i]]
         ordered = [*wrong, *(i for i in disagreeing if i not in wrong)]

@@ -54,9 +54,9 @@ class Comparison:
         """Return how many of the values that differ did not lie next to the boundary between both integers."""
         if wanted.unrounded is None:
             return int(moved.sum())
-        boundary = np.minimum(found[moved], wanted.reference[moved]) + 0.5
-        unit = float(np.finfo(np.float32).eps) * float(max(1, wanted.reference.max()))
-        return int((np.abs(wanted.unrounded[moved] - boundary) > self._allowed.layer_rounding * unit).sum())
+        own, theirs = wanted.reference[moved], found[moved]
+        largest = float(wanted.reference.max())
+        return int((~on_boundary(wanted.unrounded[moved], own, theirs, largest, self._allowed)).sum())
 
     def verdict(self) -> tuple[bool, str, dict[str, float]]:
         """Return verdict, detail and figures."""
@@ -77,6 +77,25 @@ class Comparison:
         unit = float(np.finfo(np.float32).eps) * self._fan_in**0.5
         tolerance = allowed.layer_rounding * unit * max(1.0, float(self._largest))
         return difference <= tolerance, f"{difference:.2g} off, {tolerance:.2g} allowed", {"max_abs_diff": difference}
+
+
+def on_boundary(
+    unrounded: NDArray[np.float64], own: NDArray[Any], theirs: NDArray[Any], largest: float, allowed: Tolerances
+) -> NDArray[np.bool_]:
+    """Tell which values lie, before rounding, within float32 rounding of the boundary between two other integers.
+
+    Args:
+        unrounded: values in steps.
+        own: what they were rounded to.
+        theirs: what another program rounded them to; further than the next step it is none of rounding.
+        largest: the layer's largest integer.
+        allowed: how many ε of it are rounding; none are where no value of a layer may be off.
+    """
+    boundary = np.minimum(own, theirs) + 0.5
+    unit = float(np.finfo(np.float32).eps) * max(1.0, largest)
+    near = np.abs(unrounded - boundary) <= allowed.layer_rounding * unit
+    next_to = np.abs(own.astype(np.int16) - theirs.astype(np.int16)) <= 1
+    return np.asarray(near & next_to & (allowed.layer_share > 0))
 
 
 class WeightsBehind:

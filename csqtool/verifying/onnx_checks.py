@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from csqtool.model_info import Input
 from csqtool.nn.signature import named_inputs, output_names
 from csqtool.onnx_file import flattened, foreign_operators, parse_onnx, stored_tensors
 from csqtool.onnx_isolated import IsolatedSession, checker_problem
+from csqtool.onnx_session import CPU
 from csqtool.trees import chosen, samples
 from csqtool.verifying import layers, runtime
 from csqtool.verifying.accounting import is_bounded
@@ -21,6 +23,7 @@ from csqtool.verifying.beyond_samples import LabelJudge, compare_beyond
 from csqtool.verifying.coded_weights import coded_problems, is_coded
 from csqtool.verifying.findings import LEVELS, LayerFinding, VerifyReport
 from csqtool.verifying.float_folding import batch_norm_epsilons
+from csqtool.verifying.followed import followed
 from csqtool.verifying.layer_verdicts import Comparison, WeightsBehind, likely_cause
 from csqtool.verifying.outputs import Arrays, Judge, compare_levels, compare_outputs, compare_task, reference_outputs
 from csqtool.verifying.recurrent import recurrent_layers, recurrent_problems
@@ -97,7 +100,7 @@ def _compare_runs(proto: onnx.ModelProto, flat: onnx.ModelProto, subject: Subjec
     wanted = reference_outputs(subject.net, inputs)
     compare_beyond(proto, subject, inputs, wanted)
     for backend in subject.backends:
-        _compare_backend(backend, subject, inputs, targets, wanted)
+        _compare_backend(backend, flat, subject, inputs, targets, wanted)
 
 
 def feeds_of(subject: Subject, inputs: Any) -> dict[str, NDArray[Any]]:
@@ -107,7 +110,9 @@ def feeds_of(subject: Subject, inputs: Any) -> dict[str, NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in named.items()}
 
 
-def _compare_backend(backend: Backend, subject: Subject, inputs: Any, targets: Any, wanted: Arrays) -> None:
+def _compare_backend(
+    backend: Backend, flat: onnx.ModelProto, subject: Subject, inputs: Any, targets: Any, wanted: Arrays
+) -> None:
     """Compare a backend's outputs with PyTorch's at each of its levels, and these with one another."""
     report, count = subject.report, samples(inputs)
     max_samples = backend.max_samples
@@ -116,6 +121,7 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Any, targets: A
     count = samples(inputs)
     judge = Judge.of(subject.source.task, subject.net, chosen(inputs, slice(2), count))
     feeds = feeds_of(subject, inputs)
+    on_cpu = getattr(backend, "provider", None) == CPU
     reads_qonnx = getattr(backend, "reads_qonnx", False)
     content = subject.qonnx if subject.qonnx is not None and reads_qonnx else subject.content
     results = {}
@@ -129,7 +135,9 @@ def _compare_backend(backend: Backend, subject: Subject, inputs: Any, targets: A
             report.add("outputs", name, False, str(error))
             continue
         results[level] = outputs
-        compare_outputs(outputs, wanted, judge, not subject.model.activations, name, level, report)
+        follow = partial(followed, subject, flat, inputs, outputs, wanted, level)
+        compare_outputs(outputs, wanted, judge, not subject.model.activations, name, level, report,
+                        follow if on_cpu else None)  # fmt: skip
         labels.judge(outputs, name)
     compare_levels(results, judge, report)
     if max_samples is None and backend.levels[-1] in results:  # a metric of few samples says nothing

@@ -126,6 +126,22 @@ def test_held_tensors_that_a_later_call_changes_are_not_used_again() -> None:
     assert_same_as_whole_runs(net, run, times=3)
 
 
+def test_a_run_inside_a_context_of_torch_begins_at_any_layer_in_any_order() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4))), torch.randn(5, 6)
+
+    @torch.no_grad()
+    def run() -> float:
+        return float(net(x).sum())
+
+    replay = Replay(run, weights(net))
+    for position in (2, 3, 1, 0):
+        replay.begin(f"{position}.weight")
+        with Products() as products:
+            assert replay() == run()
+        assert products.count == 4 - position + 4  # of the replay, and of the whole run
+
+
 def test_a_function_that_makes_other_calls_each_time_is_noticed() -> None:
     net, x, runs = nn.Linear(3, 3), torch.randn(2, 3), [0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -81,6 +82,41 @@ def test_verify_tells_both_apart_in_a_network(on_boundary: bool, tmp_path: Any, 
     report: VerifyReport = csqtool.verify(tmp_path / "m.onnx", model, model=net, data=[(x, 0) for x in inputs])
     assert {check.level for check in report.failures} == (set() if on_boundary else {"layers"})
     assert any("on a rounding boundary" in finding.detail for finding in report.layers) == on_boundary
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_capture")
+@pytest.mark.parametrize(
+    ("places", "factor", "layer_share", "passes"),
+    [
+        ([0.5] * 6, 1 - 1e-6, 1e-3, True),  # on boundaries: PyTorch rounds to the even integer, the file downwards
+        ([0.5] * 6, 1 - 1e-6, 0.0, False),  # none may be off
+        ([0.4, 0.2] * 3, 1 + 6e-3, 1e-3, False),  # no value that moves was on a boundary
+    ],
+)
+def test_outputs_that_values_on_a_boundary_move_far_are_compared_with_pytorch_on_the_same_side(
+    places: list[float], factor: float, layer_share: float, passes: bool, tmp_path: Any
+) -> None:
+    net = nn.Linear(4, 1).eval()
+    nn.init.ones_(net.weight)
+    inputs = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    model = post_training_model(net, [inputs], act_bits=8)
+    inputs[:] = 0.5
+    inputs[:, 0] = (torch.arange(20, 26) + torch.tensor(places)) * float(model.activations[0].scale)
+    path = tmp_path / "m.onnx"
+    csqtool.export(model, path, model=net)
+    proto = onnx.load_from_string(path.read_bytes())
+    proto.graph.node[0].input[0] = "moved"
+    proto.graph.node.insert(0, onnx.helper.make_node("Mul", ["input", "factor"], ["moved"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    path.write_bytes(proto.SerializeToString())
+    report = csqtool.verify(path, model, model=net, data=[(x, 0) for x in inputs],
+                            tolerances={"layer_share": layer_share})  # fmt: skip
+    checks = [check for check in report.checks if check.name.startswith("onnxruntime, ")]
+    assert len(checks) == 4
+    assert all(check.passed == passes for check in checks)
+    assert all(("rounds 3 values" in check.detail) == passes for check in checks)
+    assert not report.passed  # the file multiplies by a number that the network does not have, however little it does
 
 
 class Parallel(nn.Module):
