@@ -18,7 +18,7 @@ REARRANGING = (*VIEWS, "MaxPool", "Slice", "Split", "Pad", "Resize")
 
 
 def keeps_grid(values: Values, node: onnx.NodeProto) -> bool:
-    """Tell whether what a node of `REARRANGING` returns lies on its input's grid: not if it adds others than zeros."""
+    """Tell whether what a node of `REARRANGING` returns lies on its input's grid: not if it adds other than zeros."""
     if node.op_type == "Resize":
         return bool(values.graph.attributes(node).get("mode", b"nearest") == b"nearest")
     return node.op_type != "Pad" or len(node.input) < 3 or values.graph.number(node.input[2]) in (None, 0.0)
