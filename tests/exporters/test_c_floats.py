@@ -179,7 +179,7 @@ def test_verify_passes_at_every_level_and_fails_where_a_layer_of_floats_is_wrong
 
 @pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} is not installed")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual, nine bits", "tokens"])
+@pytest.mark.parametrize("name", ["residual, nine bits", "tokens", "torch's attention", "smooth functions", "blended"])
 def test_the_device_computes_the_bits_of_the_definition(name: str, tmp_path: Path) -> None:
     export_ = built(name)
     for part in ("source", "build"):
