@@ -318,7 +318,8 @@ class Session:
     def _probe(self, samples: int) -> LossProbe:
         """Return a function that measures the loss on training samples with one plain weight rounded."""
         # Several processes may differ in the number of measurements: they can neither stop together nor share a file.
-        heed, kept = (self._heed, self.directory.losses) if self.processes.count == 1 else (None, None)
+        heed = self._heed if self.processes.count == 1 else None
+        kept = self.directory.losses if heed and self.directory.is_run else None
         return make_probe(self.network, self.data, self.device, self.costs.budget, samples=samples, heed=heed,
                           channels_last=bool(self.config.channels_last), progress=self.progress, kept=kept)  # fmt: skip
 

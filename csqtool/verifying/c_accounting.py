@@ -14,6 +14,7 @@ from csqtool import documents
 from csqtool.documents import Count
 from csqtool.errors import InputError
 from csqtool.files import read_bytes
+from csqtool.quantized_model import QuantizedModel
 from csqtool.verifying.c_program import CFolder
 from csqtool.verifying.c_sources import INTEGERS, Inference, known
 from csqtool.verifying.c_text import CFault, digest, items, shown
@@ -39,12 +40,15 @@ class _Plan(msgspec.Struct, forbid_unknown_fields=True):
     blocks: Annotated[list[_Block], msgspec.Meta(max_length=MOST)]
 
 
-def unexplained(folder: CFolder, graph: onnx.GraphProto | None = None) -> list[str]:
+def unexplained(
+    folder: CFolder, graph: onnx.GraphProto | None = None, model: QuantizedModel | None = None
+) -> list[str]:
     """Return what is not explained in a folder, with file and line; [] if everything is.
 
     Args:
         folder: the exported folder.
         graph: a capture with marker nodes, which the calls are compared with, if nothing else is unexplained.
+        model: the finalized model that it is of.
     """
     sources = {name: folder.files[name] for name in folder.names}
     inference = Inference(sources)
@@ -52,7 +56,8 @@ def unexplained(folder: CFolder, graph: onnx.GraphProto | None = None) -> list[s
     if not faults and (inference.sizes, inference.sha256) != (folder.sizes, folder.sha256):
         faults.append("model.h: a comment has sizes or a finalized model other than the code")
     if graph is not None and not faults:
-        faults = inference.beyond(graph)
+        layers = () if model is None else model.layers
+        faults = inference.beyond(graph, {layer.name for layer in layers if layer.input_quantizer is None})
     return faults
 
 

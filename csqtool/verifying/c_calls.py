@@ -8,7 +8,7 @@ the calls compute is compared by the levels that run them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -72,15 +72,18 @@ class Part:
     line: int = 0
 
 
-def problems(source: Source, memory: Memory, graph: onnx.GraphProto) -> Iterator[tuple[int, str]]:
+def problems(
+    source: Source, memory: Memory, graph: onnx.GraphProto, adding: Collection[str]
+) -> Iterator[tuple[int, str]]:
     """Yield lines of model.c and what PyTorch's graph does not explain there.
 
     Args:
         source: the calls.
         memory: which has followed them.
         graph: a capture with marker nodes, from `csqtool.verifying.expected_graph.captured`.
+        adding: layers without an input quantizer, whose biases may be on no grid of integers.
     """
-    wanted, first = expected_parts(graph)
+    wanted, first = expected_parts(graph, adding)
     found = parts(source, memory, first)
     for name in [*wanted, *(found.keys() - wanted.keys())]:
         called = name or "the output"
@@ -179,8 +182,11 @@ def _kind(kernel: str, arguments: tuple[object, ...]) -> str:
     return "copy through a table" if kernel == "copy" and arguments[-1] != "NULL" else kernel
 
 
-def expected_parts(graph: onnx.GraphProto) -> tuple[dict[str, Part], str]:
-    """Return the parts of PyTorch's graph by the quantizers that they end in, and the input's quantizer."""
+def expected_parts(graph: onnx.GraphProto, adding: Collection[str]) -> tuple[dict[str, Part], str]:
+    """Return the parts of PyTorch's graph by the quantizers that they end in, and the input's quantizer.
+
+    Layers in `adding` may add their biases in float, as an operator Add does.
+    """
     makers = {name: node for node in graph.node for name in node.output}
     entry, first = graph.input[0].name, ""
     live = {entry}  # what depends on the input
@@ -192,12 +198,12 @@ def expected_parts(graph: onnx.GraphProto) -> tuple[dict[str, Part], str]:
             if node.input[0] == entry:
                 first = _name(node)
             else:
-                found[_name(node)] = _part(node.input[0], makers, live)
-    found[OUTPUT] = _part(graph.output[0].name, makers, live)
+                found[_name(node)] = _part(node.input[0], makers, live, adding)
+    found[OUTPUT] = _part(graph.output[0].name, makers, live, adding)
     return found, first
 
 
-def _part(end: str, makers: Mapping[str, onnx.NodeProto], live: set[str]) -> Part:
+def _part(end: str, makers: Mapping[str, onnx.NodeProto], live: set[str], adding: Collection[str]) -> Part:
     part, seen, left = Part(), set(), [end]  # type: Part, set[str], list[str]
     while left:
         name = left.pop()
@@ -219,6 +225,7 @@ def _part(end: str, makers: Mapping[str, onnx.NodeProto], live: set[str]) -> Par
         weight = None if at is None else _weight(node.input[at], makers)
         if weight is not None:
             part.layers[weight] += 1
+            part.kinds["Add"] += weight in adding and len(node.input) > 2
         else:
             part.kinds[node.op_type] += 1
             part.kinds["joined"] += len(node.input) * (node.op_type == "Concat")

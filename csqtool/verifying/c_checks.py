@@ -61,7 +61,7 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
     except expected_graph.NotCapturedError as error:
         subject.report.add("structure", "network", False, str(error))
         return
-    if not every_line(subject.report, unexplained(folder, capture.graph)):
+    if not every_line(subject.report, unexplained(folder, capture.graph, subject.model)):
         return
     subject.tell(f"{subject.report.file}: compiling …")
     with temporary_folder() as one, temporary_folder() as other:

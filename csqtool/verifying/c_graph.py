@@ -270,7 +270,7 @@ class CReference:
 
     def _product(
         self, node: onnx.NodeProto, attributes: Mapping[str, Any], arguments: list[Any], computed: Computed
-    ) -> Pending:
+    ) -> Pending | Floats:
         source, weight = arguments[0], arguments[1]
         is_spatial = node.op_type in ("Conv", "ConvTranspose")
         q = weight.q
@@ -288,9 +288,7 @@ class CReference:
         shape[1 if is_spatial else -1] = channels
         filters = operators.filters_in_flash(node.op_type, q, int(attributes.get("group", 1)))
         layer = LayerSums(weight.name, filters, np.zeros(channels, np.int64), sums, source.grid, scale, shape, computed)
-        if node.op_type != "MatMul" and weight.bias is not None:
-            layer = layer.plus(weight.bias)
-        return Pending(layer.on, layer=layer)
+        return _with_bias(layer, weight.bias) if node.op_type != "MatMul" else Pending(layer.on, layer=layer)
 
 
 def _is_rearranged_float(value: Pending) -> bool:
@@ -309,13 +307,22 @@ def _fit(a: Ints, b: Ints) -> bool:
     return a.shape == b.shape or (a.ndim == b.ndim and small.shape[1] == large.shape[1] == small[0].size)
 
 
-def _biased(arguments: list[Any]) -> Pending | None:
+def _biased(arguments: list[Any]) -> Pending | Floats | None:
     """Return a matrix product with the bias that is added to it, None if it is no such sum."""
     for value, bias in (arguments, reversed(arguments)):
         if _is_sum(value) and isinstance(bias, np.ndarray) and bias.ndim == 1:
-            layer = value.layer.plus(bias)
-            return Pending(layer.on, layer=layer)
+            return _with_bias(value.layer, bias)
     return None
+
+
+def _with_bias(layer: LayerSums | FloatSums, bias: NDArray[Any] | None) -> Pending | Floats:
+    """Return a layer with its bias, in float where that is not on the grid of the sums."""
+    if bias is not None:
+        found = layer.with_bias(bias) if isinstance(layer, LayerSums) else layer.plus(bias)
+        if isinstance(found, np.ndarray):
+            return Floats(found)
+        layer = found
+    return Pending(layer.on, layer=layer)
 
 
 def _identity(value: Steps) -> Curve:

@@ -10,7 +10,7 @@ import functools
 import importlib.resources
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import onnx
 
@@ -179,10 +179,10 @@ class Inference:
         file = "model.c" if self._declared else "model.h"
         return [f"{file}:{line}: {text}" if line else f"{file}: {text}" for line, text in found]
 
-    def beyond(self, graph: onnx.GraphProto) -> list[str]:
-        """Return what PyTorch's graph does not explain; there must be no faults (`csqtool.verifying.c_calls`)."""
+    def beyond(self, graph: onnx.GraphProto, adding: Collection[str]) -> list[str]:
+        """Return what PyTorch's graph does not explain, see `csqtool.verifying.c_calls`; there must be no faults."""
         assert self._memory is not None
-        return self._placed(problems(self.source, self._memory, graph))
+        return self._placed(problems(self.source, self._memory, graph, adding))
 
 
 def frame(input_type: str) -> tuple[str, ...]:

@@ -90,6 +90,13 @@ class LayerSums:
         steps = np.rint(bias.astype(np.float64) / self.unit.astype(np.float64)).astype(np.int64)
         return replace(self, bias=self.bias + steps, sums=self.sums + steps.reshape(self.shape))
 
+    def with_bias(self, bias: NDArray[Any]) -> LayerSums | NDArray[np.float32]:
+        """Return the sums with a bias, or the result in float where it is not a whole number of their units."""
+        steps = bias.astype(np.float64) / self.unit.astype(np.float64)
+        if (np.abs(steps - np.rint(steps)) <= 1e-3 + np.abs(steps) * 2.0**-22).all():  # both in float32
+            return self.plus(bias)
+        return np.asarray(self.as_float() + bias.astype(np.float32).reshape(self.shape))
+
     def on(self, grid: CGrid) -> Ints:
         """Return the result on a grid, centered."""
         ratios = np.float64(self.source.scale) * self.scale.astype(np.float64) / np.float64(grid.scale)

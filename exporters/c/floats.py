@@ -12,7 +12,7 @@ from exporters.c.float_layers import embedding, is_embedding, layer_of_floats
 from exporters.c.float_steps import CONSTANT, FloatPart, FloatStep, FloatValue, Numbers
 from exporters.c.float_windows import FORMULAS, WINDOWED, Formula
 from exporters.c.graph import refusal
-from exporters.c.layers import float_layer, layer_ending_at
+from exporters.c.layers import float_layer, has_integer_bias, layer_ending_at
 from exporters.c.program import INPUT, Grid, Value
 from exporters.c.rearranging import starts_of_slice
 from exporters.c.values import Values, plain
@@ -97,8 +97,14 @@ class Floats:
         source = self._quantized(node.input[0])
         read = self.value(node.input[0], node) if source is None else None
         output = self._new(shape)
-        if source is not None:
+        if source is not None and has_integer_bias(self._graph, node, bias, source):
             float_layer(self._values, node, bias, source, output)
+        elif source is not None:
+            float_layer(self._values, node, "", source, output)
+            added = self.value(bias, node).data
+            assert added is not None
+            channels = (-1, *[1] * (len(shape) - 1)) if node.op_type in ("Conv", "ConvTranspose") else (-1,)
+            return self._binary(node, "PLUS", output, FloatValue(CONSTANT, added.reshape(channels).shape, added))
         elif read is not None:
             layer_of_floats(self._values, node, bias, read, output)
         return output

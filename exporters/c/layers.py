@@ -21,6 +21,8 @@ from exporters.c.windows import window_of
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LIMIT = 2**31 - 1
 LARGEST = 255  # of an activation's integers
+# How far a bias in float32 may be from a whole number of steps: some of its own rounding, and of theirs.
+OFF_STEP, OFF_SHARE = 1e-3, 2.0**-22
 
 
 def layer_ending_at(graph: Graph, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
@@ -90,6 +92,19 @@ def bias_of(graph: Graph, name: str) -> NDArray[np.float64] | None:
         return np.asarray(stored[0].astype(np.float64) * stored[1])
     found = graph.constant(name)
     return None if found is None else found.astype(np.float64)
+
+
+def has_integer_bias(graph: Graph, node: onnx.NodeProto, bias: str, source: Value) -> bool:
+    """Tell whether a layer's bias is a whole number of its sums' steps in every channel.
+
+    PyTorch adds a bias in float. Finalizing rounds it to these steps, but for a layer that runs more than once and for
+    the projections of an attention: they have no input quantizer of their own.
+    """
+    found, stored = bias_of(graph, bias) if bias else None, weight_of(graph, node.input[1])
+    if found is None or stored is None or np.size(stored[1]) not in (1, found.size):
+        return True  # none, or one that is refused later
+    steps = found.reshape(-1) / bias_step(source.grid.scale, stored[1].reshape(-1)).astype(np.float64)
+    return bool((np.abs(steps - np.rint(steps)) <= OFF_STEP + np.abs(steps) * OFF_SHARE).all())
 
 
 @dataclass

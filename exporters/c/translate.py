@@ -13,7 +13,7 @@ from exporters.c.fixed_point import common_factors, factor, quantized
 from exporters.c.float_steps import FloatValue
 from exporters.c.floats import Floats
 from exporters.c.graph import Graph, NoIntegerForm, refusal
-from exporters.c.layers import float_layer, layer_ending_at, quantized_layer
+from exporters.c.layers import float_layer, has_integer_bias, layer_ending_at, quantized_layer
 from exporters.c.program import INPUT, AveragePool, Binary, Concat, Dequantize, Grid, Program, Table, Value
 from exporters.c.rearranging import REARRANGING, VIEWS, keeps_grid, rearranged
 from exporters.c.tables import Curve
@@ -147,7 +147,10 @@ class _Translation:
             return self._rearranged_after(node, name, grid)
         layer = layer_ending_at(self._graph, node)
         if layer is not None:
-            return quantized_layer(self._values, *layer, self._needed(layer[0], layer[0].input[0]), grid)
+            source = self._needed(layer[0], layer[0].input[0])
+            if not has_integer_bias(self._graph, *layer, source):
+                raise NoIntegerForm(str(refusal(node, "its bias is added in float")))
+            return quantized_layer(self._values, *layer, source, grid)
         return self._on_kernel(node, name, grid)
 
     def _on_kernel(self, node: onnx.NodeProto, name: str, grid: Grid) -> Value:
@@ -283,7 +286,7 @@ class _Translation:
             raise ExportError("C inference needs an output that is computed from the input")
         layer = layer_ending_at(self._graph, node)
         source = None if layer is None else self._known(layer[0].input[0])
-        if layer is None or source is None:
+        if layer is None or source is None or not has_integer_bias(self._graph, *layer, source):
             self._floats.output(self._graph.output, node)
         else:
             float_layer(self._values, *layer, source)

@@ -75,6 +75,7 @@ NETS = {
     "windows": (Windows, (3, 9, 11), {}),
     "tokens": (Tokens, (6,), {"rows": 20}),
     "tokens, 8-bit activations": (lambda: Tokens(1), (6,), {"rows": 20, "act_bits": 8}),
+    "repeated, 8-bit activations": (Tokens, (6,), {"rows": 20, "act_bits": 8}),
     "residual, nine bits": (ConvNet, (3, 5, 5), {"planes": 8}),
     "bytes": (ConvNet, (3, 8, 8), {"weights": "int8"}),
     "branches": (Branches, (3, 9, 11), {}),
@@ -93,6 +94,7 @@ SLOW = (
     "blended", "blended, 8-bit activations",
     "smooth functions",
     "branches", "functions", "one dimension", "residual, nine bits", "bytes", "torch's attention, 8-bit activations",
+    "repeated, 8-bit activations",
 )  # fmt: skip
 
 
@@ -192,12 +194,15 @@ def test_the_device_computes_the_bits_of_the_definition(name: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_verify_passes_where_the_batch_is_moved_and_fails_where_a_projection_is_wrong(tmp_path: Path) -> None:
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_verify_passes_where_the_batch_is_moved_and_fails_where_a_projection_is_wrong(
+    act_bits: int | None, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     module, x = Attention().eval(), torch.randn(64, 5, 8)
     with torch.no_grad():
         data = [(x, module(x).argmax(-1))]
-    model = quantize(module, data, target_bits=4)
+    model = quantize(module, data, target_bits=4, act_bits=act_bits)
     export(model, tmp_path / "c", format="c", model=module, content="inference")
     report = verify(tmp_path / "c", model, model=module, data=data)
     assert [(c.level, c.name, c.detail) for c in report.failures] == []

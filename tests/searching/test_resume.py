@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from csqtool import finalize
+from csqtool import files, finalize
 from csqtool.errors import FormatError, InputError, SearchInterrupted
 from csqtool.progress import Silent
-from csqtool.searching import journal, run_directory, tensorboard
+from csqtool.searching import journal, tensorboard
 from csqtool.searching.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.runs import begin, resume
@@ -99,7 +99,7 @@ def test_a_full_disk_at_the_log_is_one_error_line(name: str, tmp_path: Path, mon
         return full() if Path(str(file)).name == name else open(file, *more, **named)  # type: ignore[call-overload]
 
     writer = SimpleNamespace(add_scalar=full, flush=full)
-    monkeypatch.setattr(run_directory, "open", open_unless_full, raising=False)
+    monkeypatch.setattr(files, "open", open_unless_full, raising=False)
     for module in (journal, tensorboard):
         monkeypatch.setattr(module, "check_available", lambda: None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda *_, **__: writer))

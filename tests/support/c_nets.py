@@ -79,7 +79,7 @@ class CExport:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self.files.items():
                 write_bytes(Path(folder) / name, content)
-            return unexplained(CFolder(Path(folder)), self.reference.graph)
+            return unexplained(CFolder(Path(folder)), self.reference.graph, self.model)
 
     def assert_faithful(self) -> Run:
         """Every line is explained; weights, quantizers and the output equal the reference's; layers are PyTorch's."""

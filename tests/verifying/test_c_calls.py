@@ -28,7 +28,7 @@ def found(export: CExport, edit: Edit, file: str = MODEL) -> list[str]:
     files = {name: export.files[name] for name in FILES}
     inference = Inference({**files, file: edit(files[file].decode()).encode()})
     assert inference.faults == []
-    return inference.beyond(export.reference.graph)
+    return inference.beyond(export.reference.graph, ())
 
 
 ADD = r"( +add\()(arena \+ \d+), (arena \+ \d+), (arena \+ \d+)(,[^\n]*\n)"
