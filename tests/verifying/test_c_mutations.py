@@ -63,7 +63,7 @@ def test_a_broken_inference_fails_at_its_level_even_if_its_text_is_not_looked_at
     copy = Path(shutil.copytree(folder, tmp_path / "net"))
     (copy / file).write_text(edit((copy / file).read_text()))
     by_text = ["structure"] if unexplained(CFolder(copy)) else []
-    monkeypatch.setattr("csqtool.verifying.c_checks.unexplained", lambda folder, graph: [])
+    monkeypatch.setattr("csqtool.verifying.c_checks.unexplained", lambda folder, graph, model: [])
     report = verified(copy, eight_bits)
     failed = list(dict.fromkeys(c.level for c in report.failures))
     record_property("caught", (f"C: {name}", ", ".join(dict.fromkeys([*by_text, *failed]))))
