@@ -4,28 +4,34 @@ Two correct programs differ where a value lies so near the boundary between two 
 sums of another order fall on its other side. Here the tolerance of the layers level is played through: in each
 quantizer the allowed share of a sample's values, and at least one, goes to the next step, at random and several times.
 
-Without quantizers the inputs move instead, each number by a unit in its last place: a network that such a change moves
-far (a normalization of an input that is constant, which divides noise by noise) has no output to compare more closely.
+Without quantizers each number of the inputs moves by a unit in its last place, and each result of a layer by what a
+float32 sum of so many products may be off by. A network that such a change moves far (a normalization of an input that
+is constant, which divides noise by noise) has no output to compare more closely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from csqtool.nn.operations import WEIGHT_OPS
 from csqtool.nn.quantized_net import QuantizedNet
 from csqtool.nn.signature import named_outputs
-from csqtool.trees import call, chosen, mapped, samples, tensors
+from csqtool.nn.sites import Call, SiteMode
+from csqtool.trees import Arguments, chosen, mapped, samples, tensors
 from csqtool.verifying.runtime import batch_size
 from csqtool.verifying.tolerances import Tolerances
 
 DRAWS = 8
 MARGIN = 4  # the worst of a few draws, against the worst that can happen
+EPSILON = float(np.finfo(np.float32).eps)
+# How far a sum of K products is moved at most, in ε·√K of the largest result: a 128th of what the layers level allows.
+SUM_ROUNDING = 0.25
 
 
 @torch.no_grad()
@@ -55,11 +61,38 @@ def allowed_differences(
         if net.quantizers:
             output = net.observed(several, _flipping(net, tolerances, generator))
         else:
-            output = call(net, mapped(several, lambda values: _nudged(values, generator)))
+            output = _rounded_anywhere(net, several, generator)
         for name, found in named_outputs(output, net.kept_outputs).items():
             difference = np.abs(found.numpy().reshape(draws, *flat[name].shape) - flat[name])
             moved[name] = np.maximum(moved[name], difference.max(axis=(0, 2), initial=0.0))
     return {name: allowed[name] + MARGIN * moved[name] for name in allowed}
+
+
+def _rounded_anywhere(net: QuantizedNet, inputs: Any, generator: torch.Generator) -> Any:
+    """Run a network without quantizers, its inputs and its layers' results moved by about their rounding."""
+    moved = mapped(inputs, lambda values: _nudged(values, generator))
+    arguments = Arguments.of(moved, net.model)
+    mode = _RoundedSums(net.model, tensors(arguments), generator)
+    with mode.active():
+        output = arguments.call(net.model)
+    return mapped(output, mode.current)
+
+
+class _RoundedSums(SiteMode):
+    """Moves each result of a layer, up to `SUM_ROUNDING`."""
+
+    def __init__(self, model: nn.Module, inputs: Iterable[Tensor], generator: torch.Generator) -> None:
+        super().__init__(model, inputs)
+        self._generator = generator
+
+    def on_call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if call.kind != WEIGHT_OPS or not output.numel():
+            return output
+        weight = max(tensors((args[1:], kwargs)), key=Tensor.numel)
+        channels = output.shape[1 if call.operation.startswith("conv") else -1]
+        largest = output.abs().flatten(1).amax(dim=1).reshape(-1, *[1] * (output.ndim - 1))
+        unit = SUM_ROUNDING * EPSILON * (weight.numel() / channels) ** 0.5
+        return output + unit * largest * (2 * torch.rand(output.shape, generator=self._generator) - 1)
 
 
 def _nudged(values: Tensor, generator: torch.Generator) -> Tensor:
