@@ -11,12 +11,12 @@ STAGES = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 class VGG(nn.Module):
     """[N, 3, 32, 32] → class scores [N, classes]."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, width: float) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels_in = 3
         for stage in STAGES:
-            for channels in stage:
+            for channels in (int(width * full) for full in stage):
                 convolution = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
                 layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
                 channels_in = channels
@@ -30,6 +30,6 @@ class VGG(nn.Module):
         return scores
 
 
-def vgg19_bn(classes: int = 10) -> nn.Module:
-    """VGG-19-BN, 20.0 million parameters."""
-    return VGG(classes)
+def vgg19_bn(classes: int = 10, width: float = 1.0) -> nn.Module:
+    """VGG-19-BN, 20.0 million parameters; at a quarter of the width, a sixteenth of them."""
+    return VGG(classes, width)
