@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from csqtool.nn.operations import (
@@ -30,9 +31,22 @@ def _source(site: Site | None) -> Site | None:
     return site
 
 
-def _is_float(site: Site) -> bool:
+def _is_float(site: Site | None) -> bool:
     """Return whether a site's operation is computed in float, by no kernel of a layer before it."""
-    return site.kind == OTHER_OPS and site.operation not in FUSED_ACTIVATIONS
+    while site is not None and site.kind == OTHER_OPS:
+        if site.operation not in FUSED_ACTIVATIONS:
+            return True
+        site = site.inputs[0] if site.inputs else None
+    return False
+
+
+def _leading_to_weights(sites: list[Site], float_weights: Collection[str]) -> set[Site]:
+    """Return the sites whose values reach the input of a quantized weight."""
+    found: set[Site] = set()
+    for site in reversed(sites):
+        if any(c in found or (c.kind == WEIGHT_OPS and c.weight not in float_weights) for c in site.consumers):
+            found.add(site)
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,17 +81,19 @@ def input_bits(recorded: Sites, placement: Placement) -> dict[str, int]:
     return found
 
 
-def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:
+def place_quantizers(recorded: Sites, act_bits: int | None, float_weights: Collection[str] = ()) -> Placement:
     """Decide where activations are quantized, so that each convolution, linear, addition and pooling can be integer.
 
     What feeds a weight gets `act_bits`. What feeds only an addition or a pooling, and the model's input, get eight
     bits, which costs integer kernels nothing. A value between a layer and its BatchNorm or a clipping activation
-    function is not quantized: these run as one kernel. Nor are values of other functions that are only joined to what
-    leaves the model, such as a detector's scores.
+    function is not quantized: these run as one kernel. Nor are values of other functions that are only added or joined
+    on their way out of the model, such as a detector's scores and coordinates: eight bits would round a box to pixels.
 
     Args:
         recorded: the model's sites, from `record`.
         act_bits: bits of the activations that feed weights, 2 to 8; None quantizes no activation.
+        float_weights: names of weights that stay in float. What their layers read is quantized only where that ends
+            the integer kernel of a layer in front.
 
     Example:
         Four images of 3 × 8 × 8 through two convolutions. BatchNorm folds into the first one's scale, and the ReLU
@@ -104,27 +120,31 @@ def place_quantizers(recorded: Sites, act_bits: int | None) -> Placement:
     batch_norms: dict[str, str] = {}
     sites = recorded.sites
     uses = Counter(site.weight for site in sites if site.weight)
+    leading = _leading_to_weights(sites, float_weights)
     for site in sites:
+        is_float_layer = site.weight in float_weights
         once = site.weight if site.weight and uses[site.weight] == 1 else None
         followed_by_norm = len(site.consumers) == 1 and not site.is_output and site.consumers[0].kind == NORM_OPS
         if once and followed_by_norm and site.operation in FOLDING_OPS:
             batch_norms[once] = site.consumers[0].module
         end = site.consumers[0] if followed_by_norm else site
         ends_here = bool(end.consumers) and all(map(_is_float, end.consumers))
-        if act_bits is not None and site.operation in CONVOLUTIONS and ends_here:
+        if act_bits is not None and site.operation in CONVOLUTIONS and ends_here and not is_float_layer:
             outputs[end.name] = 8  # such an activation function computes in float: the integer kernel ends before it
         if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
             continue
         # A weight operation's data is its first input; weights that depend on data stay as they are.
         for producer in site.inputs[:1] if site.kind == WEIGHT_OPS else site.inputs:
             source = _source(producer)
+            if is_float_layer and (source is None or _is_float(source)):
+                continue  # a float layer gains nothing, nor does a kernel in front of it
             if source is None:
                 model_input = model_input or f"{site.name}.input"
                 name = model_input
             elif source.kind == INPUT_OPS or source.name == UNKNOWN:
                 continue  # these values cannot be quantized
-            elif site.kind == ADD_OPS and site.is_output and not site.consumers and _is_float(source):
-                continue  # a result that leaves the model is float, and so are the scores that a detector joins to it
+            elif site.kind == ADD_OPS and site not in leading and _is_float(source):
+                continue  # what leaves the model is float, and so are the scores that a detector joins to it
             else:
                 bits = act_bits if site.kind == WEIGHT_OPS else 8
                 outputs[source.name] = min(bits, outputs.get(source.name, 8))

@@ -19,7 +19,7 @@ from csqtool.nn.quantized_net import QuantizedNet, make_quantizers
 from csqtool.nn.reparametrized import copied, fold_parametrizations
 from csqtool.nn.signature import inputs_of
 from csqtool.nn.sites import record
-from csqtool.nn.weights import attach, quantizable_weights
+from csqtool.nn.weights import attach, excluded_weights, quantizable_weights
 from csqtool.quantized_model import QuantizedModel
 
 
@@ -52,7 +52,7 @@ def post_training_model(
     module = copied(module)
     fold_parametrizations(module)
     recorded = record(module, samples[0])
-    placement = place_quantizers(recorded, act_bits)
+    placement = place_quantizers(recorded, act_bits, excluded_weights(module, recorded.weights, exclude))
     net = QuantizedNet(module, make_quantizers(placement, ActivationFakeQuantizer))
     if net.quantizers:
         net.calibrate(samples)

@@ -86,6 +86,12 @@ def quantizable_weights(model: nn.Module, used: Iterable[str], exclude: tuple[st
     ]  # fmt: skip
 
 
+def excluded_weights(model: nn.Module, used: Iterable[str], exclude: tuple[str, ...]) -> set[str]:
+    """Return the names of the weights that patterns leave out; the arguments are those of `quantizable_weights`."""
+    kept = {weight.name for weight in quantizable_weights(model, used, exclude)}
+    return {weight.name for weight in quantizable_weights(model, used)} - kept
+
+
 def unused_weights(model: nn.Module, used: Iterable[str]) -> list[str]:
     """Return the weights of layers that the forward pass does not compute, by name: they stay in float."""
     known = {id(weight.parameter) for weight in weights_called(model, used)}

@@ -19,7 +19,7 @@ from csqtool.nn.reparametrized import fold_parametrizations
 from csqtool.nn.signature import batch_outputs, inputs_of
 from csqtool.nn.sites import Sites, record
 from csqtool.nn.state_dict import safetensors_bytes
-from csqtool.nn.weights import check_excluded, detach, quantizable_weights, unused_weights
+from csqtool.nn.weights import check_excluded, detach, excluded_weights, quantizable_weights, unused_weights
 from csqtool.quantized_model import LayerIntegers, QuantizedModel
 from csqtool.searching.config import SearchConfig
 from csqtool.searching.method import Method
@@ -66,7 +66,8 @@ class Network:
         self.unused = unused_weights(model, self._used)
         if not self.weights:
             raise ModelError("the model has no quantizable layers (convolution, linear, embedding, attention)")
-        self.placement = place_quantizers(sites, config.act_bits)
+        excluded = excluded_weights(model, self._used, config.exclude)
+        self.placement = place_quantizers(sites, config.act_bits, excluded)
         self.multiplications = multiplications(model, sample, [weight.name for weight in self.weights])
         bits = input_bits(sites, self.placement)
         self.input_bits = {weight.name: bits.get(weight.name, FLOAT_BITS) for weight in self.weights}

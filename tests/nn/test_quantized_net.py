@@ -107,6 +107,33 @@ def test_scores_that_are_only_joined_to_the_output_are_not_quantized() -> None:
     assert placement.outputs == {"boxes": 8, "classes": 8}
 
 
+class Boxes(nn.Module):
+    """Corners of boxes, decoded from distances as detectors do: an expectation over bins by a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distances, self.bins = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 1, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares = self.distances(x).view(len(x), 4, 2, -1).softmax(1)
+        first, second = self.bins(shares).chunk(2, 2)
+        low, high = 0.5 - first, second.clamp(max=9.0) + 0.5
+        return torch.cat([(low + high) / 2, high - low], 1)
+
+
+def test_coordinates_that_are_added_and_joined_on_their_way_out_are_not_quantized() -> None:
+    # In eight bits a box of an image of 640 pixels has corners at every third pixel.
+    placement = place_quantizers(record(Boxes(), torch.zeros(2, 3, 4, 4)), act_bits=8)
+    assert placement.outputs == {"softmax": 8, "bins": 8}
+
+
+def test_what_a_layer_in_float_reads_is_quantized_only_for_the_integer_kernel_in_front_of_it() -> None:
+    assert place_quantizers(record(Boxes(), torch.zeros(2, 3, 4, 4)), 8, {"bins.weight"}).outputs == {}
+    residual = record(Residual(), [torch.randn(5, 4, 6, 6)])
+    assert place_quantizers(residual, 4, {"conv2.weight"}).outputs["relu"] == 4
+    assert place_quantizers(residual, 4, {"conv1.weight"}).input is None
+
+
 def test_without_activation_bits_no_activation_is_quantized_and_batch_norm_still_folds() -> None:
     placement = place_quantizers(record(Residual(), [torch.randn(5, 4, 6, 6)]), None)
     assert (placement.outputs, placement.input, placement.layer_inputs) == ({}, None, {})
