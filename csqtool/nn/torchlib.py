@@ -21,10 +21,11 @@ def sources_unread() -> Iterator[None]:
     from onnxscript import values
 
     traced = getattr(values, "TracedOnnxFunction", None)
-    parsed = getattr(traced, "function_ir", None)
-    if not isinstance(parsed, property):
+    parsed: Any = getattr(traced, "function_ir", None)
+    if traced is None or not isinstance(parsed, property):
         yield
         return
+    source: Any = parsed.fget
 
     class Unread:
         """What a function's source would say; all but the domain is read there."""
@@ -34,7 +35,7 @@ def sources_unread() -> Iterator[None]:
             self.domain = function.opset.domain
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(parsed.__get__(self._function), name)
+            return getattr(source(self._function), name)
 
     with mock.patch.object(traced, "function_ir", property(Unread)):
         yield
