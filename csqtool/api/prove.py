@@ -73,6 +73,9 @@ def verify(
     Raises:
         InputError: a file is missing or of another kind, or the model or data cannot be used.
     """
+    from csqtool import sandbox
+
+    sandbox.warm_up()  # while this process imports PyTorch
     from csqtool.verifying import Gates, Tolerances
     from csqtool.verifying.verification import verify_file
 

@@ -157,3 +157,4 @@ def main() -> None:
         cli(prog_name="csqtool")
     finally:
         ignore_signals()
+        gc.freeze()  # at its end Python looks for garbage among all objects, which takes as long as importing them

@@ -24,6 +24,7 @@ from csqtool.nn.rewriting import rules_by_operator
 from csqtool.nn.signature import named_outputs, zeros
 from csqtool.nn.sites import Call, SiteMode
 from csqtool.nn.state_dict import with_versions
+from csqtool.nn.torchlib import sources_unread
 from csqtool.trees import Arguments, mapped, tensors
 
 Observer = Callable[[str, Tensor], Tensor]
@@ -121,6 +122,7 @@ class QuantizedNet(nn.Module):
                 _without_stack_traces(),
                 decomposed_by_node(),
                 rules_by_operator(),
+                sources_unread(),
             ):
                 yield tuple(zeros(i, 2) for i in inputs)
         finally:

@@ -59,8 +59,8 @@ def verify_onnx(subject: Subject) -> None:
             f"{', '.join(wanted_names[0])} to {', '.join(wanted_names[1])}"
         )
     subject.tell(f"{report.file}: integrity and weights …")
-    flat = flattened(proto, where=report.file)
-    with expected_beside(flat, subject) as expected:  # it takes longest, so it begins first and is asked for last
+    with expected_beside(proto, subject) as expected:  # it takes longest, so it begins first and is asked for last
+        flat = flattened(proto, where=report.file)
         _check_integrity(proto, subject)
         runnable = _check_numbers(proto, flat, report) and is_bounded(proto)
         _check_weights(proto, flat, subject)

@@ -29,14 +29,14 @@ NETWORK = "network"  # what --allow-unaccounted calls a network that torch canno
 
 
 @contextmanager
-def expected_beside(flat: onnx.ModelProto, subject: Subject) -> Iterator[Callable[[], ExpectedGraph]]:
+def expected_beside(proto: onnx.ModelProto, subject: Subject) -> Iterator[Callable[[], ExpectedGraph]]:
     """Begin to capture the finalized network, on another core if there is one, and yield what waits for the graph.
 
     Args:
-        flat: the file, of which the axes of dynamic size are taken.
+        proto: the file, of which the axes of dynamic size are taken.
         subject: what it is compared with.
     """
-    dims = [list(value.type.tensor_type.shape.dim) for value in flat.graph.input]
+    dims = [list(value.type.tensor_type.shape.dim) for value in proto.graph.input]
     dynamic = [axis for axis, dim in enumerate(dims[0]) if axis and not dim.HasField("dim_value")] if dims else []
 
     def capture() -> onnx.ModelProto:

@@ -1,10 +1,14 @@
-"""The verification of one file, level by level."""
+"""The verification of one file, level by level.
+
+What checks C and .csq files is imported with the first of them: an ONNX file needs none of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -18,16 +22,15 @@ from csqtool.quantized_model import QuantizedModel
 from csqtool.rebuild import rebuilt_data, rebuilt_module, rebuilt_net
 from csqtool.verifying.backends import load_backends
 from csqtool.verifying.bisection import bisect as find_nodes
-from csqtool.verifying.c_checks import every_line, verify_c
-from csqtool.verifying.c_package import is_package, read_package
-from csqtool.verifying.c_program import CFolder
-from csqtool.verifying.csq_checks import verify_csq
 from csqtool.verifying.findings import VerifyReport
 from csqtool.verifying.gates import Gates, check_target
 from csqtool.verifying.onnx_checks import verify_onnx
 from csqtool.verifying.qonnx_checks import check_datatypes, in_standard_operators
 from csqtool.verifying.subject import Subject
 from csqtool.verifying.tolerances import Tolerances
+
+if TYPE_CHECKING:
+    from csqtool.verifying.c_program import CFolder
 
 
 def verify_file(
@@ -81,7 +84,7 @@ def verify_file(
     content, folder, faults = _opened(file)
     if folder is None and (cc, target) != (None, None):
         raise ConfigError(f"{file} is no inference in C: --cc and --target are for what export --format c writes")
-    sandbox.warm_up()  # while this process imports PyTorch and builds the module
+    sandbox.warm_up()  # while this process builds the module
     if isinstance(against, QuantizedModel):
         reference, finalized, near, name = to_bytes(against), against, None, "the finalized model"
     else:
@@ -119,8 +122,10 @@ def verify_file(
         )
     standard: Subject | None = None
     if folder is not None:
+        from csqtool.verifying.c_checks import verify_c
+
         verify_c(subject, folder, cc=cc, target=target)
-    elif faults is None or every_line(report, faults):
+    elif faults is None or _explained(report, faults):
         standard = _verify_single(subject, packed=packed, datatypes="qonnx" in backends)
     for level in report.missing():
         report.add(level, "reached", False, "nothing was compared at this level")
@@ -134,6 +139,9 @@ def _opened(file: Path) -> tuple[bytes, CFolder | None, list[str] | None]:
     """Return what is verified, the folder of an inference, and what is not explained beside a packed model."""
     if not file.is_dir():
         return read_bytes(file), None, None
+    from csqtool.verifying.c_package import is_package, read_package
+    from csqtool.verifying.c_program import CFolder
+
     if is_package(file):
         content, faults = read_package(file)
         return content, None, faults
@@ -141,9 +149,18 @@ def _opened(file: Path) -> tuple[bytes, CFolder | None, list[str] | None]:
     return folder.content, folder, None
 
 
+def _explained(report: VerifyReport, faults: list[str]) -> bool:
+    """Add the check of what is beside a packed model in C, and return whether it holds."""
+    from csqtool.verifying.c_checks import every_line
+
+    return every_line(report, faults)
+
+
 def _verify_single(subject: Subject, *, packed: bool, datatypes: bool) -> Subject | None:
     """Check a single file, and return it, a QONNX one in standard operators; None if that cannot be read."""
     if packed:
+        from csqtool.verifying.csq_checks import verify_csq
+
         verify_csq(subject)
         return subject
     standard = in_standard_operators(subject)
