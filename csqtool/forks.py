@@ -83,7 +83,7 @@ def _answer(function: Callable[[], bytes], receiver: Connection, sender: Connect
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes, and the first one ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # what was there before is no garbage of the fork's, and looking at it copies its memory
-    gc.set_threshold(1_000_000)  # what it imports is none either
+    gc.set_threshold(100_000)  # what it imports is none either
     receiver.close()
     torch = sys.modules.get("torch")
     if torch is not None:

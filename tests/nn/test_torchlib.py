@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from onnxscript import values
-from onnxscript._framework_apis import torch_2_5
-from onnxscript._internal import ast_utils
-from onnxscript.function_libs.torch_lib import ops
 
 from csqtool.nn.torchlib import sources_unread
+
+# Private modules, which another version may not have.
+torch_2_5: Any = pytest.importorskip("onnxscript._framework_apis.torch_2_5")
+ast_utils: Any = pytest.importorskip("onnxscript._internal.ast_utils")
+ops: Any = pytest.importorskip("onnxscript.function_libs.torch_lib.ops")
 
 FUNCTION: Any = ops.core.aten_abs
 
