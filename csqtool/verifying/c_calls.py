@@ -25,8 +25,9 @@ LAYERS = ("conv", "conv_float", "depthwise", *OF_FLOATS)
 UNQUANTIZED = "the input in float"
 # Kernels, and the operators of which a part must have as many at least.
 OPERATORS: Mapping[str, tuple[str, ...]] = {
-    "add": ("Add", "Sub"), "multiply": ("Mul",), "max_pool": ("MaxPool",), "upsample": ("Resize",),
-    "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean", "GlobalAveragePool"),
+    **dict.fromkeys(("add", "add_scaled"), ("Add", "Sub")), **dict.fromkeys(("multiply", "multiply_scaled"), ("Mul",)),
+    **dict.fromkeys(("average_pool", "average_scaled"), ("AveragePool", "GlobalAveragePool", "ReduceMean")),
+    "max_pool": ("MaxPool",), "upsample": ("Resize",), "mean": ("ReduceMean", "GlobalAveragePool"),
     "pool_floats": ("MaxPool", "AveragePool"), "pad_floats": ("Pad",), "repeat_floats": ("Resize",),
     "blend_floats": ("Resize",),
     "matrices": ("MatMul",), "softmax": ("Softmax",), "normalize": ("LayerNormalization",),

@@ -65,8 +65,10 @@ def combined(kind: str, a: Ints, a_grid: CGrid, b: Ints, b_grid: CGrid, grid: CG
     first, second = float(a_grid.scale), float(b_grid.scale)
     target = float(grid.scale)
     if kind == "Mul":
-        multiplier, shift = factors(first * second / target)
-        return grid.rounded(a * b * multiplier, shift)
+        return grid.scaled(a * b, np.asarray(first * second / target))
+    if grid.in_float:
+        terms = [d.astype(np.float32) * np.float32(scale / target) for d, scale in ((a, first), (b, second))]
+        return grid.nearest(terms[0] + terms[1] if kind == "Add" else terms[0] - terms[1])
     shift = factors(max(first / target, second / target), bits=30)[1]
     m_a, m_b = (np.rint(np.ldexp(scale / target, int(shift))).astype(np.int64) for scale in (first, second))
     return grid.rounded(a * m_a + (b * m_b if kind == "Add" else -b * m_b), shift)
