@@ -272,6 +272,26 @@ def _take(source: Source, x: Place, y: Place, axes: Array, fill: int | None = No
     return Uses((Span(x, size * (last + 1)),), Span(y, size * prod(sizes)))
 
 
+def _surround(source: Source, x: Place, y: Place, axes: Array, how: int, run: int) -> Uses:
+    """A value and what padding repeats of it: no further than its size, or that of what is beside the border."""
+    if axes.size != 16:
+        raise ValueError("it takes 16 numbers")
+    _within("how it repeats", how, 0, 2)
+    _within("the bytes of a place", run, 1, 2**26)
+    last, sizes = run, []
+    for count, start, length, distance in axes.values.reshape(4, 4).tolist():
+        for value in (count, length):
+            _within("a size", value, 1, 2**26)
+        most = (length - 1, 2**26, length)[how]  # places outside, on either side
+        _within("where it begins", start, -most, 2**26)
+        _within("where it ends", start + count, -most, length + most)
+        _within("what neighbours are apart", distance, 0, 2**26)
+        last += (length - 1) * distance
+        sizes.append(count)
+    _within("what it reaches", last, 1, LARGEST)
+    return Uses((Span(x, last),), Span(y, run * prod(sizes)))
+
+
 def _copy(
     source: Source, x: Place, y: Place, outer: int, count: int, run: int, table: Array | str
 ) -> Uses:  # fmt: skip
@@ -343,7 +363,8 @@ USES: Mapping[str, Callable[..., Uses]] = {
     "add_scaled": functools.partial(_scaled, 2), "multiply_scaled": functools.partial(_scaled, 1),
     "average_scaled": _average_scaled,
     "max_pool": lambda source, pool, x, y: _pool(pool, x, y), "average_pool": _average, "look_up": _look_up,
-    "take": _take, "copy": _copy, "upsample": _upsample, "dequantize": _to_floats, "binary": _binary,
+    "take": _take, "surround": _surround, "copy": _copy, "upsample": _upsample, "dequantize": _to_floats,
+    "binary": _binary,
     "unary": lambda source, kind, x, y, count: Uses((Span(x, 4 * count),), Span(y, 4 * count)),
     "choose": lambda source, condition, a, b, y, count: Uses(
         tuple(Span(one, 4 * count) for one in (condition, a, b)), Span(y, 4 * count)

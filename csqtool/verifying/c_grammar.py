@@ -58,6 +58,7 @@ SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
     "max_pool": "pool read write",
     "average_pool": "pool read write multiplier shift int grid", "look_up": "read write int table",
     "take": "read write axes int", "copy": "read write int int int table_or_none",
+    "surround": "read write axes int int",
     "upsample": "read write int int int int int", "dequantize": "read output int int float",
     "binary": "binary read read write axes", "unary": "unary read write int",
     "matrices": "read read write int int int int int", "softmax": "read write int int",

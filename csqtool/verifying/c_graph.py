@@ -239,6 +239,8 @@ class CReference:
                 return operators.largest(d, attributes)
             if node.op_type == "Resize":
                 return operators.repeated(d, rest)
+            if node.op_type == "Pad":
+                return operators.padded(d, attributes, rest)
             if node.op_type in ("Identity", "Dropout"):
                 return d
             found = ReferenceEvaluator(node, opsets=self._opsets).run(None, _named(node, [d, *rest]))

@@ -113,6 +113,20 @@ def repeated(d: NDArray[Any], rest: Sequence[Any]) -> NDArray[Any]:
     return d
 
 
+def padded(d: NDArray[Any], attributes: Mapping[str, Any], rest: Sequence[Any]) -> NDArray[Any]:
+    """Return a value with zeros, a constant, or parts of it around it; padding below 0 cuts off."""
+    mode = attributes.get("mode", b"constant").decode()
+    pads = np.asarray(rest[0]).reshape(2, -1).T.tolist()
+    if len(pads) != d.ndim or (len(rest) > 2 and rest[2] is not None):
+        raise ValueError("it names axes")
+    if mode == "constant":
+        value = 0 if len(rest) < 2 or rest[1] is None else np.asarray(rest[1]).reshape(())
+        for axis, pair in enumerate(pads):
+            d = d[(slice(None),) * axis + (slice(max(-pair[0], 0), d.shape[axis] - max(-pair[1], 0)),)]
+        return np.pad(d, [(max(one, 0), max(other, 0)) for one, other in pads], constant_values=value)
+    return np.pad(d, pads, {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode])  # type: ignore[call-overload, no-any-return]
+
+
 def _surrounded(x: Tensor, pads: Sequence[int], value: float) -> Tensor:
     rank = len(pads) // 2
     return F.pad(x, [n for axis in reversed(range(rank)) for n in (pads[axis], pads[rank + axis])], value=value)

@@ -146,7 +146,7 @@ class Inference:
         """Check that each known part is there as a whole: of a kernel, also what is for other compilers alone."""
         parts = {known()["model.c"][digest] for digest in self._known}
         wanted = parts - {INCLUDED} | {"includes", "trace", *([INCLUDED] if in_files else [])}
-        if "on_grid" in parts or "floats" in parts:  # floats are those of the page by this alone
+        if not parts.isdisjoint(("on_grid", "load", "save")):  # floats are those of the page by this alone
             wanted.add("precision")
         if {"round_sums", "round_sums_float"} <= parts:
             self.faults.append("model.c: it rounds the sums of layers in two ways")

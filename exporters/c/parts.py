@@ -37,16 +37,16 @@ void model_trace_filter(const char *layer, int32_t filter, const int8_t *integer
 KERNELS = (  # in the order in which they are written
     "precision", "common", "on_grid", "quantize", "filters", "blocks", "conv", "round_sums", "round_sums_float",
     "conv_quantized", "conv_float", "depthwise", "add", "add_scaled", "multiply", "multiply_scaled", "pool", "max_pool",
-    "window_sum", "average_pool", "average_scaled", "look_up", "take", "copy", "upsample", "dequantize", "floats",
-    "exponential", "unary", "binary", "matrices", "softmax", "normalize", "mean", "take_floats", "pad_floats",
-    "repeat_floats", "blend_floats", "pool_floats", "join_floats", "choose", "to_floats", "to_integers",
+    "window_sum", "average_pool", "average_scaled", "look_up", "take", "surround", "copy", "upsample", "dequantize",
+    "load", "save", "exponential", "unary", "binary", "matrices", "softmax", "normalize", "mean", "take_floats",
+    "pad_floats", "repeat_floats", "blend_floats", "pool_floats", "join_floats", "choose", "to_floats", "to_integers",
     "layer_of_floats", "embed",
 )  # fmt: skip
 NEEDS = {  # what kernels are made of
     **dict.fromkeys(("round_sums", "add", "multiply", "average_pool"), ("common",)),
     **dict.fromkeys(("round_sums_float", "add_scaled", "multiply_scaled", "average_scaled"), ("precision", "on_grid")),
     "average_pool": ("common", "pool", "window_sum"), "average_scaled": ("precision", "on_grid", "pool", "window_sum"),
-    "floats": ("precision",), "to_integers": ("quantize",),
+    "to_integers": ("quantize",),
 }  # fmt: skip
 
 
@@ -58,6 +58,8 @@ def code_of(used: Collection[str], most: Mapping[str, int]) -> str:
         most: constants that some of them need, by name, written in front of `filters`.
     """
     needed = {*used, *(one for name in used for one in NEEDS.get(name, ()))}
+    floats = {one for one in ("load", "save") for name in used if f"{one}(" in kernel(name)}
+    needed |= {*floats, "precision"} if floats else set()
     includes = INCLUDES.replace("#include <stddef.h>", "#include <float.h>\n#include <stddef.h>")
     parts = [includes if "precision" in needed else INCLUDES, TRACE]
     for name in KERNELS:

@@ -141,6 +141,8 @@ class _Translation:
         source = self._known(name)
         if source is not None:
             return self._table(name, source, grid)
+        if node is None and name == self._graph.input:
+            raise NoIntegerForm(str(refusal(user, "it rearranges the input before anything quantizes it")))
         if node is None:
             raise refusal(user, "its input is neither computed nor the network's input")
         if node.op_type in BOUNDS and self._curve.source(name) is None:
@@ -167,7 +169,8 @@ class _Translation:
 
     def _rearranged_after(self, node: onnx.NodeProto, name: str, grid: Grid) -> Value:
         """Return what a rearrangement makes from rounded values, which are the rounded values of what it makes."""
-        if node.op_type == "Pad" and not grid.low <= grid.zero_point <= grid.high:
+        is_filled = node.op_type == "Pad" and self._graph.attributes(node).get("mode", b"constant") == b"constant"
+        if is_filled and not grid.low <= grid.zero_point <= grid.high:
             raise refusal(node, "the bounds after it exclude the zeros that it adds")
         return rearranged(self._values, node, name, self._compute(node.input[0], grid, node))
 

@@ -205,7 +205,7 @@ class Writer:
         self._declare("float", f"model_steps_{number}", step.steps)
         self._layer(number, step, fields | {"steps": f"model_steps_{number}"}, 0, Grid(np.float32(1), 0))
         self._constants.append(array("static const int32_t", f"distances_{number}", step.distances))
-        self._used |= {"blocks", "floats", "layer_of_floats"}
+        self._used |= {"blocks", "layer_of_floats"}
         return (
             f"layer_of_floats(&layer_{number}, {self._at(step.inputs[0])}, {self._to(step)}, "
             f"arena + {self._plan.scratch[number]}, {self._floats(step.offsets)}, distances_{number})"
@@ -213,7 +213,7 @@ class Writer:
 
     def _embed(self, number: int, step: Embedding) -> str:
         self._layer(number, step, self._weights_of(number, step), 0, Grid(np.float32(1), 0))
-        self._used |= {"floats", "embed"}
+        self._used.add("embed")
         return (
             f"embed(&layer_{number}, {self._at(step.inputs[0])}, {self._to(step)}, "
             f"arena + {self._plan.scratch[number]}, {step.inputs[0].elements}, {literal(step.scale)})"
@@ -296,7 +296,7 @@ class Writer:
 
     def _float(self, number: int, step: FloatStep) -> str:
         if step.kernel in KERNELS:
-            self._used |= {"floats", step.kernel}
+            self._used.add(step.kernel)
         if step.kernel in ("unary", "softmax"):
             self._used.add("exponential")
         arguments = []
