@@ -5,7 +5,8 @@
 The networks are rounded to three planes in each layer without training, with 8-bit activations: that changes no size
 and no speed. Flash is `.text` (code and constants) and `.data` of model.c and weights.c, for Cortex-M4 where
 arm-none-eabi-gcc is installed, otherwise for this machine. Instructions are those of a Cortex-M4 in QEMU, at -Os, where
-its tools are installed. Speed is the least CPU time of interleaved runs, one sample, one thread.
+its tools are installed. Speed is the least CPU time of interleaved runs, one sample, one thread. A second table
+compares `--requantize float` with `fixed`; flash there is that of a Cortex-M4 with an FPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +106,12 @@ def written(files: dict[str, bytes], folder: Path) -> Path:
     return folder
 
 
-def flash_bytes(folder: Path) -> int:
-    """Return the bytes of code and constants at -Os."""
+def flash_bytes(folder: Path, *, fpu: bool = False) -> int:
+    """Return the bytes of code and constants at -Os; `fpu`: of a Cortex-M4 that computes floats in hardware."""
     arm = shutil.which("arm-none-eabi-gcc") is not None
     prefix, flags = ("arm-none-eabi-", ["-mcpu=cortex-m4", "-mthumb"]) if arm else ("", [])
+    if arm and fpu:
+        flags += ["-mfloat-abi=hard", "-mfpu=fpv4-sp-d16"]
     total = 0
     for name in ("model", "weights"):
         command = [f"{prefix}gcc", "-std=c99", "-Os", *flags, "-c", f"{name}.c", "-o", f"{name}.o"]
@@ -186,6 +190,36 @@ def row(name: str, folder: Path) -> str:
     )
 
 
+def rounding_row(name: str, folder: Path) -> str:
+    """Return a row of the second table: rounding in float32 against rounding by integers."""
+    spec, shape = SAMPLES[name]
+    module, inputs = calibrated(spec, shape)
+    model = post_training_model(copy.deepcopy(module), [inputs], planes=PLANES, act_bits=8)
+    folders = [
+        written(to_c(model, copy.deepcopy(module), COptions(requantize=how))[0], folder / how)
+        for how in ("fixed", "float")
+    ]
+    fixed, in_float = (flash_bytes(one, fpu=True) for one in folders)
+    programs = [program(one) for one in folders]
+    times = [float("inf")] * 2
+    for _ in range(PASSES):
+        for i, one in enumerate(programs):
+            done = subprocess.run([one], check=True, capture_output=True, text=True)
+            times[i] = min(times[i], float(done.stdout))
+    counts = [instructions(one, inputs[:1].numpy()) for one in folders]
+    shown = "– | –" if None in counts else f"{counts[1] / 1e6:.2f} | {counts[1] / counts[0]:.3f}"
+    ms, ratio = times[1] * 1e3, times[1] / times[0]
+    return f"| {name} | {in_float:,} | {in_float - fixed:+,} | {shown} | {ms:.3f} | {ratio:.3f} |"
+
+
+def table(titles: Sequence[str], rows: Callable[[str, Path], str], names: Sequence[str]) -> None:
+    print(f"| {' | '.join(titles)} |")
+    print("| --- " + "| ---: " * (len(titles) - 1) + "|")
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            print(rows(name, Path(folder)), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=", ".join(SAMPLES))
@@ -200,11 +234,18 @@ def main() -> None:
               "million instructions, M4", "over int8", "ms packed",
               "int8 weights / packed", "float C / packed", "packed / onnxruntime int8",
               "packed / onnxruntime float32")  # fmt: skip
-    print(f"| {' | '.join(titles)} |")
-    print("| --- " + "| ---: " * 12 + "|")
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            print(row(name, Path(folder)), flush=True)
+    table(titles, row, names)
+    print("\n`--requantize float`; flash and instructions with `-mfloat-abi=hard`.\n")
+    titles = (
+        "network",
+        "flash, bytes",
+        "more than fixed",
+        "million instructions, M4",
+        "over fixed",
+        "ms",
+        "over fixed",
+    )
+    table(titles, rounding_row, names)
 
 
 if __name__ == "__main__":

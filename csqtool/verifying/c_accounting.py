@@ -61,6 +61,11 @@ def unexplained(
     return faults
 
 
+def in_float(folder: CFolder) -> bool:
+    """Tell whether a folder's calls move results to their grids in float32, not by integers."""
+    return Inference({name: folder.files[name] for name in folder.names}).source.forms == {"float"}
+
+
 def _around(path: Path, sources: Mapping[str, bytes], inference: Inference) -> Iterator[str]:
     """Yield what is wrong with the other files."""
     for entry in sorted(path.iterdir()):

@@ -25,9 +25,11 @@ LAYERS = ("conv", "conv_float", "depthwise", *OF_FLOATS)
 UNQUANTIZED = "the input in float"
 # Kernels, and the operators of which a part must have as many at least.
 OPERATORS: Mapping[str, tuple[str, ...]] = {
-    "add": ("Add", "Sub"), "multiply": ("Mul",), "max_pool": ("MaxPool",), "upsample": ("Resize",),
-    "average_pool": ("AveragePool", "GlobalAveragePool", "ReduceMean"), "mean": ("ReduceMean", "GlobalAveragePool"),
-    "pool_floats": ("MaxPool", "AveragePool"), "pad_floats": ("Pad",), "repeat_floats": ("Resize",),
+    **dict.fromkeys(("add", "add_scaled"), ("Add", "Sub")), **dict.fromkeys(("multiply", "multiply_scaled"), ("Mul",)),
+    **dict.fromkeys(("average_pool", "average_scaled"), ("AveragePool", "GlobalAveragePool", "ReduceMean")),
+    "max_pool": ("MaxPool",), "upsample": ("Resize",), "mean": ("ReduceMean", "GlobalAveragePool"),
+    "pool_floats": ("MaxPool", "AveragePool"), "pad_floats": ("Pad",), "surround": ("Pad",),
+    "repeat_floats": ("Resize",),
     "blend_floats": ("Resize",),
     "matrices": ("MatMul",), "softmax": ("Softmax",), "normalize": ("LayerNormalization",),
     "binary PLUS": ("Add",), "binary MINUS": ("Sub",), "binary TIMES": ("Mul",), "binary OVER": ("Div",),
@@ -50,7 +52,7 @@ FUNCTIONS: Mapping[str, Counter[str]] = {name: Counter(kernels) for name, kernel
 COPIES = frozenset({"take", "copy", "take_floats", "join_floats"})  # which compute nothing
 LAST = frozenset({"look_up", "to_integers", "dequantize", "memcpy"})  # one of these at most, at the end
 # What may be in a part with a table: a function of quantized values, not of what is computed from them.
-BESIDE_TABLES = frozenset({"take", "copy", "copy through a table", "upsample", "max_pool", "look_up"})
+BESIDE_TABLES = frozenset({"take", "copy", "copy through a table", "upsample", "max_pool", "look_up", "surround"})
 
 
 @dataclass

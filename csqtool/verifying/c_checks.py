@@ -16,7 +16,7 @@ from csqtool.nn.signature import named_inputs
 from csqtool.quantized_model import ActivationQuantizer
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
-from csqtool.verifying.c_accounting import unexplained
+from csqtool.verifying.c_accounting import in_float, unexplained
 from csqtool.verifying.c_batches import cuts_by_sample
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_float_layers import as_bytes, from_bytes
@@ -77,7 +77,7 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
             else:
                 subject.report.add("integrity", name, True, " ".join([compiler(cc), *flags]))
         if len(programs) == 2:
-            reference = CReference(capture, subject.model)
+            reference = CReference(capture, subject.model, in_float=in_float(folder))
             _Checks(subject, folder, reference, *programs, on_device=on_device).run()
 
 
@@ -385,9 +385,11 @@ def weight_problems(found: list[tuple[str, list[Filter]]], wanted: list[LayerNum
             if not np.array_equal(integers, wanted_integers):
                 yield name, f"integers of filter {f.number} differ"
                 break
-            numbers = {"bias": layer.bias, "multiplier": layer.multiplier, "shift": layer.shift}
-            wrong = [what for what, values in numbers.items() if int(values[f.number]) != getattr(f, what)]
+            numbers: dict[str, NDArray[Any]] = {
+                "bias": layer.bias, "multiplier": layer.multiplier, "shift": layer.shift, "step": layer.step
+            }  # fmt: skip
+            wrong = next((what for what, values in numbers.items() if values[f.number] != getattr(f, what)), None)
             if wrong:
-                got = getattr(f, wrong[0])
-                yield name, f"{wrong[0]} of filter {f.number}: {got} instead of {int(numbers[wrong[0]][f.number])}"
+                got, other = getattr(f, wrong), numbers[wrong][f.number]
+                yield name, f"{wrong} of filter {f.number}: {got} instead of {other}"
                 break

@@ -5,6 +5,7 @@ No kernel's loops depend on values, so that these are the bytes of every run. Th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -99,15 +100,22 @@ def _layer(source: Source, layer: Structure, *, rows: bool = False) -> tuple[int
     if layer.words["encoding"] == "PLAIN" and n["wide"]:
         raise ValueError("bytes have no nine bits")
     sizes = {"weights": (n["out_c"] - 1) * n["row_bytes"] + stored}
-    sizes |= {key: n["out_c"] for key in ("bias", "steps") if key in layer.words}
+    sizes |= {key: n["out_c"] if n["each"] else 1 for key in ("multiplier", "steps") if key in layer.words}
+    sizes |= {"bias": n["out_c"]} if "bias" in layer.words else {}
     if "multiplier" in layer.words:
-        sizes["multiplier"] = n["out_c"] if n["each"] else 1
         _within("shift", n["shift"], 1, 62)
     for key, size in sizes.items():
         array = source.arrays.get(layer.words[key])
         if array is None or array.size < size:
             raise ValueError(f"{layer.words[key]} has fewer than {size} numbers")
     return n["in_h"] * n["in_w"] * n["in_c"], n["out_h"] * n["out_w"] * n["out_c"], count
+
+
+def _rounded(source: Source, layer: Structure) -> None:
+    """Check that a layer has the factors that the code takes which rounds sums to a grid."""
+    if not layer.words.keys() >= {"bias", "steps" if source.in_float else "multiplier"}:
+        how = "in float" if source.in_float else "by integers"
+        raise ValueError(f"its layer is not one of integers that ends on a grid {how}")
 
 
 def _blocks(source: Source, layer: Structure, count: int, room: Place) -> Span:
@@ -121,8 +129,7 @@ def _blocks(source: Source, layer: Structure, count: int, room: Place) -> Span:
 
 def _conv(source: Source, layer: Structure, x: Place, y: Place, room: Place) -> Uses:
     bytes_in, bytes_out, count = _layer(source, layer)
-    if "multiplier" not in layer.words:
-        raise ValueError("its layer is not one of integers that ends on a grid")
+    _rounded(source, layer)
     return Uses((Span(x, bytes_in),), Span(y, bytes_out), _blocks(source, layer, count, room))
 
 
@@ -131,7 +138,7 @@ def _conv_float(
 ) -> Uses:  # fmt: skip
     bytes_in, values, count = _layer(source, layer)
     n = layer.numbers
-    if not layer.words.keys() >= {"steps", "bias"}:
+    if not layer.words.keys() >= {"steps", "bias"} or not n["each"]:
         raise ValueError("its layer is not one of integers that ends in floats")
     if (next_c, next_at) not in ((1, n["out_c"]), (n["out_h"] * n["out_w"], 1)):
         raise ValueError("its outputs are neither beside each other nor channel by channel")
@@ -143,7 +150,7 @@ def _layer_of_floats(
 ) -> Uses:  # fmt: skip
     values_in, values, count = _layer(source, layer)
     n = layer.numbers
-    if "steps" not in layer.words or "bias" in layer.words:
+    if "steps" not in layer.words or "bias" in layer.words or not n["each"]:
         raise ValueError("its layer is not one of floats")
     if offsets.size != n["out_c"] or distances.size != 4:
         raise ValueError(f"it takes {n['out_c']} offsets and 4 distances")
@@ -169,8 +176,9 @@ def _depthwise(source: Source, layer: Structure, x: Place, y: Place, room: Place
     bytes_in, bytes_out, taps = _layer(source, layer)
     n = layer.numbers
     if any(n[key] != value for key, value in (("group_c", 1), ("filters_a_group", 1), ("wide", 0), ("spread_h", 1),
-                                              ("spread_w", 1))) or "multiplier" not in layer.words:  # fmt: skip
+                                              ("spread_w", 1))):  # fmt: skip
         raise ValueError("its layer is not depthwise")
+    _rounded(source, layer)
     if taps > source.most.get("MOST_TAPS", 0):
         raise ValueError(f"its filters have {taps} integers, more than MOST_TAPS")
     return Uses((Span(x, bytes_in),), Span(y, bytes_out), Span(room, taps * n["out_c"]))
@@ -183,6 +191,17 @@ def _combined(source: Source, a: Place, b: Place, y: Place, count: int, b_count:
     for grid in ((zero_a, 0, 0), (zero_b, 0, 0), (zero, low, high)):
         _grid(*grid)
     _within("shift", shift, 1, 62)
+    return Uses((Span(a, count), Span(b, b_count)), Span(y, count))
+
+
+def _scaled(
+    terms: int, source: Source, a: Place, b: Place, y: Place, count: int, b_count: int, numbers: Array, factors: Array
+) -> Uses:  # fmt: skip
+    if numbers.size != 5 or factors.size != terms or b_count < 1 or count % b_count:
+        raise ValueError(f"it takes 5 numbers, {terms} factors in float, and a second operand that is repeated")
+    zero_a, zero_b, zero, low, high = numbers.values.tolist()
+    for grid in ((zero_a, 0, 0), (zero_b, 0, 0), (zero, low, high)):
+        _grid(*grid)
     return Uses((Span(a, count), Span(b, b_count)), Span(y, count))
 
 
@@ -205,11 +224,20 @@ def _average(
     source: Source, pool: Structure, x: Place, y: Place, multiplier: Array, shift: Array, fixed: int, grid: Array
 ) -> Uses:  # fmt: skip
     count = pool.numbers["kernel_h"] * pool.numbers["kernel_w"]
-    if multiplier.size != count or shift.size != count or grid.size != 4:
-        raise ValueError(f"it takes a multiplier and a shift for each of {count} counts, and 4 numbers")
-    _within("the count", fixed, 0, count)
+    if multiplier.size != count or shift.size != count:
+        raise ValueError(f"it takes a multiplier and a shift for each of {count} counts")
     _within("shift", int(shift.values.min()), 1, 62)
     _within("shift", int(shift.values.max()), 1, 62)
+    return _average_scaled(source, pool, x, y, multiplier, fixed, grid)
+
+
+def _average_scaled(
+    source: Source, pool: Structure, x: Place, y: Place, factors: Array, fixed: int, grid: Array
+) -> Uses:  # fmt: skip
+    count = pool.numbers["kernel_h"] * pool.numbers["kernel_w"]
+    if factors.size != count or grid.size != 4:
+        raise ValueError(f"it takes a factor for each of {count} counts, and 4 numbers")
+    _within("the count", fixed, 0, count)
     zero_in, zero, low, high = grid.values.tolist()
     _grid(zero_in, 0, 0)
     _grid(zero, low, high)
@@ -242,6 +270,26 @@ def _take(source: Source, x: Place, y: Place, axes: Array, fill: int | None = No
     if fill is not None:
         _within("what is outside", fill, 0, 255)
     return Uses((Span(x, size * (last + 1)),), Span(y, size * prod(sizes)))
+
+
+def _surround(source: Source, x: Place, y: Place, axes: Array, how: int, run: int) -> Uses:
+    """A value and what padding repeats of it: no further than its size, or that of what is beside the border."""
+    if axes.size != 16:
+        raise ValueError("it takes 16 numbers")
+    _within("how it repeats", how, 0, 2)
+    _within("the bytes of a place", run, 1, 2**26)
+    last, sizes = run, []
+    for count, start, length, distance in axes.values.reshape(4, 4).tolist():
+        for value in (count, length):
+            _within("a size", value, 1, 2**26)
+        most = (length - 1, 2**26, length)[how]  # places outside, on either side
+        _within("where it begins", start, -most, 2**26)
+        _within("where it ends", start + count, -most, length + most)
+        _within("what neighbours are apart", distance, 0, 2**26)
+        last += (length - 1) * distance
+        sizes.append(count)
+    _within("what it reaches", last, 1, LARGEST)
+    return Uses((Span(x, last),), Span(y, run * prod(sizes)))
 
 
 def _copy(
@@ -312,8 +360,11 @@ def _join(source: Source, x: Place, y: Place, rows: int, count: int, total: int)
 
 USES: Mapping[str, Callable[..., Uses]] = {
     "conv": _conv, "conv_float": _conv_float, "depthwise": _depthwise, "add": _combined, "multiply": _combined,
+    "add_scaled": functools.partial(_scaled, 2), "multiply_scaled": functools.partial(_scaled, 1),
+    "average_scaled": _average_scaled,
     "max_pool": lambda source, pool, x, y: _pool(pool, x, y), "average_pool": _average, "look_up": _look_up,
-    "take": _take, "copy": _copy, "upsample": _upsample, "dequantize": _to_floats, "binary": _binary,
+    "take": _take, "surround": _surround, "copy": _copy, "upsample": _upsample, "dequantize": _to_floats,
+    "binary": _binary,
     "unary": lambda source, kind, x, y, count: Uses((Span(x, 4 * count),), Span(y, 4 * count)),
     "choose": lambda source, condition, a, b, y, count: Uses(
         tuple(Span(one, 4 * count) for one in (condition, a, b)), Span(y, 4 * count)

@@ -27,6 +27,7 @@ class FloatSums:
         name: the parameter.
         filters: integers as they lie in flash.
         scaled: sums times the channels' scales, [N, …].
+        scale: of each channel.
         bias: of each channel, with the shape that it has beside `scaled`.
         shape: the shape that numbers of channels have beside `scaled`.
         computed: told each run of the layer.
@@ -36,6 +37,7 @@ class FloatSums:
     name: str
     filters: Ints
     scaled: Array
+    scale: Array
     bias: Array
     shape: list[int]
     computed: Computed
@@ -50,7 +52,7 @@ class FloatSums:
         made = self.computed.floats
         if id(self) not in made:
             made[id(self)] = self, ran(
-                self.name, self.filters, self.scaled + self.bias, self.computed, is_moved=self.is_moved
+                self.name, self.filters, self.scaled + self.bias, self.computed, self.scale, is_moved=self.is_moved
             )  # fmt: skip
         return made[id(self)][1]
 
@@ -59,7 +61,9 @@ class FloatSums:
         return grid.measured(self.as_float())
 
 
-def ran(name: str, filters: Ints, found: Array, computed: Computed, *, is_moved: bool = False) -> Array:
+def ran(
+    name: str, filters: Ints, found: Array, computed: Computed, scale: Array | None = None, *, is_moved: bool = False
+) -> Array:  # fmt: skip
     """Note a layer's run; return its result, or what replaces it.
 
     Args:
@@ -67,10 +71,12 @@ def ran(name: str, filters: Ints, found: Array, computed: Computed, *, is_moved:
         filters: integers as they lie in flash.
         found: the result.
         computed: is told.
+        scale: what each channel's sums are multiplied by; None for an embedding.
         is_moved: the result is that of one sample, and its first axis is not the batch.
     """
     nothing = np.zeros(len(filters), np.int64)
-    computed.layers.append(LayerNumbers(name, filters, nothing, nothing, nothing))
+    step = nothing.astype(np.float32) if scale is None else scale
+    computed.layers.append(LayerNumbers(name, filters, nothing, nothing, nothing, step))
     if name in computed.places:
         computed.repeated.add(name)  # two values have no place of one name
     computed.places[name] = as_bytes(found)[None] if is_moved else as_bytes(found)
@@ -125,7 +131,8 @@ def layer_of_floats(
     shape = [1] * sums.ndim
     shape[1 if is_spatial else -1] = channels
     scale = np.broadcast_to(np.asarray(weight.scale, np.float32).reshape(-1), (channels,)).reshape(shape)
-    layer = FloatSums(weight.name, filters, sums * scale, np.zeros(shape, np.float32), shape, computed, is_moved)
+    none = np.zeros(shape, np.float32)
+    layer = FloatSums(weight.name, filters, sums * scale, scale.reshape(-1), none, shape, computed, is_moved)
     return layer if weight.bias is None or kind == "MatMul" else layer.plus(weight.bias)
 
 

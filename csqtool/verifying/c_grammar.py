@@ -37,7 +37,8 @@ LAYER = frozenset({
     *WINDOW, "spread_h", "spread_w", "in_c", "out_c", "group_c", "filters_a_group", "each", "in_zero", "out_zero",
     "low", "high", "row_bytes", "base", "step", "bits", "wide", "padded", "block", "weights", "encoding",
 })  # fmt: skip
-# What a layer has as well: of integers, of integers that end in floats, of floats; an embedding has no more.
+# What a layer has as well: of integers by multipliers, of integers by factors in float, of floats; an embedding has
+# no more.
 LAYERS = (
     LAYER | {"bias", "multiplier", "shift"}, LAYER | {"bias", "steps"}, LAYER | {"steps"}, LAYER,
 )  # fmt: skip
@@ -52,9 +53,12 @@ BINARY = ("PLUS", "MINUS", "TIMES", "OVER", "LARGER", "SMALLER", "GREATER")
 SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
     "conv": "layer read write room", "depthwise": "layer read write room",
     "conv_float": "layer read write room int int", "add": "read read write int int numbers",
-    "multiply": "read read write int int numbers", "max_pool": "pool read write",
+    "multiply": "read read write int int numbers", "add_scaled": "read read write int int numbers floats",
+    "multiply_scaled": "read read write int int numbers floats", "average_scaled": "pool read write floats int grid",
+    "max_pool": "pool read write",
     "average_pool": "pool read write multiplier shift int grid", "look_up": "read write int table",
     "take": "read write axes int", "copy": "read write int int int table_or_none",
+    "surround": "read write axes int int",
     "upsample": "read write int int int int int", "dequantize": "read output int int float",
     "binary": "binary read read write axes", "unary": "unary read write int",
     "matrices": "read read write int int int int int", "softmax": "read write int int",
@@ -68,6 +72,11 @@ SIGNATURES = {name: tuple(kinds.split()) for name, kinds in {
     "blend_floats": "read write int int int int int",
 }.items()}  # fmt: skip
 
+# How kernels beside those of layers move results to grids.
+ROUNDING = {
+    **dict.fromkeys(("add", "multiply", "average_pool"), "fixed"),
+    **dict.fromkeys(("add_scaled", "multiply_scaled", "average_scaled"), "float"),
+}
 _ARRAY = re.compile(r"((?:static |extern )?const) (\w+) ([a-z_]+)_(\d+) \[ ([1-9]\d*) \]")
 _STRUCTURE = re.compile(
     rf"static const (layer|pool)_t (\w+) = {{ (?:NAMED \( ({TEXT}) \) )?"
@@ -136,6 +145,7 @@ class Source:
         input: sizes and strides of the four loops over the input, where it is quantized.
         input_type: of `model_run`.
         calls: of `model_run`, in order.
+        in_float: whether its code rounds the sums of layers in float32.
     """
 
     arrays: dict[str, Array] = field(default_factory=dict)
@@ -144,6 +154,18 @@ class Source:
     input: list[tuple[int, int]] = field(default_factory=list)
     input_type: str = ""
     calls: list[Call] = field(default_factory=list)
+    in_float: bool = False
+
+    @property
+    def forms(self) -> set[str]:
+        """How calls move results to grids: by integers (``fixed``), in float32 (``float``), or both."""
+        found = set()
+        for call in self.calls:
+            if call.kernel in ("conv", "depthwise") and (layer := self.structures.get(call.arguments[0])):
+                found.add("float" if "steps" in layer.words else "fixed")
+            elif call.kernel in ROUNDING:
+                found.add(ROUNDING[call.kernel])
+        return found
 
     def add(self, file: str, item: Item, weights: str = "") -> None:
         """Add a declaration or function.

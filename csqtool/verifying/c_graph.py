@@ -25,7 +25,7 @@ from csqtool.verifying.c_batches import joined, moved_values
 from csqtool.verifying.c_float_layers import FloatSums, layer_of_floats, ran
 from csqtool.verifying.c_floats import Floats, evaluate
 from csqtool.verifying.c_functions import FUNCTIONS
-from csqtool.verifying.c_numbers import CGrid, Ints, factors
+from csqtool.verifying.c_numbers import CGrid, Ints
 from csqtool.verifying.c_sums import Computed, LayerSums, Weight
 from csqtool.verifying.c_values import Curve, NotCoveredError, Pending, Steps, in_float
 from csqtool.verifying.weights import expected_in_onnx
@@ -44,6 +44,7 @@ class CReference:
     Args:
         proto: a capture with marker nodes, from `csqtool.verifying.expected_graph.captured`.
         model: the finalized model.
+        in_float: whether results are moved to their grids in float32, not by integers.
 
     Attributes:
         input_place: the quantizer of the network's input; None where nothing quantizes it.
@@ -51,8 +52,9 @@ class CReference:
         moved_places: quantizers of such values.
     """
 
-    def __init__(self, proto: onnx.ModelProto, model: QuantizedModel) -> None:
+    def __init__(self, proto: onnx.ModelProto, model: QuantizedModel, *, in_float: bool = False) -> None:
         self.graph = proto.graph
+        self._in_float = in_float
         self._model = model
         self._quantizers = {a.name: a for a in model.activations}
         self._constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -120,7 +122,7 @@ class CReference:
             expected = expected_in_onnx(self._model, layer)
             return Weight(layer.name, expected.q.astype(np.int64), expected.scale, expected.bias)
         quantizer = self._quantizers[name]
-        grid = CGrid(np.float32(quantizer.scale), quantizer.zero_point, 0, quantizer.largest)
+        grid = CGrid(np.float32(quantizer.scale), quantizer.zero_point, 0, quantizer.largest, self._in_float)
         value = arguments[0]
         if isinstance(value, np.ndarray | Floats):  # the network's input, or computed in float
             found = grid.measured(value.x if isinstance(value, Floats) else value)
@@ -203,9 +205,7 @@ class CReference:
         sums, counts = operators.window_sums(node.op_type, value.d, attributes, arguments[1:])
 
         def finish(grid: CGrid) -> Ints:
-            ratio = np.float64(value.grid.scale) / np.float64(grid.scale)
-            multiplier, shift = factors(ratio / counts)
-            return grid.rounded(sums * multiplier, shift)
+            return grid.scaled(sums, np.float64(value.grid.scale) / np.float64(grid.scale) / counts)
 
         return Pending(finish, in_float=lambda: self._floats(node, attributes, arguments).x)
 
@@ -239,6 +239,8 @@ class CReference:
                 return operators.largest(d, attributes)
             if node.op_type == "Resize":
                 return operators.repeated(d, rest)
+            if node.op_type == "Pad":
+                return operators.padded(d, attributes, rest)
             if node.op_type in ("Identity", "Dropout"):
                 return d
             found = ReferenceEvaluator(node, opsets=self._opsets).run(None, _named(node, [d, *rest]))

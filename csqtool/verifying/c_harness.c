@@ -13,7 +13,7 @@
 
 void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
 void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
-                        int32_t bias, int32_t multiplier, int32_t shift);
+                        int32_t bias, int32_t multiplier, int32_t shift, float step);
 
 #ifdef MODEL_INPUT_TYPE /* the input is not quantized: floats, or whole numbers, which are given as floats */
 typedef MODEL_INPUT_TYPE input_t;
@@ -63,11 +63,12 @@ void model_trace_values(const char *place, uint8_t *values, int32_t rank, const 
 }
 
 void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
-                        int32_t bias, int32_t multiplier, int32_t shift) {
+                        int32_t bias, int32_t multiplier, int32_t shift, float step) {
     const int32_t numbers[] = {filter, next ? 2 * count : count, bias, multiplier, shift};
     if (!sample_log) return;
     put_name('F', layer);
     put(sample_log, numbers, sizeof numbers);
+    put(sample_log, &step, sizeof step);
     put(sample_log, integers, (size_t)count);
     if (next) put(sample_log, integers + next, (size_t)count); /* nine bits: the lowest, and the rest */
 }

@@ -13,7 +13,9 @@ from csqtool.verifying.c_grammar import Call, Place, Source
 NEVER, ROOM = -1, -2  # bytes that nothing has written, and those of a kernel's own memory
 FROM_INPUT = -3  # who computed the input
 MOST_CALLS = 2**15 - 1
-IN_PLACE = frozenset({"add", "multiply", "look_up", "unary", "binary", "choose", "softmax", "normalize"})
+IN_PLACE = frozenset({
+    "add", "multiply", "add_scaled", "multiply_scaled", "look_up", "unary", "binary", "choose", "softmax", "normalize",
+})  # fmt: skip
 
 JOINING = ("copy", "join_floats")  # of values side by side, perhaps not all are used
 

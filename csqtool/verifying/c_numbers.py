@@ -13,12 +13,13 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CGrid:
-    """A grid of integers (section 1)."""
+    """A grid of integers (section 1); `in_float`: results are moved to it in float32, not by integers."""
 
     scale: np.float32
     zero_point: int
     low: int
     high: int
+    in_float: bool = False
 
     def bounded(self, low: float | None, high: float | None) -> CGrid:
         """Return the grid narrowed by real bounds."""
@@ -48,6 +49,17 @@ class CGrid:
         half = np.int64(1) << (shift - 1)
         up = (rest > half) | ((rest == half) & (whole % 2 == 1))
         return self.clipped(whole + up)
+
+    def scaled(self, sums: Ints, ratios: NDArray[np.float64]) -> Ints:
+        """Return sums times factors on this grid, centered (section 3, in float32 where the grid is)."""
+        if self.in_float:
+            return self.nearest(sums.astype(np.float32) * ratios.astype(np.float32))
+        multipliers, shifts = factors(ratios)
+        return self.rounded(sums * multipliers, shifts)
+
+    def nearest(self, steps: NDArray[np.float32]) -> Ints:
+        """Return steps in float32 on this grid, centered (section 3): numpy's own rounding."""
+        return self.clipped(np.rint(steps.astype(np.float64)))
 
 
 def factors(values: Any, bits: int = 31) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

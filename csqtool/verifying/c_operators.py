@@ -65,8 +65,10 @@ def combined(kind: str, a: Ints, a_grid: CGrid, b: Ints, b_grid: CGrid, grid: CG
     first, second = float(a_grid.scale), float(b_grid.scale)
     target = float(grid.scale)
     if kind == "Mul":
-        multiplier, shift = factors(first * second / target)
-        return grid.rounded(a * b * multiplier, shift)
+        return grid.scaled(a * b, np.asarray(first * second / target))
+    if grid.in_float:
+        terms = [d.astype(np.float32) * np.float32(scale / target) for d, scale in ((a, first), (b, second))]
+        return grid.nearest(terms[0] + terms[1] if kind == "Add" else terms[0] - terms[1])
     shift = factors(max(first / target, second / target), bits=30)[1]
     m_a, m_b = (np.rint(np.ldexp(scale / target, int(shift))).astype(np.int64) for scale in (first, second))
     return grid.rounded(a * m_a + (b * m_b if kind == "Add" else -b * m_b), shift)
@@ -109,6 +111,20 @@ def repeated(d: NDArray[Any], rest: Sequence[Any]) -> NDArray[Any]:
             raise ValueError("it does not repeat values a whole number of times")
         d = d.repeat(int(count), axis)
     return d
+
+
+def padded(d: NDArray[Any], attributes: Mapping[str, Any], rest: Sequence[Any]) -> NDArray[Any]:
+    """Return a value with zeros, a constant, or parts of it around it; padding below 0 cuts off."""
+    mode = attributes.get("mode", b"constant").decode()
+    pads = np.asarray(rest[0]).reshape(2, -1).T.tolist()
+    if len(pads) != d.ndim or (len(rest) > 2 and rest[2] is not None):
+        raise ValueError("it names axes")
+    if mode == "constant":
+        value = 0 if len(rest) < 2 or rest[1] is None else np.asarray(rest[1]).reshape(())
+        for axis, pair in enumerate(pads):
+            d = d[(slice(None),) * axis + (slice(max(-pair[0], 0), d.shape[axis] - max(-pair[1], 0)),)]
+        return np.pad(d, [(max(one, 0), max(other, 0)) for one, other in pads], constant_values=value)
+    return np.pad(d, pads, {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}[mode])  # type: ignore[call-overload, no-any-return]
 
 
 def _surrounded(x: Tensor, pads: Sequence[int], value: float) -> Tensor:

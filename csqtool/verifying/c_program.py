@@ -57,13 +57,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Filter:
-    """A decoded filter: its number, integers, bias, multiplier and shift."""
+    """A decoded filter: its number, integers, bias, multiplier, shift, and factor in float."""
 
     number: int
     integers: NDArray[np.int8]
     bias: int
     multiplier: int
     shift: int
+    step: np.float32
 
 
 @dataclass
@@ -247,10 +248,11 @@ class _Log:
                 forms[name] = place
             else:
                 number, count, bias, multiplier, shift = self._ints(5).tolist()
+                step = np.frombuffer(self._bytes(4), np.float32)[0]
                 integers = np.frombuffer(self._bytes(count), np.int8)
                 if not layers or layers[-1][0] != name or number == 0:
                     layers.append((name, []))
-                layers[-1][1].append(Filter(number, integers, bias, multiplier, shift))
+                layers[-1][1].append(Filter(number, integers, bias, multiplier, shift, step))
         return forms, layers
 
     def _bytes(self, count: int) -> bytes:

@@ -146,6 +146,11 @@ class Inference:
         """Check that each known part is there as a whole: of a kernel, also what is for other compilers alone."""
         parts = {known()["model.c"][digest] for digest in self._known}
         wanted = parts - {INCLUDED} | {"includes", "trace", *([INCLUDED] if in_files else [])}
+        if not parts.isdisjoint(("on_grid", "load", "save")):  # floats are those of the page by this alone
+            wanted.add("precision")
+        if {"round_sums", "round_sums_float"} <= parts:
+            self.faults.append("model.c: it rounds the sums of layers in two ways")
+        self.source.in_float = "round_sums_float" in parts
         for digest, part in known()["model.c"].items():
             if part in wanted and digest not in self._known:
                 self.faults.append(f"model.c: a piece of its {part} is missing")
@@ -170,6 +175,9 @@ class Inference:
             count, last = count * size, last + (size - 1) * step
         if source.input and (count != self.sizes["INPUT"] or last >= count):
             self.faults.append(f"model.c: model_quantize_input moves {count} values, up to the one with number {last}")
+            return
+        if len(source.forms) > 1:
+            self.faults.append("model.c: it moves some results to their grids by integers, others in float")
             return
         memory = Memory(source, self.input_bytes, self.sizes["OUTPUT"], self.sizes["ARENA"])
         self.faults += self._placed(memory.problems())

@@ -24,13 +24,17 @@ class Weight:
 
 @dataclass
 class LayerNumbers:
-    """What one layer must hold: integers [channels, kernel…, inputs], biases, multipliers, shifts (0 for float)."""
+    """What one layer must hold: integers [channels, kernel…, inputs], biases, multipliers, shifts; factors in float.
+
+    What a layer does not have is 0: those that compute by integers alone have no `step`, others no multiplier or shift.
+    """
 
     name: str
     filters: NDArray[np.int64]
     bias: NDArray[np.int64]
     multiplier: NDArray[np.int64]
     shift: NDArray[np.int64]
+    step: NDArray[np.float32]
 
 
 @dataclass
@@ -100,6 +104,9 @@ class LayerSums:
     def on(self, grid: CGrid) -> Ints:
         """Return the result on a grid, centered."""
         ratios = np.float64(self.source.scale) * self.scale.astype(np.float64) / np.float64(grid.scale)
+        if grid.in_float:
+            self._ran(step=ratios.astype(np.float32))
+            return grid.scaled(self.sums, ratios.reshape(self.shape))
         shift = factors(ratios.max())[1]  # that of the largest factor, for all channels
         multiplier = np.rint(np.ldexp(ratios, int(shift))).astype(np.int64)
         shift = np.broadcast_to(shift, multiplier.shape)
@@ -110,11 +117,14 @@ class LayerSums:
         """Return the result in float (section 2); it is computed once."""
         made = self.computed.floats
         if id(self) not in made:
-            self._ran(np.zeros_like(self.bias), np.zeros_like(self.bias))
+            self._ran(step=self.unit)
             made[id(self)] = self, self.sums.astype(np.float32) * self.unit.reshape(self.shape)
         return made[id(self)][1]
 
-    def _ran(self, multiplier: NDArray[np.int64], shift: NDArray[np.int64]) -> None:
+    def _ran(self, multiplier: Any = 0, shift: Any = 0, step: Any = 0) -> None:
+        count = len(self.bias)
+        multiplier, shift = (np.broadcast_to(np.asarray(one, np.int64), count) for one in (multiplier, shift))
+        step = np.broadcast_to(np.asarray(step, np.float32), count)
         total = self.filters.reshape(len(self.filters), -1).sum(axis=1)
         stored = self.bias - self.source.zero_point * total
-        self.computed.layers.append(LayerNumbers(self.name, self.filters, stored, multiplier, shift))
+        self.computed.layers.append(LayerNumbers(self.name, self.filters, stored, multiplier, shift, step))

@@ -39,6 +39,8 @@ class CExporter(Exporter):
         from exporters.c.package import export_package, write_folder
 
         content = self.options.content
+        if not model.activations and self.options.requantize != COptions.requantize:
+            raise ConfigError("--requantize is for quantized activations (--act-bits); this model's are in float32")
         if content == "weights" or (content == "auto" and not model.activations):
             if self.options.single_file:
                 raise ConfigError("--single-file is for an inference, which needs quantized activations (--act-bits)")
@@ -56,7 +58,7 @@ def to_c(model: QuantizedModel, module: Any, options: COptions) -> tuple[dict[st
     Args:
         model: the finalized model.
         module: the user's module, freshly built.
-        options: how weights are stored.
+        options: how weights are stored, and results rounded.
 
     Raises:
         ExportError: as `CExporter.export`.
@@ -73,7 +75,7 @@ def to_c(model: QuantizedModel, module: Any, options: COptions) -> tuple[dict[st
 
     graph = capture(model, module, ())
     proto, notes, _ = rewritten_proto(graph, model, OnnxOptions(weights="int8", runtime="generic"))
-    program = translate(proto)
+    program = translate(proto, in_float=options.requantize == "float")
     layers = [step for step in program.steps if isinstance(step, Conv)]
     for step in layers:
         step.stored = store(step.q.reshape(len(step.q), -1), options.weights)

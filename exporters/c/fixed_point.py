@@ -1,4 +1,4 @@
-"""Real factors as integers, and rounding: the numbers of docs/c-inference.md, sections 3 and 4."""
+"""Real factors as integers or in float32, and rounding: the numbers of docs/c-inference.md, sections 3 and 4."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_SHIFT = 62
 
@@ -54,6 +55,17 @@ def common_factors(first: float, second: float) -> tuple[int, int, int]:
     """
     shift = factor(max(abs(first), abs(second)), bits=30).shift
     return round(math.ldexp(first, shift)), round(math.ldexp(second, shift)), shift
+
+
+def float_factors(values: Sequence[float], *, same_once: bool = True) -> NDArray[np.float32]:
+    """Return factors rounded to float32, with `same_once` one if they are the same; signs are kept.
+
+    Raises:
+        OverflowError: one of them is too large.
+    """
+    factor(max(abs(value) for value in values))
+    found = np.array(values, np.float32)
+    return found[:1] if same_once and (found == found[0]).all() else found
 
 
 def quantized(value: float, scale: float, zero_point: int, largest: int) -> int:

@@ -56,7 +56,7 @@ class FloatPart(FloatValue):
 
 @dataclass
 class FloatStep(Step):
-    """One call of a kernel that reads or writes floats.
+    """One call of a kernel by its arguments, as of those that read or write floats.
 
     Attributes:
         kernel: its name.

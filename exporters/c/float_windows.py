@@ -11,6 +11,7 @@ import onnx
 
 from exporters.c.float_steps import FloatStep, FloatValue
 from exporters.c.graph import refusal
+from exporters.c.rearranging import pads_of, surrounding
 from exporters.c.values import Values
 from exporters.c.windows import window_of
 
@@ -61,21 +62,17 @@ def upsampled(values: Values, node: onnx.NodeProto, source: FloatValue) -> Float
 
 
 def padded(values: Values, node: onnx.NodeProto, source: FloatValue) -> FloatValue:
-    """Return a value with constant ones around it; negative padding cuts off."""
+    """Return a value with constant ones, or with parts of it, around it; negative padding cuts off."""
     graph, rank = values.graph, len(source.shape)
-    pads = graph.constant(node.input[1]) if len(node.input) > 1 else None
+    fronts, shape = pads_of(node, graph, rank), graph.shape(node, node.output[0])
+    if graph.attributes(node).get("mode", b"constant") != b"constant":
+        sizes = list(zip(shape, fronts, source.shape, strict=True))
+        return _added(values, source, shape, "surround", *surrounding(node, graph, sizes, 4))
     value = graph.number(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
-    axes = node.input[3] if len(node.input) > 3 else ""
-    if graph.attributes(node).get("mode", b"constant") != b"constant" or pads is None or value is None:
-        raise refusal(node, "it pads with something else than a constant")
-    if axes or pads.size != 2 * (rank + 1) or pads[0] or pads[rank + 1]:
-        raise refusal(node, "it pads the batch, or axes that it names")
-    if rank > 4:
-        raise refusal(node, "it has more than four axes beside the batch")
-    shape = graph.shape(node, node.output[0])
+    if value is None or rank > 4:
+        raise refusal(node, "it pads with values that are computed, or has more than four axes beside the batch")
     rows = [(1, 0, 1, 1, 0)] * (4 - rank) + [
-        (shape[axis], -int(pads[axis + 1]), 1, source.shape[axis], prod(source.shape[axis + 1 :]))
-        for axis in range(rank)
+        (shape[axis], -fronts[axis], 1, source.shape[axis], prod(source.shape[axis + 1 :])) for axis in range(rank)
     ]
     return _added(values, source, shape, "pad_floats", np.array(rows, np.int32).reshape(-1), np.float32(value))
 

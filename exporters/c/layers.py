@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from csqtool.folding import bias_step, integer_bias
-from exporters.c.fixed_point import channel_factors
+from exporters.c.fixed_point import channel_factors, float_factors
 from exporters.c.float_steps import FloatValue
 from exporters.c.graph import Graph, refusal
 from exporters.c.program import Conv, Grid, Value, Window
@@ -52,11 +52,15 @@ def quantized_layer(values: Values, node: onnx.NodeProto, bias: str, source: Val
         ExportError: this form of it is not covered, or its numbers do not fit in 32 bits.
     """
     step, scales = _layer(values, node, bias, source)
+    ratios = [float(source.grid.scale) * float(s) / float(grid.scale) for s in scales]
     try:
-        factors = channel_factors([float(source.grid.scale) * float(s) / float(grid.scale) for s in scales])
+        if values.in_float:
+            step.steps = float_factors(ratios)
+        else:
+            factors = channel_factors(ratios)
+            step.factors = factors[:1] if len(set(factors)) == 1 else factors
     except OverflowError as error:
         raise refusal(node, "its scales are too far apart") from error
-    step.factors = factors[:1] if len(set(factors)) == 1 else factors
     shape = values.graph.shape(node, node.output[0])
     is_spatial = node.op_type in ("Conv", "ConvTranspose")
     step.output = values.new(shape, channels_last(len(shape)) if is_spatial else plain(len(shape)), grid)

@@ -9,6 +9,7 @@ from exporters.csq import EncodingOptions
 
 CONTENTS = ("auto", "inference", "weights")
 WEIGHTS = ("auto", "packed", "int8")
+REQUANTIZE = ("auto", "fixed", "float")
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class COptions(EncodingOptions):
             model as an array, and its reader; ``auto`` is inference where activations are quantized.
         weights: ``packed`` keeps each layer at the fewest bits that its integers need, decoded filter by filter;
             ``int8`` takes a byte a weight and no decoding; ``auto`` is ``packed``.
+        requantize: how results are moved to the grid of the next quantizer: ``fixed`` by integers of 32 bits, ``float``
+            in float32, for devices that compute floats in hardware; ``auto`` is ``fixed``.
         single_file: write the code into one header instead of two source files.
     """
 
@@ -31,13 +34,17 @@ class COptions(EncodingOptions):
         },
     )
     weights: str = field(default="auto", metadata={"help": "packed or int8", "metavar": "STORAGE"})
+    requantize: str = field(
+        default="auto",
+        metadata={"help": "fixed, or float: sums to grids in float32, for devices with an FPU", "metavar": "HOW"},
+    )
     single_file: bool = field(
         default=False, metadata={"help": "Write the inference in C as one header, code and weights included"}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("content", CONTENTS), ("weights", WEIGHTS)):
+        for name, known in (("content", CONTENTS), ("weights", WEIGHTS), ("requantize", REQUANTIZE)):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"the format c: unknown {name} {value!r}; {nearest(str(value), known)}")
@@ -49,3 +56,5 @@ class COptions(EncodingOptions):
             raise ConfigError(
                 "--weights is for an inference; with --content weights the model is packed as a .csq file"
             )
+        if self.content == "weights" and self.requantize != "auto":
+            raise ConfigError("--requantize is for an inference; packed weights compute nothing")

@@ -118,8 +118,9 @@ class Conv(Step):
         q: integers [channels, kernel height, kernel width, channels of a group].
         bias: integers [channels] in steps of the product, without the input's zero point.
         groups: as in PyTorch.
-        factors: the factor of each channel, one if they are the same; empty for float results.
-        steps: value of one unit of the sum, float32 [channels], for float results.
+        factors: the factor of each channel, one if they are the same; empty where the result is computed in float32.
+        steps: value of one unit of the sum, float32: of each channel, for float results; or in steps of the output's
+            grid, one if they are the same, where results are rounded in float32.
         channels_first: whether float results are written [channels, positions] rather than [positions, channels].
         stored: how the integers are stored, set by `exporters.c.storage`.
         block: how many filters are decoded at a time, set by `exporters.c.memory`.
@@ -142,6 +143,16 @@ class Conv(Step):
         return self.layer
 
     @property
+    def on_grid(self) -> bool:
+        """Whether the result is rounded to a grid."""
+        return isinstance(self.output, Value)
+
+    @property
+    def of_each(self) -> bool:
+        """Whether each channel has a factor of its own in flash."""
+        return not self.on_grid or len(self.factors) > 1 or (self.steps is not None and len(self.steps) > 1)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each channel is computed from the channel of the same number alone."""
         return self.groups > 1 and self.q.shape[3] == 1 and len(self.q) == self.groups
@@ -149,7 +160,7 @@ class Conv(Step):
     @property
     def channel_wise(self) -> bool:
         """Whether the kernel for depthwise convolutions computes it, which holds all filters at once."""
-        return self.is_depthwise and not self.stored.is_wide and self.steps is None and self.window.spread == (1, 1)
+        return self.is_depthwise and not self.stored.is_wide and self.on_grid and self.window.spread == (1, 1)
 
     @property
     def padded(self) -> int:
@@ -178,12 +189,14 @@ class Conv(Step):
 class Binary(Step):
     """An addition (`multiplies` False) or product of two values; the second may be one value a channel.
 
-    A sum is (a − z_a)·multipliers[0] + (b − z_b)·multipliers[1], a product (a − z_a)·(b − z_b)·multipliers[0].
+    A sum is (a − z_a)·multipliers[0] + (b − z_b)·multipliers[1], a product (a − z_a)·(b − z_b)·multipliers[0]; in
+    float32, `floats` takes the place of multipliers and shift: two factors of a sum, one of a product.
     """
 
     multiplies: bool = False
     multipliers: tuple[int, int] = (0, 0)
     shift: int = 1
+    floats: NDArray[np.float32] | None = None
 
     @property
     def in_place(self) -> bool:
@@ -200,10 +213,11 @@ class MaxPool(Step):
 
 @dataclass
 class AveragePool(Step):
-    """The mean of each window: `factors[n − 1]` is the one for n values."""
+    """The mean of each window: `factors[n − 1]`, or in float32 `floats[n − 1]`, is the factor for n values."""
 
     window: Window = field(default_factory=lambda: Window((1, 1), (1, 1), (1, 1), (1, 1), (0, 0)))
     factors: list[Factor] = field(default_factory=list)
+    floats: NDArray[np.float32] | None = None
     counts_padding: bool = False
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from exporters.c.graph import refusal
+from exporters.c.float_steps import FloatStep
+from exporters.c.graph import Graph, refusal
 from exporters.c.program import MaxPool, Take, Upsample, Value
 from exporters.c.values import Values, channels_last, plain
 from exporters.c.windows import window_of
 
+AROUND = (b"reflect", b"edge", b"wrap")  # how padding repeats a value, in the order of the kernel's words
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout")
 REARRANGING = (*VIEWS, "MaxPool", "Slice", "Split", "Pad", "Resize")
 
@@ -21,6 +24,8 @@ def keeps_grid(values: Values, node: onnx.NodeProto) -> bool:
     """Tell whether what a node of `REARRANGING` returns lies on its input's grid: not if it adds other than zeros."""
     if node.op_type == "Resize":
         return bool(values.graph.attributes(node).get("mode", b"nearest") == b"nearest")
+    if values.graph.attributes(node).get("mode", b"constant") in AROUND:
+        return True
     return node.op_type != "Pad" or len(node.input) < 3 or values.graph.number(node.input[2]) in (None, 0.0)
 
 
@@ -148,14 +153,58 @@ def _split(values: Values, node: onnx.NodeProto, name: str, source: Value) -> Va
     return _taken(values, node, name, source, {axis: start}, {})
 
 
+def pads_of(node: onnx.NodeProto, graph: Graph, rank: int) -> list[int]:
+    """Return how many places a Pad adds in front of each axis of a sample; what is below 0 is cut off.
+
+    Raises:
+        ExportError: it depends on values, or it pads the batch.
+    """
+    pads = graph.constant(node.input[1]) if len(node.input) > 1 else None
+    axes = graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+    if pads is None or axes is not None or pads.size != 2 * (rank + 1) or pads[0] or pads[rank + 1]:
+        raise refusal(node, "how much it pads depends on values, or it pads the batch, or axes that it names")
+    return [int(n) for n in pads[1 : rank + 1]]
+
+
+def surrounding(
+    node: onnx.NodeProto, graph: Graph, sizes: Sequence[tuple[int, int, int]], bytes_each: int
+) -> tuple[NDArray[np.int32], int, int]:
+    """Return the arguments of the kernel that repeats parts of a value around it: axes, how, and bytes at a place.
+
+    Args:
+        node: a Pad by other than a constant.
+        graph: its graph.
+        sizes: of each axis in memory, outermost first: of the result, places in front, of the source.
+        bytes_each: of an element.
+
+    Raises:
+        ExportError: it has no such form.
+    """
+    mode = graph.attributes(node).get("mode", b"constant")
+    if mode not in AROUND:
+        raise refusal(node, f"it pads by {mode.decode(errors='replace')!r}")
+    if any(front < 0 or size < front + length for size, front, length in sizes):
+        raise refusal(node, "it cuts off, and repeats what is left")
+    axes, run = list(sizes), bytes_each
+    while axes and axes[-1][1] == 0 and axes[-1][0] == axes[-1][2]:
+        run *= axes.pop()[0]
+    if len(axes) > 4:
+        raise refusal(node, "it has more than four axes beside the batch")
+    rows = [
+        (size, -front, length, run * prod(n for _, _, n in axes[i + 1 :]))
+        for i, (size, front, length) in enumerate(axes)
+    ]
+    rows = [(1, 0, 1, 0)] * (4 - len(rows)) + rows
+    return np.array(rows, np.int32).reshape(-1), AROUND.index(mode), run
+
+
 def _padded(values: Values, node: onnx.NodeProto, source: Value) -> Value:
-    pads = values.graph.constant(node.input[1]) if len(node.input) > 1 else None
-    value = values.graph.number(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
-    axes = values.graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else None
-    rank = len(source.shape)
-    if values.graph.attributes(node).get("mode", b"constant") != b"constant" or pads is None or value != 0:
-        raise refusal(node, "it pads with something else than zeros")
-    if axes is not None or pads.size != 2 * (rank + 1) or pads[0] or pads[rank + 1]:
-        raise refusal(node, "it pads the batch, or axes that it names")
-    starts = {axis: -int(pads[axis + 1]) for axis in range(rank)}
-    return _taken(values, node, node.output[0], source, starts, {})
+    graph, rank = values.graph, len(source.shape)
+    fronts = pads_of(node, graph, rank)
+    if graph.attributes(node).get("mode", b"constant") == b"constant":
+        return _taken(values, node, node.output[0], source, {axis: -n for axis, n in enumerate(fronts)}, {})
+    shape = graph.shape(node, node.output[0])
+    sizes = [(shape[axis], fronts[axis], source.shape[axis]) for axis in source.order]
+    output = values.new(shape, source.order, source.grid)
+    arguments = [source, output, *surrounding(node, graph, sizes, 1)]
+    return values.add(FloatStep((source,), output, kernel="surround", arguments=arguments))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from csqtool.errors import ExportError
-from exporters.c.fixed_point import common_factors, factor, quantized
+from exporters.c.fixed_point import common_factors, factor, float_factors, quantized
 from exporters.c.float_steps import FloatValue
 from exporters.c.floats import Floats
 from exporters.c.graph import Graph, NoIntegerForm, refusal
@@ -23,19 +23,23 @@ from exporters.c.windows import window_of
 BOUNDS = ("Relu", "Clip")
 
 
-def translate(proto: onnx.ModelProto) -> Program:
+def translate(proto: onnx.ModelProto, *, in_float: bool = False) -> Program:
     """Return the program of a graph whose weights are int8 or int16 initializers.
+
+    Args:
+        proto: the graph.
+        in_float: whether results are moved to their grids in float32, not by integers.
 
     Raises:
         ExportError: a node is not covered; names it.
     """
-    return _Translation(Graph(proto)).program()
+    return _Translation(Graph(proto), in_float=in_float).program()
 
 
 class _Translation:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, in_float: bool) -> None:
         self._graph = graph
-        self._values = Values(graph)
+        self._values = Values(graph, in_float=in_float)
         self._known_values: dict[str, Value] = {}
         self._input: tuple[Value, str] | None = None
         self._curve = Curve(graph, self._known)
@@ -137,6 +141,8 @@ class _Translation:
         source = self._known(name)
         if source is not None:
             return self._table(name, source, grid)
+        if node is None and name == self._graph.input:
+            raise NoIntegerForm(str(refusal(user, "it rearranges the input before anything quantizes it")))
         if node is None:
             raise refusal(user, "its input is neither computed nor the network's input")
         if node.op_type in BOUNDS and self._curve.source(name) is None:
@@ -163,7 +169,8 @@ class _Translation:
 
     def _rearranged_after(self, node: onnx.NodeProto, name: str, grid: Grid) -> Value:
         """Return what a rearrangement makes from rounded values, which are the rounded values of what it makes."""
-        if node.op_type == "Pad" and not grid.low <= grid.zero_point <= grid.high:
+        is_filled = node.op_type == "Pad" and self._graph.attributes(node).get("mode", b"constant") == b"constant"
+        if is_filled and not grid.low <= grid.zero_point <= grid.high:
             raise refusal(node, "the bounds after it exclude the zeros that it adds")
         return rearranged(self._values, node, name, self._compute(node.input[0], grid, node))
 
@@ -218,23 +225,24 @@ class _Translation:
             raise NoIntegerForm(str(refusal(node, "both operands are repeated")))
         target = float(grid.scale)
         scales = float(left.grid.scale), float(right.grid.scale)
+        ratios = [scales[0] * scales[1] / target]
+        if node.op_type != "Mul":
+            ratios = [scale / target for scale in scales]
+            ratios[not swapped] *= -1 if node.op_type == "Sub" else 1  # of what is subtracted
+        step = Binary((left, right), None, multiplies=node.op_type == "Mul")
         try:
-            if node.op_type == "Mul":
-                multiplier, shift = factor(scales[0] * scales[1] / target)
-                numbers = (multiplier, 0)
+            if self._values.in_float:
+                step.floats = float_factors(ratios, same_once=False)
+            elif node.op_type == "Mul":
+                multiplier, step.shift = factor(ratios[0])
+                step.multipliers = (multiplier, 0)
             else:
-                signs = (
-                    -1 if node.op_type == "Sub" and swapped else 1,
-                    -1 if node.op_type == "Sub" and not swapped else 1,
-                )
-                first, second, shift = common_factors(signs[0] * scales[0] / target, signs[1] * scales[1] / target)
-                numbers = (first, second)
+                first, second, step.shift = common_factors(*ratios)
+                step.multipliers = (first, second)
         except OverflowError as error:
             raise refusal(node, "its scales are too far apart") from error
-        output = self._values.new(shape, order, grid)
-        return self._values.add(
-            Binary((left, right), output, multiplies=node.op_type == "Mul", multipliers=numbers, shift=shift)
-        )
+        step.output = self._values.new(shape, order, grid)
+        return self._values.add(step)
 
     def average_pool(self, node: onnx.NodeProto, grid: Grid) -> Value:
         source = self._needed(node, node.input[0])
@@ -259,14 +267,17 @@ class _Translation:
         source = self._values.ordered(source, channels_last(rank))
         ratio = float(source.grid.scale) / float(grid.scale)
         try:
-            factors = [factor(ratio / count) for count in range(1, prod(window.kernel) + 1)]
+            ratios = [ratio / count for count in range(1, prod(window.kernel) + 1)]
+            in_float = self._values.in_float
+            floats = float_factors(ratios, same_once=False) if in_float else None
+            factors = [] if in_float else [factor(one) for one in ratios]
         except OverflowError as error:
             raise refusal(node, "its scales are too far apart") from error
         counts_padding = bool(attributes.get("count_include_pad", 0)) or not any(attributes.get("pads", [0]))
         pooled = (shape[0], *[1] * (rank - 1)) if node.op_type == "ReduceMean" else shape
         output = self._values.new(pooled, source.order, grid)
         done = self._values.add(
-            AveragePool((source,), output, window=window, factors=factors, counts_padding=counts_padding)
+            AveragePool((source,), output, window=window, factors=factors, floats=floats, counts_padding=counts_padding)
         )
         return Value(done.buffer, shape, plain(len(shape)), grid) if pooled != shape else done
 

@@ -23,10 +23,12 @@ class Values:
 
     Args:
         graph: what is translated.
+        in_float: whether results are moved to their grids in float32, not by integers.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, in_float: bool = False) -> None:
         self.graph = graph
+        self.in_float = in_float
         self.steps: list[Step] = []
         self.sizes: list[int] = []
 

@@ -12,6 +12,7 @@ from exporters.c.float_layers import Embedding, FloatConv
 from exporters.c.float_steps import FloatPart, FloatStep, FloatValue
 from exporters.c.interface import header, quantize_input, run_declared
 from exporters.c.memory import Plan
+from exporters.c.parts import KERNELS, code_of
 from exporters.c.program import (
     INPUT,
     MOST_FILTERS,
@@ -31,43 +32,7 @@ from exporters.c.program import (
     Window,
 )
 from exporters.c.project import CMAKE, MAIN, MAKEFILE, UNQUANTIZED_MAIN
-from exporters.c.text import array, commented, escaped, kernel, literal, structure
-
-INCLUDES = """#include "model.h"
-
-#include <stddef.h>
-#include <string.h>
-#ifdef __ARM_FEATURE_SIMD32
-#include <arm_acle.h> /* products of pairs */
-#endif
-
-#include "weights.h"
-"""
-TRACE = r"""
-#ifdef MODEL_TRACE /* the program that verifies this code defines these two functions */
-void model_trace_values(const char *place, uint8_t *values, int32_t rank, const int32_t *sizes_and_axes);
-void model_trace_filter(const char *layer, int32_t filter, const int8_t *integers, int32_t count, int32_t next,
-                        int32_t bias, int32_t multiplier, int32_t shift);
-#define NAMED(text) .name = text,
-#define TRACE_VALUES(place, values, rank, ...) \
-    model_trace_values(place, values, rank, (const int32_t[]){__VA_ARGS__})
-#define TRACE_FILTER(l, c, w) \
-    model_trace_filter((l)->name, c, w, (l)->kernel_h * (l)->kernel_w * (l)->group_c, (l)->wide ? (l)->padded : 0, \
-                       (l)->bias ? (l)->bias[c] : 0, (l)->multiplier ? (l)->multiplier[(c) * (l)->each] : 0, \
-                       (l)->shift)
-#else
-#define NAMED(text)
-#define TRACE_VALUES(place, values, rank, ...)
-#define TRACE_FILTER(l, c, w)
-#endif
-"""
-KERNELS = (  # in the order in which they are written
-    "filters", "blocks", "conv", "round_sums", "conv_quantized", "conv_float", "depthwise", "add", "multiply", "pool",
-    "max_pool", "average_pool", "look_up", "take", "copy", "upsample", "dequantize", "floats", "exponential", "unary",
-    "binary", "matrices", "softmax", "normalize", "mean", "take_floats", "pad_floats", "repeat_floats", "blend_floats",
-    "pool_floats", "join_floats", "choose", "to_floats", "to_integers", "layer_of_floats", "embed",
-)  # fmt: skip
-ON_GRID = {"round_sums", "add", "multiply", "average_pool"}  # kernels that round integers to a grid
+from exporters.c.text import array, commented, escaped, literal, structure
 
 
 class Writer:
@@ -97,18 +62,13 @@ class Writer:
         source = self._program.input
         calls = [self._call(number, step) for number, step in enumerate(self._program.steps)]
         depthwise = [s.q[0].size for s in self._program.steps if isinstance(s, Conv) and s.channel_wise]
-        most_taps = f"\nenum {{ MOST_TAPS = {max(depthwise)} }};\n" if depthwise else ""
-        most_filters = f"\nenum {{ MOST_FILTERS = {MOST_FILTERS} }};\n" if "conv" in self._used else ""
+        most = {"MOST_TAPS": max(depthwise)} if depthwise else {}
+        most |= {"MOST_FILTERS": MOST_FILTERS} if "conv" in self._used else {}
+        self._used |= {"quantize"} if isinstance(source, Value) else set()
         what = "integer inference" if isinstance(source, Value) else "inference"
         head = f"/* Written by csqtool {self._version}: {what}, defined in docs/c-inference.md. */\n\n"
-        includes = INCLUDES.replace("#include <stddef.h>", "#include <float.h>\n#include <stddef.h>")
         parts = [
-            head, includes if "floats" in self._used else INCLUDES, TRACE, "\n",
-            f"{kernel('common')}\n" if self._used & ON_GRID else "",
-            kernel("quantize") if isinstance(source, Value) or "to_integers" in self._used else "",
-            most_taps, most_filters,
-            *(f"\n{kernel(name)}" for name in KERNELS if name in self._used),
-            "\n", *self._constants, "\n", quantize_input(source), run_declared(source),
+            head, code_of(self._used, most), "\n", *self._constants, "\n", quantize_input(source), run_declared(source),
             "" if any("arena" in call for call in calls) else "    (void)arena;\n", *calls, "}\n",
         ]  # fmt: skip
         weights = f'{head}#include "weights.h"\n\n' + "\n".join(self._weights)
@@ -195,7 +155,7 @@ class Writer:
     def _conv(self, number: int, step: Conv) -> str:
         name, w = f"layer_{number}", step.window
         source = step.inputs[0]
-        grid = step.output.grid if step.steps is None else Grid(np.float32(1), 0)
+        grid = step.output.grid if step.on_grid else Grid(np.float32(1), 0)
         fields = self._weights_of(number, step)
         # The zero point of the input is part of the bias.
         moved = step.bias - source.grid.zero_point * step.q.astype(np.int64).sum(axis=(1, 2, 3))
@@ -209,15 +169,15 @@ class Writer:
             fields["steps"] = f"model_steps_{number}"
         self._layer(number, step, fields, source.grid.zero_point, grid)
         room = f"arena + {self._plan.scratch[number]}"
-        if step.steps is not None:
+        if not step.on_grid:
             self._used |= {"blocks", "conv", "conv_float"}
             positions = w.out_size[0] * w.out_size[1]
             distances = (positions, 1) if step.channels_first else (1, len(step.q))
             return f"conv_float(&{name}, {self._at(source)}, {self._to(step)}, {room}, {distances[0]}, {distances[1]})"
         if step.channel_wise:
-            self._used |= {"round_sums", "depthwise"}
+            self._used |= {"depthwise", "round_sums" if step.steps is None else "round_sums_float"}
             return f"depthwise(&{name}, {self._at(source)}, {self._to(step)}, {room})"
-        self._used |= {"blocks", "conv", "round_sums", "conv_quantized"}
+        self._used |= {"blocks", "conv", "conv_quantized", "round_sums" if step.steps is None else "round_sums_float"}
         return f"conv(&{name}, {self._at(source)}, {self._to(step)}, {room})"
 
     def _weights_of(self, number: int, step: Conv) -> dict[str, Any]:
@@ -231,7 +191,7 @@ class Writer:
         channels = w.in_size[0] * w.in_size[1]
         fields |= _window_fields(w) | {
             "in_c": step.inputs[0].elements // channels, "out_c": len(step.q), "group_c": step.q.shape[3],
-            "filters_a_group": len(step.q) // step.groups, "each": int(len(step.factors) > 1),
+            "filters_a_group": len(step.q) // step.groups, "each": int(step.of_each),
             "in_zero": in_zero, "out_zero": grid.zero_point, "low": grid.low, "high": grid.high,
             "row_bytes": stored.rows.shape[1], "base": stored.base, "step": stored.step, "bits": stored.bits,
             "encoding": stored.encoding, "wide": int(stored.is_wide),
@@ -245,7 +205,7 @@ class Writer:
         self._declare("float", f"model_steps_{number}", step.steps)
         self._layer(number, step, fields | {"steps": f"model_steps_{number}"}, 0, Grid(np.float32(1), 0))
         self._constants.append(array("static const int32_t", f"distances_{number}", step.distances))
-        self._used |= {"blocks", "floats", "layer_of_floats"}
+        self._used |= {"blocks", "layer_of_floats"}
         return (
             f"layer_of_floats(&layer_{number}, {self._at(step.inputs[0])}, {self._to(step)}, "
             f"arena + {self._plan.scratch[number]}, {self._floats(step.offsets)}, distances_{number})"
@@ -253,7 +213,7 @@ class Writer:
 
     def _embed(self, number: int, step: Embedding) -> str:
         self._layer(number, step, self._weights_of(number, step), 0, Grid(np.float32(1), 0))
-        self._used |= {"floats", "embed"}
+        self._used.add("embed")
         return (
             f"embed(&layer_{number}, {self._at(step.inputs[0])}, {self._to(step)}, "
             f"arena + {self._plan.scratch[number]}, {step.inputs[0].elements}, {literal(step.scale)})"
@@ -263,19 +223,16 @@ class Writer:
         a, b = step.inputs
         assert step.output is not None
         grid = step.output.grid
-        numbers = [
-            a.grid.zero_point,
-            b.grid.zero_point,
-            *step.multipliers,
-            step.shift,
-            grid.zero_point,
-            grid.low,
-            grid.high,
-        ]
+        fixed = [] if step.floats is not None else [*step.multipliers, step.shift]
+        numbers = [a.grid.zero_point, b.grid.zero_point, *fixed, grid.zero_point, grid.low, grid.high]
         self._constants.append(array("static const int32_t", f"numbers_{number}", numbers))
-        kind = "multiply" if step.multiplies else "add"
+        kind = ("multiply" if step.multiplies else "add") + ("" if step.floats is None else "_scaled")
+        more = "" if step.floats is None else f", {self._floats(step.floats)}"
         self._used.add(kind)
-        return f"{kind}({self._at(a)}, {self._at(b)}, {self._to(step)}, {a.elements}, {b.elements}, numbers_{number})"
+        return (
+            f"{kind}({self._at(a)}, {self._at(b)}, {self._to(step)}, {a.elements}, {b.elements}, "
+            f"numbers_{number}{more})"
+        )
 
     def _pool(self, number: int, step: MaxPool | AveragePool) -> str:
         source = step.inputs[0]
@@ -284,19 +241,20 @@ class Writer:
             self._used.add("max_pool")
             return f"max_pool({window}, {self._at(source)}, {self._to(step)})"
         assert step.output is not None
-        self._used.add("average_pool")
         grid = step.output.grid
-        for kind, what, values in (
-            ("int32_t", "multiplier", [f.multiplier for f in step.factors]),
-            ("uint8_t", "shift", [f.shift for f in step.factors]),
-            ("int32_t", "grid", [source.grid.zero_point, grid.zero_point, grid.low, grid.high]),
-        ):
-            self._constants.append(array(f"static const {kind}", f"{what}_{number}", values))
-        count = len(step.factors) if step.counts_padding else 0
-        return (
-            f"average_pool({window}, {self._at(source)}, {self._to(step)}, multiplier_{number}, shift_{number}, "
-            f"{count}, grid_{number})"
-        )
+        numbers = [source.grid.zero_point, grid.zero_point, grid.low, grid.high]
+        self._constants.append(array("static const int32_t", f"grid_{number}", numbers))
+        kernel, factors = "average_scaled", "" if step.floats is None else self._floats(step.floats)
+        if step.floats is None:
+            kernel, factors = "average_pool", f"multiplier_{number}, shift_{number}"
+            for kind, what, values in (
+                ("int32_t", "multiplier", [f.multiplier for f in step.factors]),
+                ("uint8_t", "shift", [f.shift for f in step.factors]),
+            ):
+                self._constants.append(array(f"static const {kind}", f"{what}_{number}", values))
+        self._used.add(kernel)
+        count = prod(step.window.kernel) if step.counts_padding else 0
+        return f"{kernel}({window}, {self._at(source)}, {self._to(step)}, {factors}, {count}, grid_{number})"
 
     def _pool_constants(self, number: int, window: Window, channels: int) -> str:
         """Define the constants of a pooling and return what a kernel takes."""
@@ -338,7 +296,7 @@ class Writer:
 
     def _float(self, number: int, step: FloatStep) -> str:
         if step.kernel in KERNELS:
-            self._used |= {"floats", step.kernel}
+            self._used.add(step.kernel)
         if step.kernel in ("unary", "softmax"):
             self._used.add("exponential")
         arguments = []

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from csqtool.errors import ConfigError, ExportError
-from csqtool.factories import build_model
 from csqtool.verifying.c_floats import evaluate
 from csqtool.verifying.c_numbers import CGrid, factors
 from csqtool.verifying.c_program import WARNINGS
@@ -24,41 +23,11 @@ from exporters.c.memory import Block, plan
 from exporters.c.options import COptions
 from exporters.c.program import INPUT, Grid, Program, Table, Value
 from exporters.c.storage import TRITS, store
-from tests.support.c_nets import (
-    Branches,
-    CExport,
-    Functions,
-    InFloat,
-    JoinedInFloat,
-    OneDimension,
-    Products,
-    SmoothFunctions,
-    export_c,
-)
-from tests.support.commands import ROOT
+from tests.support.c_cases import NETS
+from tests.support.c_nets import CExport, export_c
 from tests.support.onnx_nets import ConvNet
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
-
-NETS = {
-    "residual, depthwise, flipped channels": (ConvNet, (3, 8, 8), {}),
-    "4-bit activations": (ConvNet, (3, 8, 8), {"act_bits": 4}),
-    "nine-bit weights": (ConvNet, (3, 5, 5), {"planes": 8}),
-    "bytes": (ConvNet, (3, 5, 5), {"weights": "int8"}),
-    "branches": (Branches, (3, 9, 11), {}),
-    "functions": (Functions, (2, 5, 6), {}),
-    "products": (Products, (2, 5, 4), {}),
-    "one dimension": (OneDimension, (3, 13), {"planes": 1}),
-    "in float": (InFloat, (5, 8), {}),
-    "joined in float": (JoinedInFloat, (4, 6), {}),
-    "smooth functions": (lambda: SmoothFunctions(tables=True), (4, 6), {}),
-    "smooth functions in float": (SmoothFunctions, (4, 6), {}),
-    "vision transformer": (
-        lambda: build_model(f"{ROOT}/sample_models/digits_vit/model.py:digits_vit", {"depth": 1}),
-        (1, 8, 8),
-        {},
-    ),
-}
 
 
 def built(name: str) -> CExport:
@@ -325,7 +294,8 @@ def check_random(data: st.DataObject) -> None:
     module, shape = data.draw(st.composite(random_net)())
     planes = data.draw(st.integers(1, 8))
     try:
-        export = export_c(module, shape, planes=planes, act_bits=data.draw(st.integers(2, 8)), count=4)
+        how = data.draw(st.sampled_from(["float", "fixed"]))
+        export = export_c(module, shape, planes=planes, act_bits=data.draw(st.integers(2, 8)), count=4, requantize=how)
     except ExportError as error:  # chance may make activations of almost nothing
         reason = str(error)
     else:
@@ -351,7 +321,7 @@ def test_many_random_networks_are_computed_bit_for_bit(data: st.DataObject) -> N
 
 def test_the_wheel_carries_the_kernels() -> None:
     import exporters.c
-    import exporters.c.write
+    from exporters.c.parts import KERNELS
 
     folder = Path(exporters.c.__file__).parent / "kernels"
-    assert {f.stem for f in folder.glob("*.c")} == {*exporters.c.write.KERNELS, "common", "quantize"}
+    assert {f.stem for f in folder.glob("*.c")} == set(KERNELS)

@@ -90,7 +90,7 @@ MUTATIONS: dict[str, tuple[str, Edit, str]] = {
         "outputs",
     ),
     "the size of the input": (HEADER, changed(r"INPUT_SIZE 64", "INPUT_SIZE 65"), "structure"),
-    "a step of the output": (WEIGHTS, changed(r"(model_steps_\d+\[\d+\] = {\n\s+0x1\.)(\w)", r"\g<1>8\2"), "outputs"),
+    "a step of the output": (WEIGHTS, changed(r"(model_steps_\d+\[\d+\] = {\n\s+0x1\.)(\w)", r"\g<1>8\2"), "weights"),
     "a warning": (MODEL, changed(RUN, r"\1\n    int unused;"), "integrity"),
     "another model": (HEADER, changed(r'SHA256 "\w', 'SHA256 "x'), "integrity"),
     "a shift that C does not define": (
@@ -213,3 +213,30 @@ MORE: dict[str, tuple[str, Edit, str]] = {
         "layers",
     ),
 }
+# Of an inference that rounds in float32.
+LAST_DIGIT = r"(0x1\.\w{5})(\w)"
+IN_FLOAT: dict[str, tuple[str, Edit, str]] = {
+    "the last bit of a factor in float": (
+        WEIGHTS,
+        changed(rf"(model_steps_2\[\d+\] = {{\n\s+){LAST_DIGIT}", lambda m: f"{m[1]}{m[2]}{int(m[3], 16) ^ 2:x}"),
+        "weights",
+    ),
+    "factors of two layers exchanged": (MODEL, exchanged("model_steps_1", "model_steps_2"), "weights"),
+    "one factor for all channels": (MODEL, in_layer(1, "each", lambda v: 0), "weights"),
+    "a factor of the addition in float": (
+        WEIGHTS, changed(r"(model_floats_0\[2\] = {\n\s+0x1\.)(\w)", r"\g<1>8\2"), "layers",
+    ),
+    "a factor of the average in float": (
+        WEIGHTS, changed(r"(model_floats_1\[16\] = {[^}]*0x1\.)(\w)(\w*p[-+]\d+f\s*})", r"\g<1>8\2\3"), "layers",
+    ),
+    "the number that rounds": (MODEL, changed(r"12582912\.0f", "12582913.0f"), "layers"),
+    "a number that rounds to even halves": (MODEL, changed(r"12582912\.0f", "6291456.0f"), "layers"),
+    "the bits of the number that rounds": (MODEL, changed("0x4b400000", "0x4b400001"), "layers"),
+    "half a step less": (MODEL, changed(r"steps \+ 12582912\.0f", "(steps - 0.5f) + 12582912.0f"), "layers"),
+    "an output's zero point in float": (MODEL, in_layer(2, "out_zero", lambda v: v ^ 1), "layers"),
+    "a zero point of the addition in float": (MODEL, number_of("numbers_3", 1, lambda v: v + 1), "layers"),
+    "no upper bound in float": (
+        MODEL, changed(r"if \(bits > none \+ high\) bits = none \+ high;", "(void)high;"), "layers",
+    ),
+    "factors taken for others": (MODEL, changed(r"factor\[i\], zero", "factor[count - 1 - i], zero"), "layers"),
+}  # fmt: skip

@@ -8,9 +8,9 @@ import json
 from csqtool.csq import c_example, c_header
 from csqtool.verifying.c_text import digest, items
 from exporters.c.package import MODEL_H as PACKED_HEADER
+from exporters.c.parts import INCLUDES, KERNELS, TRACE
 from exporters.c.project import CMAKE, MAIN, MAKEFILE, ONE_CMAKE, ONE_MAKEFILE, UNQUANTIZED_MAIN
 from exporters.c.text import kernel
-from exporters.c.write import INCLUDES, KERNELS, TRACE
 from tests.support.commands import ROOT
 
 KNOWN = ROOT / "csqtool" / "verifying" / "c_known.json"
@@ -21,9 +21,9 @@ def expected() -> dict[str, dict[str, str]]:
     before, stddef, after = INCLUDES.partition("#include <stddef.h>")
     inside, weights = after.rsplit("#include", 1)
     parts = [
-        ("files", before), ("floats", "#include <float.h>"), ("includes", stddef + inside),
+        ("files", before), ("precision", "#include <float.h>"), ("includes", stddef + inside),
         ("files", "#include" + weights), ("trace", TRACE),
-        *((name, kernel(name)) for name in ("common", "quantize", *KERNELS)),
+        *((name, kernel(name)) for name in KERNELS),
     ]  # fmt: skip
     mains = {
         f"{form}{kind}": text.replace('#include "model.h"', include)

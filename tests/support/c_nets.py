@@ -132,7 +132,7 @@ def export_c(
     model = prepare(post_training_model(module, [inputs], planes=planes, act_bits=act_bits))
     files, report = to_c(model, copy.deepcopy(module), COptions(**options))
     net = finalized_net(copy.deepcopy(module), model)
-    reference = CReference(captured(net, model, ()), model)
+    reference = CReference(captured(net, model, ()), model, in_float=options.get("requantize") == "float")
     return CExport(model, net, files, report.notes, report.storage, reference, inputs[:count])
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from csqtool import verify
 from csqtool.exporting import export
-from csqtool.verifying.c_accounting import unexplained
+from csqtool.verifying.c_accounting import in_float, unexplained
 from csqtool.verifying.c_program import CFolder
+from exporters.c.text import kernel
 from tests.support.c_edits import MORE, MUTATIONS
 from tests.support.c_hostile import EDITS, EXTRA, HARMLESS, before_run
 from tests.support.c_known import KNOWN, text
@@ -151,3 +152,34 @@ def test_one_header_is_explained_like_several_files(eight_bits: Built, tmp_path:
         assert edit(header) != header, name
         (tmp_path / "one" / "model.h").write_text(edit(header))
         assert unexplained(CFolder(tmp_path / "one")), name
+
+
+@pytest.mark.long
+def test_two_ways_of_rounding_are_not_mixed(eight_bits: Built, tmp_path: Path) -> None:
+    for how in ("fixed", "float"):
+        export(eight_bits.model, tmp_path / how, format="c", options={"requantize": how})
+        assert unexplained(CFolder(tmp_path / how)) == []
+        assert in_float(CFolder(tmp_path / how)) == (how == "float")
+    text, fixed = ((tmp_path / how / "model.c").read_text() for how in ("float", "fixed"))
+    # All of it is known code, or by the grammar.
+    by_integers = text.replace(kernel("round_sums_float"), kernel("round_sums")).replace(
+        kernel("on_grid"), f"{kernel('common')}\n{kernel('on_grid')}"
+    )
+    adding = re.sub(r"add_scaled\((arena.*), model_floats_0\)", r"add(\1)", by_integers).replace(
+        kernel("add_scaled"), kernel("add")
+    )
+    unlike_its_code = fixed.replace(kernel("round_sums"), kernel("round_sums_float"))
+    without = text.replace("#pragma STDC FP_CONTRACT OFF\n", "")
+    for name, edited, how, words in (
+        ("float", by_integers, "float", "conv: its layer is not one of integers that ends on a grid by integers"),
+        ("float", adding, "float", "model.c: it moves some results to their grids by integers, others in float"),
+        ("fixed", unlike_its_code, "fixed", "conv: its layer is not one of integers that ends on a grid in float"),
+        ("float", text.replace(kernel("precision"), ""), "float", "model.c: a piece of its precision is missing"),
+        ("float", text.replace("#include <float.h>\n", ""), "float", "model.c: a piece of its precision is missing"),
+        ("float", without, "float", "not explained: #ifdef __clang__"),
+    ):
+        assert edited not in (text, fixed), words
+        (tmp_path / name / "model.c").write_text(edited)
+        found = unexplained(CFolder(tmp_path / name))
+        assert any(words in line for line in found), (words, found)
+        (tmp_path / name / "model.c").write_text(text if how == "float" else fixed)

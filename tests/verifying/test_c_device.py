@@ -54,11 +54,12 @@ def edited(export: CExport, edit: Callable[[bytes], bytes]) -> CExport:
 @needs_device
 @needs_compiler
 @pytest.mark.long
+@pytest.mark.parametrize("how", ["fixed", "float"])
 @pytest.mark.parametrize("name", NETS)
-def test_the_device_computes_the_bits_of_the_definition(name: str, tmp_path: Path) -> None:
+def test_the_device_computes_the_bits_of_the_definition(name: str, how: str, tmp_path: Path) -> None:
     spec, shape = NETS[name]
     torch.manual_seed(0)
-    export = export_c(build_model(f"{ROOT}/sample_models/{spec}", {}), shape)
+    export = export_c(build_model(f"{ROOT}/sample_models/{spec}", {}), shape, requantize=how)
     found = on_device(export, tmp_path)
     wanted = export.reference.run(export.inputs.numpy())
     assert found.output.tobytes() == np.ascontiguousarray(wanted.output).tobytes()

@@ -20,7 +20,7 @@ from csqtool.verifying.c_accounting import unexplained
 from csqtool.verifying.c_program import CFolder
 from exporters.c import to_c
 from exporters.c.options import COptions
-from tests.support.c_edits import MORE, MUTATIONS, Edit, changed
+from tests.support.c_edits import IN_FLOAT, MORE, MUTATIONS, Edit, changed
 from tests.support.c_nets import CExport, Functions, InFloat, export_c
 from tests.support.commands import Built, invoke
 from tests.support.onnx_nets import ConvNet
@@ -69,6 +69,42 @@ def test_a_broken_inference_fails_at_its_level_even_if_its_text_is_not_looked_at
     record_property("caught", (f"C: {name}", ", ".join(dict.fromkeys([*by_text, *failed]))))
     assert not report.passed
     assert failed[0] == level
+
+
+LONG_IN_FLOAT = ("the last bit of a factor in float", "the number that rounds", "a zero point of the addition in float")
+
+
+@pytest.fixture(scope="module")
+def folder_in_float(eight_bits: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("c") / "float"
+    export(eight_bits.model, path, format="c", options={"requantize": "float"})
+    return path
+
+
+@pytest.mark.long
+def test_an_untouched_folder_that_rounds_in_float_passes_at_every_level(
+    folder_in_float: Path, eight_bits: Built
+) -> None:
+    assert "add_scaled(" in (folder_in_float / "model.c").read_text()
+    report = verified(folder_in_float, eight_bits)
+    assert [(c.level, c.name, c.detail) for c in report.failures] == []
+    assert {c.level for c in report.checks} == {"integrity", "structure", "weights", "layers", "outputs", "task"}
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=[pytest.mark.long if n in LONG_IN_FLOAT else pytest.mark.slow]) for n in IN_FLOAT
+])  # fmt: skip
+def test_a_broken_rounding_in_float_fails_at_its_level_even_if_its_text_is_not_looked_at(
+    name: str, folder_in_float: Path, eight_bits: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    file, edit, level = IN_FLOAT[name]
+    copy = Path(shutil.copytree(folder_in_float, tmp_path / "net"))
+    (copy / file).write_text(edit((copy / file).read_text()))
+    monkeypatch.setattr("csqtool.verifying.c_checks.unexplained", lambda folder, graph, model: [])
+    failed = list(dict.fromkeys(c.level for c in verified(copy, eight_bits).failures))
+    record_property("caught", (f"C: {name}", ", ".join(failed)))
+    assert failed[:1] == [level]
 
 
 def differs(export_: CExport, file: str, edit: Edit) -> bool:

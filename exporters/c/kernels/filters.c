@@ -1,7 +1,7 @@
 enum { PLAIN, FIELDS, TRITS }; /* how integers lie in flash: docs/c-inference.md, section 6 */
 
-/* Weights: integers [filter][kernel height][kernel width][channels of a group]. Multipliers: one a filter, or
-   the same one for all. While a layer runs, `block` filters are decoded at a time, each to `padded` bytes. */
+/* Weights: integers [filter][kernel height][kernel width][channels of a group]. Multipliers and steps: one a filter, or,
+   unless `each`, the same one for all. While a layer runs, `block` filters are decoded at a time, each to `padded` bytes. */
 typedef struct {
 #ifdef MODEL_TRACE
     const char *name;
