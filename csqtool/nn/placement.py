@@ -31,13 +31,15 @@ def _source(site: Site | None) -> Site | None:
     return site
 
 
-def _is_float(site: Site | None) -> bool:
-    """Return whether a site's operation is computed in float, by no kernel of a layer before it."""
-    while site is not None and site.kind == OTHER_OPS:
-        if site.operation not in FUSED_ACTIVATIONS:
-            return True
-        site = site.inputs[0] if site.inputs else None
-    return False
+def _computed_in_float(sites: list[Site]) -> set[Site]:
+    """Return the sites whose operation is computed in float, by no kernel of a layer before it."""
+    found: set[Site] = set()
+    for site in sites:
+        sources = [_source(one) for one in site.inputs]
+        follows = site.kind in (OTHER_OPS, ADD_OPS) and bool(sources) and all(source in found for source in sources)
+        if follows or (site.kind == OTHER_OPS and site.operation not in FUSED_ACTIVATIONS):
+            found.add(site)
+    return found
 
 
 def _leading_to_weights(sites: list[Site], float_weights: Collection[str]) -> set[Site]:
@@ -120,7 +122,7 @@ def place_quantizers(recorded: Sites, act_bits: int | None, float_weights: Colle
     batch_norms: dict[str, str] = {}
     sites = recorded.sites
     uses = Counter(site.weight for site in sites if site.weight)
-    leading = _leading_to_weights(sites, float_weights)
+    leading, in_float = _leading_to_weights(sites, float_weights), _computed_in_float(sites)
     for site in sites:
         is_float_layer = site.weight in float_weights
         once = site.weight if site.weight and uses[site.weight] == 1 else None
@@ -128,7 +130,7 @@ def place_quantizers(recorded: Sites, act_bits: int | None, float_weights: Colle
         if once and followed_by_norm and site.operation in FOLDING_OPS:
             batch_norms[once] = site.consumers[0].module
         end = site.consumers[0] if followed_by_norm else site
-        ends_here = bool(end.consumers) and all(map(_is_float, end.consumers))
+        ends_here = bool(end.consumers) and in_float.issuperset(end.consumers)
         if act_bits is not None and site.operation in CONVOLUTIONS and ends_here and not is_float_layer:
             outputs[end.name] = 8  # such an activation function computes in float: the integer kernel ends before it
         if act_bits is None or site.kind not in (WEIGHT_OPS, ADD_OPS, POOL_OPS):
@@ -136,14 +138,14 @@ def place_quantizers(recorded: Sites, act_bits: int | None, float_weights: Colle
         # A weight operation's data is its first input; weights that depend on data stay as they are.
         for producer in site.inputs[:1] if site.kind == WEIGHT_OPS else site.inputs:
             source = _source(producer)
-            if is_float_layer and (source is None or _is_float(source)):
+            if is_float_layer and (source is None or source in in_float):
                 continue  # a float layer gains nothing, nor does a kernel in front of it
             if source is None:
                 model_input = model_input or f"{site.name}.input"
                 name = model_input
             elif source.kind == INPUT_OPS or source.name == UNKNOWN:
                 continue  # these values cannot be quantized
-            elif site.kind == ADD_OPS and site not in leading and _is_float(source):
+            elif site.kind == ADD_OPS and site not in leading and source in in_float:
                 continue  # what leaves the model is float, and so are the scores that a detector joins to it
             else:
                 bits = act_bits if site.kind == WEIGHT_OPS else 8

@@ -117,14 +117,32 @@ class Boxes(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shares = self.distances(x).view(len(x), 4, 2, -1).softmax(1)
         first, second = self.bins(shares).chunk(2, 2)
-        low, high = 0.5 - first, second.clamp(max=9.0) + 0.5
-        return torch.cat([(low + high) / 2, high - low], 1)
+        low, high = 0.5 - first, second + 0.5
+        return torch.cat([(low + high) / 2, (high - low).clamp(min=0.0)], 1)
 
 
 def test_coordinates_that_are_added_and_joined_on_their_way_out_are_not_quantized() -> None:
     # In eight bits a box of an image of 640 pixels has corners at every third pixel.
     placement = place_quantizers(record(Boxes(), torch.zeros(2, 3, 4, 4)), act_bits=8)
     assert placement.outputs == {"softmax": 8, "bins": 8}
+
+
+class AddedInFloat(nn.Module):
+    """A sum of results of float functions, in front of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.first(x).sigmoid() + self.second(x).tanh())
+
+
+def test_results_of_float_functions_are_quantized_for_a_sum_that_leads_to_a_quantized_weight_only() -> None:
+    added = record(AddedInFloat(), torch.zeros(2, 3, 4, 4))
+    ends = {"first": 8, "second": 8}  # of the integer kernels
+    assert place_quantizers(added, 4).outputs == {**ends, "sigmoid": 8, "tanh": 8, "add": 4}
+    assert place_quantizers(added, 4, {"head.weight"}).outputs == ends
 
 
 def test_what_a_layer_in_float_reads_is_quantized_only_for_the_integer_kernel_in_front_of_it() -> None:
