@@ -119,12 +119,7 @@ def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("name", NETS)
 def test_compilers_warn_of_nothing_and_agree_at_every_level(name: str, cc: str) -> None:
-    export_ = built(name)
-    wanted = np.ascontiguousarray(export_.reference.run(export_.inputs.numpy()).output).tobytes()
-    for level in ("-Os", "-O3"):
-        program, folder = export_.program((*WARNINGS, level, "-march=native"), cc)
-        with folder:
-            assert program.run(export_.inputs.numpy(), traced=False).output.tobytes() == wanted, level
+    built(name).assert_same_at_every_level(cc)
 
 
 @pytest.mark.long

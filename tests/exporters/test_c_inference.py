@@ -56,12 +56,7 @@ def test_the_code_computes_every_bit_that_the_page_defines(name: str) -> None:
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long if n == "branches" else pytest.mark.slow])
                                   for n in NETS])  # fmt: skip
 def test_compilers_warn_of_nothing_and_agree_at_every_level(name: str, cc: str) -> None:
-    export = built(name)
-    wanted = np.ascontiguousarray(export.reference.run(export.inputs.numpy()).output).tobytes()
-    for level in ("-Os", "-O3"):
-        program, folder = export.program((*WARNINGS, level, "-march=native"), cc)
-        with folder:
-            assert program.run(export.inputs.numpy(), traced=False).output.tobytes() == wanted, level
+    built(name).assert_same_at_every_level(cc)
 
 
 @needs_compiler

@@ -66,12 +66,7 @@ def test_one_header_computes_the_same_bits() -> None:
     pytest.param(n, marks=[pytest.mark.long if n == "products" else pytest.mark.slow]) for n in ROUNDED
 ])  # fmt: skip
 def test_compilers_warn_of_nothing_and_agree_at_every_level(name: str, cc: str) -> None:
-    export = built(name)
-    wanted = np.ascontiguousarray(export.reference.run(export.inputs.numpy()).output).tobytes()
-    for level in ("-Os", "-O3"):
-        program, folder = export.program((*WARNINGS, level, "-march=native"), cc)
-        with folder:
-            assert program.run(export.inputs.numpy(), traced=False).output.tobytes() == wanted, level
+    built(name).assert_same_at_every_level(cc)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")

@@ -81,6 +81,15 @@ class CExport:
                 write_bytes(Path(folder) / name, content)
             return unexplained(CFolder(Path(folder)), self.reference.graph, self.model)
 
+    def assert_same_at_every_level(self, cc: str) -> None:
+        """A compiler warns of nothing, and the output equals the reference's without and with its optimizations."""
+        arrays = self.inputs.numpy()
+        wanted = np.ascontiguousarray(self.reference.run(arrays).output).tobytes()
+        for level in ("-Os", "-O3"):
+            program, folder = self.program((*WARNINGS, level, "-march=native"), cc)
+            with folder:
+                assert program.run(arrays, traced=False).output.tobytes() == wanted, level
+
     def assert_faithful(self) -> Run:
         """Every line is explained; weights, quantizers and the output equal the reference's; layers are PyTorch's."""
         assert self.unexplained() == []
