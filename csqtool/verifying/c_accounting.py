@@ -40,8 +40,17 @@ class _Plan(msgspec.Struct, forbid_unknown_fields=True):
     blocks: Annotated[list[_Block], msgspec.Meta(max_length=MOST)]
 
 
+def inference_of(folder: CFolder) -> Inference:
+    """Read the code of a folder."""
+    return Inference({name: folder.files[name] for name in folder.names})
+
+
 def unexplained(
-    folder: CFolder, graph: onnx.GraphProto | None = None, model: QuantizedModel | None = None
+    folder: CFolder,
+    graph: onnx.GraphProto | None = None,
+    model: QuantizedModel | None = None,
+    *,
+    inference: Inference | None = None,
 ) -> list[str]:
     """Return what is not explained in a folder, with file and line; [] if everything is.
 
@@ -49,9 +58,10 @@ def unexplained(
         folder: the exported folder.
         graph: a capture with marker nodes, which the calls are compared with, if nothing else is unexplained.
         model: the finalized model that it is of.
+        inference: its code, if that was read before.
     """
     sources = {name: folder.files[name] for name in folder.names}
-    inference = Inference(sources)
+    inference = inference or inference_of(folder)
     faults = [*inference.faults, *_around(folder.path, sources, inference)]
     if not faults and (inference.sizes, inference.sha256) != (folder.sizes, folder.sha256):
         faults.append("model.h: a comment has sizes or a finalized model other than the code")
@@ -59,11 +69,6 @@ def unexplained(
         layers = () if model is None else model.layers
         faults = inference.beyond(graph, {layer.name for layer in layers if layer.input_quantizer is None})
     return faults
-
-
-def in_float(folder: CFolder) -> bool:
-    """Tell whether a folder's calls move results to their grids in float32, not by integers."""
-    return Inference({name: folder.files[name] for name in folder.names}).source.forms == {"float"}
 
 
 def _around(path: Path, sources: Mapping[str, bytes], inference: Inference) -> Iterator[str]:

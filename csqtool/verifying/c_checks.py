@@ -16,7 +16,7 @@ from csqtool.nn.signature import named_inputs
 from csqtool.quantized_model import ActivationQuantizer
 from csqtool.trees import chosen, samples
 from csqtool.verifying import expected_graph
-from csqtool.verifying.c_accounting import in_float, unexplained
+from csqtool.verifying.c_accounting import inference_of, unexplained
 from csqtool.verifying.c_batches import cuts_by_sample
 from csqtool.verifying.c_cortex import check_on_device, missing_tools
 from csqtool.verifying.c_float_layers import as_bytes, from_bytes
@@ -61,7 +61,8 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
     except expected_graph.NotCapturedError as error:
         subject.report.add("structure", "network", False, str(error))
         return
-    if not every_line(subject.report, unexplained(folder, capture.graph, subject.model)):
+    inference = inference_of(folder)
+    if not every_line(subject.report, unexplained(folder, capture.graph, subject.model, inference=inference)):
         return
     subject.tell(f"{subject.report.file}: compiling …")
     with temporary_folder() as one, temporary_folder() as other:
@@ -77,7 +78,7 @@ def verify_c(subject: Subject, folder: CFolder, *, cc: str | None = None, target
             else:
                 subject.report.add("integrity", name, True, " ".join([compiler(cc), *flags]))
         if len(programs) == 2:
-            reference = CReference(capture, subject.model, in_float=in_float(folder))
+            reference = CReference(capture, subject.model, in_float=inference.rounds_in_float)
             _Checks(subject, folder, reference, *programs, on_device=on_device).run()
 
 

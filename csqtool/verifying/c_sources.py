@@ -70,6 +70,11 @@ class Inference:
             self._check_parts("weights.h" in files)
             self._whole("weights.h" in files)
 
+    @property
+    def rounds_in_float(self) -> bool:
+        """Whether its calls move results to their grids in float32, not by integers."""
+        return self.source.forms == {"float"}
+
     def _each(self, file: str, content: bytes, part: Callable[[str, Sequence[Item]], None]) -> None:
         guards = (f"#ifndef {GUARDS[file]}", IMPLEMENTATION) if file in GUARDS else ()
         try:

@@ -43,8 +43,8 @@ KERNELS = (  # in the order in which they are written
     "layer_of_floats", "embed",
 )  # fmt: skip
 NEEDS = {  # what kernels are made of
-    **dict.fromkeys(("round_sums", "add", "multiply", "average_pool"), ("common",)),
-    **dict.fromkeys(("round_sums_float", "add_scaled", "multiply_scaled", "average_scaled"), ("precision", "on_grid")),
+    **dict.fromkeys(("round_sums", "add", "multiply"), ("common",)),
+    **dict.fromkeys(("round_sums_float", "add_scaled", "multiply_scaled"), ("precision", "on_grid")),
     "average_pool": ("common", "pool", "window_sum"), "average_scaled": ("precision", "on_grid", "pool", "window_sum"),
     "to_integers": ("quantize",),
 }  # fmt: skip

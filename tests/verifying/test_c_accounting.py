@@ -12,7 +12,7 @@ import pytest
 
 from csqtool import verify
 from csqtool.exporting import export
-from csqtool.verifying.c_accounting import in_float, unexplained
+from csqtool.verifying.c_accounting import inference_of, unexplained
 from csqtool.verifying.c_program import CFolder
 from exporters.c.text import kernel
 from tests.support.c_edits import MORE, MUTATIONS
@@ -159,7 +159,7 @@ def test_two_ways_of_rounding_are_not_mixed(eight_bits: Built, tmp_path: Path) -
     for how in ("fixed", "float"):
         export(eight_bits.model, tmp_path / how, format="c", options={"requantize": how})
         assert unexplained(CFolder(tmp_path / how)) == []
-        assert in_float(CFolder(tmp_path / how)) == (how == "float")
+        assert inference_of(CFolder(tmp_path / how)).rounds_in_float == (how == "float")
     text, fixed = ((tmp_path / how / "model.c").read_text() for how in ("float", "fixed"))
     # All of it is known code, or by the grammar.
     by_integers = text.replace(kernel("round_sums_float"), kernel("round_sums")).replace(
