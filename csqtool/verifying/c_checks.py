@@ -216,7 +216,8 @@ class _Checks:
         forced = {name: form.stored(values[name]) for name, form in free.forms.items()}
         first = self._reference.input_place
         input_form = None if first is None else Place.of_input(values[first].shape[1:])
-        forced[""] = free.input if first is None or input_form is None else input_form.stored(values[first])
+        unquantized = np.resize(free.input, (len(arrays), free.input.shape[1]))  # repeated as `arrays` are
+        forced[""] = unquantized if first is None or input_form is None else input_form.stored(values[first])
         run = self._traced.run(arrays, forced, like=free)
         found = {name: run.forms[name].values(array) for name, array in run.places.items()}
         if first is not None and input_form is not None:

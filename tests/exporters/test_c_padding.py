@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that everybody knows
 
+import csqtool
 from csqtool.errors import ExportError
+from csqtool.nn.post_training import post_training_model
 from csqtool.verifying.c_operators import padded
 from tests.support.c_edits import Edit, changed
 from tests.support.c_nets import CExport, export_c
@@ -156,3 +159,18 @@ def test_calls_of_a_stranger_are_named(name: str, surrounded: CExport) -> None:
     files = surrounded.files | {"model.c": edit(surrounded.files["model.c"].decode()).encode()}
     found = replace(surrounded, files=files).unexplained()
     assert any(words in line for line in found), found
+
+
+@needs_compiler
+def test_a_network_whose_input_is_padded_before_anything_quantizes_it_passes_verify(tmp_path: Path) -> None:
+    # Integers are made up for six samples here: fewer than the sixteen whose layers are compared.
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+    )
+    inputs = torch.randn(20, 1, 8, 8)
+    model = post_training_model(net.eval(), [inputs], act_bits=8)
+    csqtool.export(model, tmp_path / "net", format="c", model=net)
+    report = csqtool.verify(tmp_path / "net", model, model=net, data=[(x, 0) for x in inputs])
+    assert [(c.level, c.name, c.detail) for c in report.failures] == []
+    assert "bit for bit, given any integers" in {c.name for c in report.checks}
